@@ -1,0 +1,49 @@
+# Every target sets up what it needs in VENV. A second time that takes no time: files in VENV record what is done.
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+CSRC := $(shell find mrcnn_plugin/layers/csrc -type f)
+REQUIREMENTS_DONE := $(VENV)/.mrcnn_plugin_requirements
+PACKAGE_DONE := $(VENV)/.mrcnn_plugin_package
+
+.DELETE_ON_ERROR:
+.PHONY: help setup quickstart test lint dist clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(PACKAGE_DONE) ## install the requirements, Detectron2 and the package with its extension into VENV
+
+quickstart: setup ## train a small model on generated pictures, evaluate it and draw what it finds
+	$(BIN)/python tools/train_net.py --config-file configs/quickstart.yaml --resume
+	$(BIN)/python tools/plot_results.py --config-file configs/quickstart.yaml
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dist: setup ## build a source distribution and a wheel in dist/
+	$(BIN)/python -m build --no-isolation .
+
+clean: ## remove what was built (VENV and output/ stay)
+	rm -rf build dist mrcnn_plugin.egg-info mrcnn_plugin/_C*.so $(PACKAGE_DONE)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(REQUIREMENTS_DONE): $(wildcard requirements/*) | $(BIN)/python
+	requirements/install.sh $(VENV)
+	@touch $@
+
+# Python files are used where they lie; only what goes into the build needs a new one.
+$(PACKAGE_DONE): $(REQUIREMENTS_DONE) setup.py pyproject.toml $(CSRC)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@if ls mrcnn_plugin/_C*.so >/dev/null 2>&1; then touch $@; \
+	else echo "WARNING: no C++ compiler, so that RoIAlign runs on its slower PyTorch implementation. To have the" \
+	    "extension, install one (Debian: apt-get install g++) and run make again." >&2; fi

@@ -1,0 +1,54 @@
+"""Every config key that this package adds: default and meaning.
+
+Values that other parts accept by name, such as `MODEL.ROI_BOX_HEAD.POOLER_TYPE: "ROIAlignBicubic"`,
+are not keys of ours and stand with those parts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # At run time this module must not import Detectron2: Detectron2 imports it through
+    # mrcnn_plugin.env.
+    from detectron2.config import CfgNode
+
+
+def add_mrcnn_config(cfg: CfgNode) -> None:
+    """Adds the keys of this package to a Detectron2 config, in place.
+
+    Keys that are there already keep their value, so that calling it twice is harmless.
+    """
+    # Data sets in COCO format to register: a list of (name, json file, image root). Paths may hold
+    # $VARIABLES and any prefix that iopath handles. Registered by this project's tools; for other
+    # scripts see mrcnn_plugin.env.
+    _add(cfg.DATASETS, "COCO_JSON", [])
+
+    if "ROI_ALIGN" not in cfg.MODEL:
+        cfg.MODEL.ROI_ALIGN = type(cfg)()
+    # Parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features
+    # aligned with boxes; -0.75 is the kernel of OpenCV and torch's grid_sample.
+    _add(cfg.MODEL.ROI_ALIGN, "A", -0.5)
+
+    # Classification loss of FocalROIHeads: "sigmoid_focal" (K one-against-all classifiers,
+    # RetinaNet's loss), "softmax_focal" (K + 1 classes) or "cross_entropy" (Detectron2's own).
+    _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "sigmoid_focal")
+
+    # Focal loss, arXiv 1708.02002, in the paper's symbols.
+    if "FOCAL" not in cfg.MODEL.ROI_BOX_HEAD:
+        cfg.MODEL.ROI_BOX_HEAD.FOCAL = type(cfg)()
+    focal = cfg.MODEL.ROI_BOX_HEAD.FOCAL
+    # α: weight of foreground in [0, 1], 1 - α that of background. -1 for no weighting.
+    _add(focal, "ALPHA", 0.25)
+    # γ >= 0: how much well-classified examples are weighted down. 0 for none.
+    _add(focal, "GAMMA", 2.0)
+    # π in (0, 1): foreground probability that sigmoid_focal starts from (section 3.3 of the paper).
+    _add(focal, "PRIOR_PROB", 0.01)
+    # What the summed loss is divided by: the number of "foreground" proposals of the batch (at
+    # least 1), as in the paper, or of all "proposals", as Detectron2's cross entropy is.
+    _add(focal, "NORMALIZER", "foreground")
+
+
+def _add(node: CfgNode, key: str, default: Any) -> None:
+    if key not in node:
+        node[key] = default

@@ -1,0 +1,12 @@
+"""Data sets: generated ones, and the user's own in COCO format. Importing this registers none."""
+
+from .coco_json import check_categories, register_coco_json, register_coco_json_from_file
+from .shapes import generate_shapes, register_shapes
+
+__all__ = [
+    "check_categories",
+    "generate_shapes",
+    "register_coco_json",
+    "register_coco_json_from_file",
+    "register_shapes",
+]

@@ -1,0 +1,335 @@
+"""A generated data set for instance segmentation: discs, squares, triangles, stars and rings.
+
+For trying a model out where no data set is at hand: it is written in seconds, it is small, and yet
+it asks for what real images ask for (occlusion, texture, noise, sizes over a range of 1 : 5).
+OpenCV is imported where it is used, because Detectron2 itself trains without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import uuid
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from numpy.typing import NDArray
+
+CLASSES = ("disc", "square", "triangle", "star", "ring")
+
+# Recorded in every data set. To be raised with every change of what an image looks like, so that
+# files from before the change are not taken for files from after it.
+_VERSION = 1
+_GENERATOR = "mrcnn_plugin.data.shapes"
+
+# name -> (folder, number of images, seed)
+_DATASETS = {
+    "shapes_train": (os.path.join("output", "shapes", "train"), 400, 1),
+    "shapes_val": (os.path.join("output", "shapes", "val"), 60, 2),
+}
+
+_MIN_SIDE = 64
+# Diameter of a shape's circumscribed circle in shorter sides of the image: 12 to 70 px of 128.
+_DIAMETER = (0.094, 0.547)
+# A shape is not drawn where it would leave less of another in view.
+_MIN_VISIBLE_FRACTION = 0.35
+_MIN_VISIBLE_PIXELS = 24
+# Euclidean distance of the mean colours (0 to 255 a channel) of a shape and of what it is drawn on.
+_MIN_CONTRAST = 70.0
+_SUPERSAMPLING = 4
+
+_FloatImage = NDArray[np.float32]
+_Mask = NDArray[np.bool_]
+
+
+def register_shapes() -> None:
+    """Registers the data sets `shapes_train` (400 images) and `shapes_val` (60), 128 x 128 px.
+
+    Nothing is written before Detectron2 asks for a data set; its files are then generated once, in
+    `output/shapes/train` or `output/shapes/val` of the working directory. Their masks are RLE and
+    need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data set that is
+    already registered under one of the names stays.
+    """
+    for name, (root, num_images, seed) in _DATASETS.items():
+        if name in DatasetCatalog:
+            continue
+        DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed))
+        MetadataCatalog.get(name).set(
+            json_file=os.path.join(root, "instances.json"),
+            image_root=os.path.join(root, "images"),
+            evaluator_type="coco",
+            thing_classes=list(CLASSES),
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
+        )
+
+
+def generate_shapes(
+    root: str, num_images: int, seed: int, image_size: Tuple[int, int] = (128, 128)
+) -> str:
+    """Writes a data set in COCO format: `root/instances.json` and `root/images/<image id>.png`.
+
+    The result depends on the arguments alone, and image i of a seed and size is the same whatever
+    `num_images` is. The folder appears under its name only when it is complete, so that neither a
+    killed run nor a second process that generates the same files can leave it half written. If it
+    is there already, with the same arguments, it is used as it is.
+
+    Every image holds 2 to 6 shapes of the classes `CLASSES` (category ids from 1), drawn one over
+    the other. Masks are COCO RLE and hold the visible pixels only: at least 24 px, and at least
+    35 % of what lies inside the image. `area` (px²) and `bbox` (x, y, width, height in px) are
+    those of the mask.
+
+    Args:
+        root: folder of the data set.
+        num_images: number of images, at least 1.
+        seed: seed of the random generator, at least 0.
+        image_size: height and width in px, both at least 64.
+
+    Returns:
+        Path of the JSON file.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FileExistsError: `root` exists and holds anything but this data set. It is left as it is.
+    """
+    height, width = image_size
+    for argument, value, least in (
+        ("num_images", num_images, 1),
+        ("seed", seed, 0),
+        ("image_size[0]", height, _MIN_SIDE),
+        ("image_size[1]", width, _MIN_SIDE),
+    ):
+        if value < least:
+            raise ValueError(f"{argument} is {value}; it must be at least {least}.")
+
+    info = {
+        "description": "Generated shapes",
+        "generator": _GENERATOR,
+        "version": _VERSION,
+        "num_images": num_images,
+        "seed": seed,
+        "image_size": [height, width],
+    }
+    json_file = os.path.join(root, "instances.json")
+    if _is_generated(root, json_file, info):
+        return json_file
+
+    final = os.path.realpath(root)
+    partial = f"{final}.partial-{uuid.uuid4().hex}"
+    os.makedirs(os.path.join(partial, "images"))
+    try:
+        _write(partial, info)
+        try:
+            os.rename(partial, final)
+        except OSError:
+            # Another process may have been faster.
+            if not _is_generated(root, json_file, info):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return json_file
+
+
+def draw_shapes(
+    seed: int, index: int, image_size: Tuple[int, int] = (128, 128)
+) -> Tuple[NDArray[np.uint8], List[Tuple[int, _Mask]]]:
+    """Draws image `index` of the data set with this seed.
+
+    Returns:
+        The image, uint8 [H, W, 3] in OpenCV's BGR order, and for every shape, from back to front,
+        its index in `CLASSES` and the mask of its visible pixels, bool [H, W].
+    """
+    rng = np.random.default_rng([seed, index])
+    height, width = image_size
+    image = _texture(rng, image_size, rng.uniform(0, 255, 3))
+    # Which shape each pixel shows, -1 for the background.
+    top = np.full(image_size, -1)
+    classes: List[int] = []
+    pixels_in_image: List[int] = []
+
+    number = rng.integers(2, 7)
+    for _ in range(20 * number):
+        class_index = int(rng.integers(len(CLASSES)))
+        low, high = np.log(_DIAMETER)
+        radius = 0.5 * min(height, width) * np.exp(rng.uniform(low, high))
+        # Up to a quarter of the width and height may lie outside the image.
+        center = rng.uniform(radius / 2, np.array([width, height]) - radius / 2)
+        contours = [
+            center + radius * contour @ _rotation(rng.uniform(0, 2 * np.pi))
+            for contour in _unit_contours(rng, CLASSES[class_index])
+        ]
+        coverage = _coverage(contours, image_size)
+        mask = coverage >= 0.5
+        texture = _texture(rng, image_size, rng.uniform(0, 255, 3))
+        if mask.sum() < _MIN_VISIBLE_PIXELS:
+            continue
+
+        visible = np.bincount(top[~mask & (top >= 0)], minlength=len(classes))
+        hides_another = any(
+            seen < max(_MIN_VISIBLE_PIXELS, _MIN_VISIBLE_FRACTION * whole)
+            for seen, whole in zip(visible, pixels_in_image, strict=True)
+        )
+        contrast = np.linalg.norm(texture[mask].mean(0) - image[mask].mean(0))
+        if hides_another or contrast < _MIN_CONTRAST:
+            continue
+        image += coverage[..., None] * (texture - image)
+        top[mask] = len(classes)
+        classes.append(class_index)
+        pixels_in_image.append(int(mask.sum()))
+        if len(classes) == number:
+            break
+
+    image += rng.normal(0, rng.uniform(2, 10), image.shape)
+    shapes = [(class_index, top == i) for i, class_index in enumerate(classes)]
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), shapes
+
+
+def _load(name: str, root: str, num_images: int, seed: int) -> List[Dict[str, Any]]:
+    json_file = generate_shapes(root, num_images, seed)
+    dicts: List[Dict[str, Any]] = load_coco_json(json_file, os.path.join(root, "images"), name)
+    return dicts
+
+
+def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
+    """Whether `root` holds the data set of `info`: False if empty or missing, an error if other."""
+    if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
+        return False
+    found: Optional[Dict[str, Any]] = None
+    try:
+        with open(json_file, encoding="utf-8") as f:
+            found = json.load(f)["info"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if found == info:
+        return True
+    if isinstance(found, dict) and found.get("generator") == _GENERATOR:
+        different = [
+            f"{key} {found.get(key)!r} instead of {value!r}"
+            for key, value in info.items()
+            if found.get(key) != value
+        ]
+        what = f"a generated data set with {', '.join(different)}"
+    else:
+        what = "something other than a generated shapes data set"
+    raise FileExistsError(
+        f"{os.path.abspath(root)} holds {what}. Delete this folder, or generate the shapes into "
+        f"another one."
+    )
+
+
+def _write(root: str, info: Dict[str, Any]) -> None:
+    import cv2
+
+    height, width = info["image_size"]
+    images: List[Dict[str, Any]] = []
+    annotations: List[Dict[str, Any]] = []
+    for index in range(info["num_images"]):
+        image, shapes = draw_shapes(info["seed"], index, (height, width))
+        image_id = index + 1
+        file_name = f"{image_id:06d}.png"
+        path = os.path.join(root, "images", file_name)
+        if not cv2.imwrite(path, image):
+            raise OSError(f"OpenCV could not write {path}.")
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        for class_index, mask in shapes:
+            rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+            annotations.append(
+                {
+                    # COCOeval takes an annotation with id 0 for one that was not matched.
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": class_index + 1,
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                    "area": int(mask_util.area(rle)),
+                    "bbox": mask_util.toBbox(rle).tolist(),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    with open(os.path.join(root, "instances.json"), "w", encoding="utf-8") as f:
+        json.dump(
+            {
+                "info": info,
+                "images": images,
+                "annotations": annotations,
+                "categories": categories,
+            },
+            f,
+        )
+
+
+def _unit_contours(rng: np.random.Generator, name: str) -> List[NDArray[np.float64]]:
+    """Outlines, each [N, 2], of a shape around the origin with radius 1. A second one is a hole."""
+    if name == "square":
+        return [_regular_polygon(4)]
+    if name == "triangle":
+        return [_regular_polygon(3)]
+    if name == "star":
+        star = _regular_polygon(10)
+        star[1::2] *= rng.uniform(0.4, 0.5)
+        return [star]
+    circle = _regular_polygon(128)
+    return [circle] if name == "disc" else [circle, circle * rng.uniform(0.45, 0.65)]
+
+
+def _regular_polygon(corners: int) -> NDArray[np.float64]:
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _rotation(angle: float) -> NDArray[np.float64]:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
+
+
+def _coverage(contours: Sequence[NDArray[np.float64]], image_size: Tuple[int, int]) -> _FloatImage:
+    """How much of each pixel, 0 to 1, lies inside the contours.
+
+    Contours are [N, 2] in px, x first; pixel (0, 0) reaches from 0 to 1.
+    """
+    import cv2
+
+    height, width = image_size
+    fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.float32)
+    # OpenCV's coordinates are those of pixel centres, in fixed point with `shift` binary digits.
+    shift = 8
+    points = [
+        np.rint((contour * _SUPERSAMPLING - 0.5) * 2**shift).astype(np.int32)
+        for contour in contours
+    ]
+    cv2.fillPoly(fine, points, color=1.0, shift=shift)
+    coverage = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
+    return coverage.astype(np.float32, copy=False)
+
+
+def _texture(
+    rng: np.random.Generator, image_size: Tuple[int, int], color: NDArray[np.float64]
+) -> _FloatImage:
+    """A pattern, [H, W, 3], that runs between two colours on either side of `color`."""
+    import cv2
+
+    height, width = image_size
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    # Lengths that look alike in images of any size.
+    unit = min(height, width) / 128
+    u, v = np.tensordot(_rotation(rng.uniform(0, 2 * np.pi)), [x, y], axes=1)
+    pattern = rng.choice(["gradient", "clouds", "stripes", "checks", "speckle"])
+    if pattern == "gradient":
+        field = (u - u.min()) / np.ptp(u) * 2 - 1
+    elif pattern == "clouds":
+        cells = rng.uniform(-1, 1, rng.integers(3, 12, 2)).astype(np.float32)
+        field = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
+    elif pattern == "stripes":
+        field = np.sin(u * 2 * np.pi / (unit * rng.uniform(6, 24)))
+    elif pattern == "checks":
+        wave_number = 2 * np.pi / (unit * rng.uniform(8, 24))
+        field = np.sign(np.sin(u * wave_number) * np.sin(v * wave_number))
+    else:
+        field = cv2.blur(rng.uniform(-2, 2, image_size), (3, 3))
+    difference = rng.normal(size=3)
+    difference *= rng.uniform(10, 45) / np.linalg.norm(difference)
+    return (color + field[..., None] * difference).astype(np.float32)

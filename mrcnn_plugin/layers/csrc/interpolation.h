@@ -1,0 +1,162 @@
+// One axis of RoIAlign: where the samples of a bin lie and which map pixels they read with which weight.
+//
+// Axis-aligned RoIAlign with a separable kernel is out = Wy . F . Wx^T. This header computes rows of Wy and Wx. It is
+// plain C++ for host and device: no ATen, no standard containers.
+//
+// Notation of one axis: S map size, P bins, g samples per bin,
+//   position(p, i) = start + p * bin + (i + 1/2) * bin / g     in pixels of the map, pixel centres at integers
+//   W[p, x]        = 1/g * sum_i k(x - position(p, i))          k the interpolation kernel
+// A sample outside [-1, S] counts in g but adds nothing; the others are first clamped to [0, S-1], and a tap beyond the
+// border reads the border pixel (He et al., Mask R-CNN, arXiv 1703.06870; conventions of torchvision's roi_align).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MRCNN_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define MRCNN_HOST_DEVICE inline
+#endif
+
+namespace mrcnn_plugin {
+
+enum class Interpolation { kBilinear, kBicubic };
+
+// The samples of one RoI along one axis.
+template <typename T>
+struct Axis {
+  T start; // of the first bin
+  T bin; // size of a bin
+  T grid; // samples per bin, a whole number; <= 0 for none
+};
+
+// What one bin reads: its samples on the map are [begin, begin + samples), their taps the pixels [first, first + count).
+// The weights of a bin are a run of `count` numbers.
+struct Band {
+  int64_t begin;
+  int64_t samples;
+  int64_t first;
+  int64_t count;
+};
+
+// The order of operations is torchvision's: the number of samples must not depend on a rounding of our own.
+template <typename T>
+MRCNN_HOST_DEVICE Axis<T> make_axis(T low, T high, T scale, int64_t bins, int64_t sampling_ratio, bool aligned) {
+  const T offset = aligned ? T(0.5) : T(0);
+  Axis<T> axis;
+  axis.start = low * scale - offset;
+  T size = high * scale - offset - axis.start;
+  if (!aligned && size < T(1)) {
+    size = T(1);
+  }
+  axis.bin = size / static_cast<T>(bins);
+  axis.grid = sampling_ratio > 0 ? static_cast<T>(sampling_ratio) : std::ceil(size / static_cast<T>(bins));
+  return axis;
+}
+
+template <typename T>
+MRCNN_HOST_DEVICE T sample_position(const Axis<T>& axis, int64_t p, int64_t i) {
+  return axis.start + static_cast<T>(p) * axis.bin + (static_cast<T>(i) + T(0.5)) * axis.bin / axis.grid;
+}
+
+template <typename T>
+MRCNN_HOST_DEVICE bool on_map(T x, int64_t size) {
+  return x >= T(-1) && x <= static_cast<T>(size);
+}
+
+template <typename T>
+MRCNN_HOST_DEVICE T clamp_to_map(T x, int64_t size) {
+  const T last = static_cast<T>(size - 1);
+  return x <= T(0) ? T(0) : (x >= last ? last : x);
+}
+
+// A whole number x as an index in [0, bound]; the bound keeps the conversion defined for any x, NaN included.
+template <typename T>
+MRCNN_HOST_DEVICE int64_t to_index(T x, int64_t bound) {
+  return x > T(0) ? (x < static_cast<T>(bound) ? static_cast<int64_t>(x) : bound) : 0;
+}
+
+// The band of bin p. A RoI with a coordinate that is not finite has no samples.
+template <typename T>
+MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, Interpolation interpolation) {
+  Band band{0, 0, 0, 0};
+  if (!(axis.grid > T(0)) || !std::isfinite(axis.start) || !std::isfinite(axis.bin)) {
+    return band;
+  }
+  constexpr int64_t kMostSamples = int64_t(1) << 52;
+  int64_t begin = 0;
+  int64_t end = to_index(axis.grid, kMostSamples);
+  // Only samples on the map are visited, so that a RoI far larger than the map costs no more than the map. The solutions
+  // of position(p, i) = -1 and = size are widened by two samples against rounding; on_map decides.
+  const T step = axis.bin / axis.grid;
+  if (step > T(0)) {
+    const T origin = axis.start + static_cast<T>(p) * axis.bin;
+    begin = to_index(std::floor((T(-1) - origin) / step) - T(2), end);
+    end = to_index(std::ceil((static_cast<T>(size) - origin) / step) + T(2), end);
+  }
+  while (begin < end && !on_map(sample_position(axis, p, begin), size)) {
+    ++begin;
+  }
+  while (begin < end && !on_map(sample_position(axis, p, end - 1), size)) {
+    --end;
+  }
+  if (begin >= end) {
+    return band;
+  }
+  const T a = clamp_to_map(sample_position(axis, p, begin), size);
+  const T b = clamp_to_map(sample_position(axis, p, end - 1), size);
+  const bool cubic = interpolation == Interpolation::kBicubic;
+  const int64_t first = static_cast<int64_t>(a < b ? a : b) - (cubic ? 1 : 0);
+  const int64_t last = static_cast<int64_t>(a < b ? b : a) + (cubic ? 2 : 1);
+  band.begin = begin;
+  band.samples = end - begin;
+  band.first = first < 0 ? 0 : first;
+  band.count = (last > size - 1 ? size - 1 : last) - band.first + 1;
+  return band;
+}
+
+// Weights of the taps floor(x) - 1 ... floor(x) + 2 for t = x - floor(x): Keys' convolution kernel (Cubic Convolution
+// Interpolation for Digital Image Processing, IEEE ASSP 29(6), 1981, eq. 4 with general a).
+template <typename T>
+MRCNN_HOST_DEVICE void cubic_taps(T t, T a, T taps[4]) {
+  const T s = T(1) - t;
+  taps[0] = a * t * s * s;
+  taps[1] = ((a + T(2)) * t - (a + T(3))) * t * t + T(1);
+  taps[2] = ((a + T(2)) * s - (a + T(3))) * s * s + T(1);
+  taps[3] = a * s * t * t;
+}
+
+// Writes the `band.count` weights of bin p to `weights`.
+template <typename T>
+MRCNN_HOST_DEVICE void bin_weights(
+    const Axis<T>& axis, int64_t p, const Band& band, int64_t size, Interpolation interpolation, T a, T* weights) {
+  for (int64_t k = 0; k < band.count; ++k) {
+    weights[k] = T(0);
+  }
+  for (int64_t k = 0; k < band.samples; ++k) {
+    const T x = clamp_to_map(sample_position(axis, p, band.begin + k), size);
+    const int64_t low = static_cast<int64_t>(x);
+    const T t = x - static_cast<T>(low);
+    if (interpolation == Interpolation::kBilinear) {
+      // low + 1 lies beyond the map only where t = 0.
+      weights[low - band.first] += T(1) - t;
+      if (t > T(0)) {
+        weights[low + 1 - band.first] += t;
+      }
+    } else {
+      T taps[4];
+      cubic_taps(t, a, taps);
+      for (int64_t j = 0; j < 4; ++j) {
+        int64_t tap = low - 1 + j;
+        tap = tap < 0 ? 0 : (tap > size - 1 ? size - 1 : tap);
+        weights[tap - band.first] += taps[j];
+      }
+    }
+  }
+  for (int64_t k = 0; k < band.count; ++k) {
+    weights[k] /= axis.grid;
+  }
+}
+
+} // namespace mrcnn_plugin

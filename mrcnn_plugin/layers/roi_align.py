@@ -1,0 +1,279 @@
+"""RoIAlign, bilinear or bicubic: the registration of the operator and its public face."""
+
+import importlib
+import math
+import warnings
+from typing import Any, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from .roi_align_reference import roi_align_backward_reference, roi_align_reference
+
+__all__ = ["ROIAlign", "roi_align"]
+
+_SCHEMAS = (
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+    "SymInt pooled_width, int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
+    "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, "
+    "SymInt height, SymInt width, int sampling_ratio, bool aligned, str interpolation, float a) "
+    "-> Tensor",
+)
+
+# Importing the extension registers the schemas and the CPU kernels (csrc/ops.cpp).
+try:
+    importlib.import_module("mrcnn_plugin._C")
+
+    HAS_EXTENSION = True
+except ImportError as error:
+    HAS_EXTENSION = False
+    warnings.warn(
+        f"mrcnn_plugin runs RoIAlign on its slower PyTorch implementation, because its compiled "
+        f"extension cannot be imported ({error}). To build it, install a C++ compiler and "
+        f"reinstall the package beside the torch you use: "
+        f"pip install --no-build-isolation --force-reinstall --no-deps .",
+        stacklevel=2,
+    )
+
+# Kept alive as long as the module: its registrations end with the object.
+_library = torch.library.Library("mrcnn_plugin", "FRAGMENT")
+if not HAS_EXTENSION:
+    for _schema in _SCHEMAS:
+        _library.define(_schema)
+# Every device without a kernel of its own runs the reference.
+_library.impl("roi_align", roi_align_reference, "CompositeExplicitAutograd")
+_library.impl("roi_align_backward", roi_align_backward_reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("mrcnn_plugin::roi_align")
+def _(input, rois, spatial_scale, pooled_height, pooled_width, *options):
+    return input.new_empty(rois.shape[0], input.shape[1], pooled_height, pooled_width)
+
+
+@torch.library.register_fake("mrcnn_plugin::roi_align_backward")
+def _(grad, rois, spatial_scale, batch, height, width, *options):
+    return grad.new_empty(batch, grad.shape[1], height, width)
+
+
+def _setup_forward(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
+    input, rois, ctx.spatial_scale, _, _, *ctx.options = inputs
+    ctx.save_for_backward(rois)
+    ctx.batch, _, ctx.height, ctx.width = input.shape
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    grad_input = None
+    if ctx.needs_input_grad[0]:
+        (rois,) = ctx.saved_tensors
+        grad_input = torch.ops.mrcnn_plugin.roi_align_backward(
+            grad, rois, ctx.spatial_scale, ctx.batch, ctx.height, ctx.width, *ctx.options
+        )
+    return (grad_input, *[None] * 8)
+
+
+def _setup_backward(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
+    grad, rois, ctx.spatial_scale, _, _, _, *ctx.options = inputs
+    ctx.save_for_backward(rois)
+    ctx.pooled_size = grad.shape[2:]
+
+
+def _double_backward(ctx: Any, grad_grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    # The operator is linear in its input, so the derivative of its transpose is the operator
+    # itself.
+    grad = None
+    if ctx.needs_input_grad[0]:
+        (rois,) = ctx.saved_tensors
+        grad = torch.ops.mrcnn_plugin.roi_align(
+            grad_grad, rois, ctx.spatial_scale, *ctx.pooled_size, *ctx.options
+        )
+    return (grad, *[None] * 9)
+
+
+torch.library.register_autograd("mrcnn_plugin::roi_align", _backward, setup_context=_setup_forward)
+torch.library.register_autograd(
+    "mrcnn_plugin::roi_align_backward", _double_backward, setup_context=_setup_backward
+)
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Union[Tensor, Sequence[Tensor]],
+    output_size: Union[int, Tuple[int, int]],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    *,
+    interpolation: str = "bicubic",
+    a: float = -0.5,
+) -> Tensor:
+    """Averages interpolated features over the bins of each box (RoIAlign, arXiv 1703.06870, section
+    3).
+
+    Bins hold samples on a regular grid. A sample outside [-1, H] x [-1, W] adds zero to its bin's
+    average; the others are clamped to the map, and taps beyond its border read the border pixel.
+    With "bilinear", value and gradient equal those of `torchvision.ops.roi_align`.
+
+    Args:
+        input: [N, C, H, W], float64, float32, float16 or bfloat16.
+        boxes: [K, 5] with rows (batch index, x1, y1, x2, y2), or one [L, 4] (x1, y1, x2, y2) for
+            each of the N images; in units of the image. Gradients do not flow into them.
+            Coordinates are computed in float32, or float64 for
+            float64 input, whatever the dtype of the features: give boxes of at least float32. A box
+                with a
+            coordinate that is not finite, or of zero size along an axis while `sampling_ratio` is
+            0, pools zeros.
+        output_size: bins (height, width) of a box, or one number for both.
+        spatial_scale: feature pixels per unit of the boxes: 1/stride.
+        sampling_ratio: samples per bin and axis; 0 for ceil(bin size), about one per feature pixel.
+        aligned: pixel centres lie at half-integer coordinates of the boxes (as in Detectron2's
+            ROIAlignV2). False shifts everything by half a pixel and makes boxes at least one pixel
+            large, as in Detectron's first version.
+        interpolation: "bicubic" (Keys' cubic convolution, 16 taps) or "bilinear" (4 taps).
+        a: parameter of the cubic kernel. -0.5 is the only value that reproduces linear ramps, and
+            so keeps the features aligned with the boxes; -0.75 equals
+            `torch.nn.functional.grid_sample` and OpenCV.
+
+    Returns:
+        [K, C, height, width] of the dtype of `input`, boxes of a list in its order.
+
+    Raises:
+        TypeError: an argument has the wrong type, or input is not of floating dtype.
+        ValueError: an argument has the wrong shape, device or value.
+        IndexError: a batch index is not a whole number in [0, N).
+    """
+    if not isinstance(input, Tensor) or not input.is_floating_point():
+        raise TypeError(f"roi_align: input must be a floating-point Tensor, got {_describe(input)}")
+    if input.dim() != 4 or 0 in input.shape[2:]:
+        raise ValueError(
+            f"roi_align: input must have shape (N, C, H, W), H and W at least 1, "
+            f"got {tuple(input.shape)}"
+        )
+    height, width = _check_options(output_size, spatial_scale, sampling_ratio, interpolation, a)
+    return torch.ops.mrcnn_plugin.roi_align(
+        input,
+        _to_rois(input, boxes),
+        spatial_scale,
+        height,
+        width,
+        sampling_ratio,
+        aligned,
+        interpolation,
+        a,
+    )
+
+
+def _describe(value: Any) -> str:
+    return f"Tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_options(
+    output_size: Union[int, Tuple[int, int]],
+    spatial_scale: float,
+    sampling_ratio: int,
+    interpolation: str,
+    a: float,
+) -> Tuple[int, int]:
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if height < 1 or width < 1:
+        raise ValueError(f"roi_align: output_size must be positive, got {output_size}")
+    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
+        raise ValueError(
+            f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}"
+        )
+    if sampling_ratio < 0:
+        raise ValueError(
+            f"roi_align: sampling_ratio must be 0 (adaptive) or positive, got {sampling_ratio}"
+        )
+    if interpolation not in ("bilinear", "bicubic"):
+        raise ValueError(
+            f'roi_align: interpolation must be "bilinear" or "bicubic", got {interpolation!r}'
+        )
+    if not math.isfinite(a):
+        raise ValueError(f"roi_align: a must be finite, got {a}")
+    return height, width
+
+
+def _to_rois(input: Tensor, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
+    """Boxes in either form as [K, 5] in the dtype that coordinates are computed in."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    if isinstance(boxes, Tensor):
+        if boxes.dim() != 2 or boxes.shape[1] != 5:
+            raise ValueError(
+                f"roi_align: boxes as a Tensor must have shape (K, 5), rows (batch index, x1, y1, "
+                f"x2, y2), got {tuple(boxes.shape)}"
+            )
+        if boxes.device != input.device:
+            raise ValueError(
+                f"roi_align: boxes are on {boxes.device} but input is on {input.device}"
+            )
+        return boxes.to(dtype)
+    if not isinstance(boxes, (list, tuple)) or not all(isinstance(b, Tensor) for b in boxes):
+        raise TypeError(
+            f"roi_align: boxes must be a Tensor or a list of Tensors, got {_describe(boxes)}"
+        )
+    if len(boxes) != input.shape[0]:
+        raise ValueError(
+            f"roi_align: boxes as a list must have one Tensor for each of the {input.shape[0]} "
+            f"images of input, got {len(boxes)}"
+        )
+    rois: List[Tensor] = [input.new_empty((0, 5), dtype=dtype)]
+    for image, of_image in enumerate(boxes):
+        if of_image.dim() != 2 or of_image.shape[1] != 4:
+            raise ValueError(
+                f"roi_align: boxes[{image}] must have shape (L, 4), rows (x1, y1, x2, y2), "
+                f"got {tuple(of_image.shape)}"
+            )
+        index = of_image.new_full((of_image.shape[0], 1), image, dtype=dtype)
+        rois.append(torch.cat([index, of_image.to(dtype)], dim=1))
+    return torch.cat(rois)
+
+
+class ROIAlign(nn.Module):
+    """:func:`roi_align` with fixed options, a drop-in for `detectron2.layers.ROIAlign`."""
+
+    def __init__(
+        self,
+        output_size: Union[int, Tuple[int, int]],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = True,
+        *,
+        interpolation: str = "bicubic",
+        a: float = -0.5,
+    ) -> None:
+        """See :func:`roi_align` for the arguments and errors."""
+        super().__init__()
+        _check_options(output_size, spatial_scale, sampling_ratio, interpolation, a)
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.interpolation = interpolation
+        self.a = a
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """
+        Args:
+            input: [N, C, H, W].
+            rois: [K, 5], rows (batch index, x1, y1, x2, y2).
+
+        Returns:
+            [K, C, height, width].
+        """
+        return roi_align(
+            input,
+            rois,
+            self.output_size,
+            self.spatial_scale,
+            self.sampling_ratio,
+            self.aligned,
+            interpolation=self.interpolation,
+            a=self.a,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, "
+            f"interpolation={self.interpolation}, a={self.a}"
+        )

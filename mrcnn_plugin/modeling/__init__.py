@@ -1,0 +1,6 @@
+"""Components that Detectron2 builds from a config. Importing this package registers them."""
+
+from .backbone import PAFPN, build_resnet_pafpn_backbone
+from .roi_heads import FocalFastRCNNOutputLayers, FocalROIHeads
+
+__all__ = ["FocalFastRCNNOutputLayers", "FocalROIHeads", "PAFPN", "build_resnet_pafpn_backbone"]

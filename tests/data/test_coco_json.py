@@ -1,0 +1,372 @@
+import json
+import os
+import string
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathHandler, PathManager
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.data import check_categories, register_coco_json, register_coco_json_from_file
+
+CATEGORIES = [{"id": 7, "name": "spoon"}, {"id": 3, "name": "fork"}]
+
+
+def write_coco(folder, categories=CATEGORIES):
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 20}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": categories[0]["id"],
+                "bbox": [1, 2, 5, 5],
+                "area": 25,
+                "iscrowd": 0,
+                "segmentation": [[1, 2, 6, 2, 6, 7, 1, 7]],
+            }
+        ],
+        "categories": categories,
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+    return str(folder / "instances.json"), str(folder / "images")
+
+
+@pytest.fixture(autouse=True)
+def catalogs():
+    """Takes out of Detectron2's catalogs what a test registers."""
+    names, metadata = set(DatasetCatalog), set(MetadataCatalog)
+    yield
+    for name in set(DatasetCatalog) - names:
+        DatasetCatalog.remove(name)
+    for name in set(MetadataCatalog) - metadata:
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return write_coco(tmp_path / "cutlery")
+
+
+def make_cfg(train=(), test=(), num_classes=2, entries=()):
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.DATASETS.TRAIN = tuple(train)
+    cfg.DATASETS.TEST = tuple(test)
+    cfg.DATASETS.COCO_JSON = [list(entry) for entry in entries]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    return cfg
+
+
+# Registration
+
+
+def test_detectron2_loads_a_registered_data_set(coco):
+    register_coco_json([("cutlery", *coco)])
+    (image,) = DatasetCatalog.get("cutlery")
+    assert image["file_name"] == os.path.join(coco[1], "a.png")
+    assert image["annotations"][0]["category_id"] == 1
+    assert MetadataCatalog.get("cutlery").json_file == coco[0]
+    assert MetadataCatalog.get("cutlery").evaluator_type == "coco"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    categories=st.dictionaries(
+        st.integers(0, 10**6), st.text(string.ascii_letters, min_size=1), min_size=1, max_size=8
+    )
+)
+def test_categories_are_known_before_loading_just_as_after(tmp_path_factory, categories):
+    listed = [{"id": id, "name": name} for id, name in categories.items()]
+    entry = ("before", *write_coco(tmp_path_factory.mktemp("coco"), listed))
+    register_coco_json([entry])
+    try:
+        metadata = MetadataCatalog.get("before")
+        known = (metadata.thing_classes, metadata.thing_dataset_id_to_contiguous_id)
+        # Detectron2's own loading, into metadata that nothing was put into.
+        load_coco_json(*entry[1:], "after")
+        metadata = MetadataCatalog.get("after")
+        assert known == (metadata.thing_classes, metadata.thing_dataset_id_to_contiguous_id)
+        assert len(DatasetCatalog.get("before")) == 1
+    finally:
+        DatasetCatalog.remove("before")
+        MetadataCatalog.remove("before")
+        MetadataCatalog.remove("after")
+
+
+def test_the_same_entry_again_is_harmless(coco):
+    register_coco_json([("cutlery", *coco)])
+    register_coco_json([["cutlery", *coco]])
+    assert len(DatasetCatalog.get("cutlery")) == 1
+
+
+def test_a_registered_file_is_not_read_again(coco):
+    register_coco_json([("cutlery", *coco)])
+    os.remove(coco[0])
+    register_coco_json([("cutlery", *coco)])
+
+
+def test_variables_and_home_are_expanded(coco, monkeypatch):
+    folder = os.path.dirname(coco[0])
+    monkeypatch.setenv("CUTLERY", folder)
+    monkeypatch.setenv("HOME", folder)
+    register_coco_json(
+        [
+            ("a", "$CUTLERY/instances.json", "${CUTLERY}/images"),
+            ("b", "~/instances.json", "~/images"),
+        ]
+    )
+    for name in ("a", "b"):
+        assert (MetadataCatalog.get(name).json_file, MetadataCatalog.get(name).image_root) == coco
+        assert len(DatasetCatalog.get(name)) == 1
+
+
+def test_relative_paths_start_at_the_working_directory(coco, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(coco[0]))
+    register_coco_json([("cutlery", "instances.json", "images")])
+    assert len(DatasetCatalog.get("cutlery")) == 1
+
+
+class _Shelf(PathHandler):
+    """Files of a folder under shelf://, like a remote store: it cannot tell what a folder is."""
+
+    folder = ""
+
+    def _get_supported_prefixes(self):
+        return ["shelf://"]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        return os.path.join(self.folder, path[len("shelf://") :])
+
+
+def test_paths_may_use_iopath_handlers(coco):
+    _Shelf.folder = os.path.dirname(coco[0])
+    PathManager.register_handler(_Shelf(), allow_override=True)
+    register_coco_json([("cutlery", "shelf://instances.json", "shelf://images")])
+    (image,) = DatasetCatalog.get("cutlery")
+    assert image["file_name"] == "shelf://images/a.png"
+    with pytest.raises(FileNotFoundError, match="shelf://other.json"):
+        register_coco_json([("other", "shelf://other.json", "shelf://images")])
+
+
+def test_an_empty_list_registers_nothing():
+    before = set(DatasetCatalog)
+    register_coco_json(make_cfg().DATASETS.COCO_JSON)
+    assert set(DatasetCatalog) == before
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["cutlery", ("cutlery", "a.json"), ("cutlery", "a.json", 3), ("", "a", "b"), {"name": 1}, None],
+)
+def test_an_entry_must_be_three_strings(coco, entry):
+    with pytest.raises(ValueError, match=r"DATASETS.COCO_JSON\[1\] is .* three strings"):
+        register_coco_json([("cutlery", *coco), entry])
+    assert "cutlery" not in DatasetCatalog
+
+
+@pytest.mark.parametrize("entries", ["cutlery", None, {"cutlery": "a.json"}])
+def test_the_entries_must_be_a_list(entries):
+    with pytest.raises(ValueError, match="DATASETS.COCO_JSON is .* must be a list"):
+        register_coco_json(entries)
+
+
+def test_a_missing_json_file(coco, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(coco[0]))
+    absolute = os.path.join(os.getcwd(), "missing.json")
+    with pytest.raises(FileNotFoundError, match=rf"COCO_JSON\[0\] \('cutlery'\).*{absolute}"):
+        register_coco_json([("cutlery", "missing.json", coco[1])])
+
+
+def test_a_folder_for_a_json_file(coco):
+    with pytest.raises(FileNotFoundError, match=r"COCO_JSON\[0\] \('cutlery'\).*cannot be read"):
+        register_coco_json([("cutlery", coco[1], coco[1])])
+
+
+def test_a_missing_image_root(coco):
+    with pytest.raises(FileNotFoundError, match=r"COCO_JSON\[0\].*image root .*nowhere is no dir"):
+        register_coco_json([("cutlery", coco[0], coco[1] + "/nowhere")])
+
+
+def test_nothing_is_registered_if_any_entry_is_wrong(coco):
+    with pytest.raises(FileNotFoundError, match=r"COCO_JSON\[1\]"):
+        register_coco_json([("first", *coco), ("second", "missing.json", coco[1])])
+    assert "first" not in DatasetCatalog
+
+
+def test_a_name_listed_twice(coco):
+    with pytest.raises(ValueError, match=r"COCO_JSON\[1\] \('cutlery'\).*COCO_JSON\[0\]"):
+        register_coco_json([("cutlery", *coco), ("cutlery", *coco)])
+
+
+def test_a_name_of_detectron2(coco):
+    with pytest.raises(ValueError, match=r"COCO_JSON\[0\] \('coco_2017_train'\).*Use another name"):
+        register_coco_json([("coco_2017_train", *coco)])
+
+
+def test_a_name_registered_with_other_files(coco, tmp_path):
+    register_coco_json([("cutlery", *coco)])
+    with pytest.raises(ValueError, match="cutlery.*registered already.*moved"):
+        register_coco_json([("cutlery", *write_coco(tmp_path / "moved"))])
+
+
+@pytest.mark.parametrize("path", ["$CUTLERY/instances.json", "a/${CUTLERY}/instances.json"])
+def test_a_variable_that_is_not_set(coco, monkeypatch, path):
+    monkeypatch.delenv("CUTLERY", raising=False)
+    with pytest.raises(
+        ValueError, match=r"json file of DATASETS.COCO_JSON\[0\].*CUTLERY is not set"
+    ):
+        register_coco_json([("cutlery", path, coco[1])])
+    with pytest.raises(ValueError, match=r"image root of DATASETS.COCO_JSON\[0\].*CUTLERY is not"):
+        register_coco_json([("cutlery", coco[0], path)])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "not valid JSON"),
+        ('{"images": [', "not valid JSON"),
+        ("[1, 2]", "not COCO JSON"),
+        ('{"categories": [{"id": 1, "name": "a"}]}', "not COCO JSON"),
+        ('{"images": []}', "no categories"),
+        ('{"images": [], "categories": []}', "no categories"),
+        ('{"images": [], "categories": ["fork"]}', "category 'fork'"),
+        ('{"images": [], "categories": [{"id": "1", "name": "fork"}]}', "unique integer id"),
+        ('{"images": [], "categories": [{"id": 1}]}', "unique integer id"),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "unique integer id",
+        ),
+    ],
+)
+def test_a_file_that_is_not_coco_json(coco, content, message):
+    Path(coco[0]).write_text(content)
+    with pytest.raises(ValueError, match=rf"COCO_JSON\[0\] \('cutlery'\).*{message}"):
+        register_coco_json([("cutlery", *coco)])
+    assert "cutlery" not in DatasetCatalog
+
+
+# A YAML file
+
+
+def test_a_yaml_file_with_nothing_else(coco, tmp_path):
+    file = tmp_path / "datasets.yaml"
+    file.write_text(f"DATASETS:\n  COCO_JSON:\n    - {json.dumps(['cutlery', *coco])}\n")
+    register_coco_json_from_file(str(file))
+    assert len(DatasetCatalog.get("cutlery")) == 1
+
+
+def test_a_config_file_inherits_its_data_sets(coco, tmp_path):
+    (tmp_path / "Base.yaml").write_text(
+        f"DATASETS:\n  COCO_JSON: [{json.dumps(['cutlery', *coco])}]\nVERSION: 2\n"
+    )
+    (tmp_path / "config.yaml").write_text(
+        '_BASE_: "Base.yaml"\nMODEL:\n  MASK_ON: True\nDATASETS:\n  TRAIN: ("cutlery",)\n'
+    )
+    register_coco_json_from_file(str(tmp_path / "config.yaml"))
+    assert "cutlery" in DatasetCatalog
+
+
+@pytest.mark.parametrize("content", ["", "[]", "MODEL:\n  MASK_ON: True", "DATASETS:"])
+def test_a_yaml_file_without_data_sets(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match="config.yaml has no DATASETS.COCO_JSON"):
+        register_coco_json_from_file(str(tmp_path / "config.yaml"))
+
+
+def test_a_missing_yaml_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.yaml.*DATASETS.COCO_JSON"):
+        register_coco_json_from_file(str(tmp_path / "missing.yaml"))
+
+
+# Categories
+
+
+def register_two(tmp_path, categories):
+    entries = [
+        ("train", *write_coco(tmp_path / "train")),
+        ("val", *write_coco(tmp_path / "val", categories)),
+    ]
+    register_coco_json(entries)
+    return entries
+
+
+def test_data_sets_with_the_same_categories_fit(tmp_path):
+    entries = register_two(tmp_path, CATEGORIES[::-1])
+    check_categories(make_cfg(["train"], ["val"], entries=entries))
+    check_categories(make_cfg([], []))
+
+
+@pytest.mark.parametrize(
+    "categories, difference",
+    [
+        (CATEGORIES[:1], "id 3: 'fork' against None"),
+        (CATEGORIES[:1] + [{"id": 3, "name": "knife"}], "id 3: 'fork' against 'knife'"),
+        (CATEGORIES + [{"id": 8, "name": "knife"}], "id 8: None against 'knife'"),
+        (
+            [{"id": 3, "name": "spoon"}, {"id": 7, "name": "fork"}],
+            "id 3: 'fork' against 'spoon'; id 7: 'spoon' against 'fork'",
+        ),
+    ],
+)
+def test_data_sets_with_different_categories(tmp_path, categories, difference):
+    entries = register_two(tmp_path, categories)
+    with pytest.raises(ValueError, match=f"'train' and 'val'.*differ in {difference}"):
+        check_categories(make_cfg(["train"], ["val"], entries=entries))
+    # A data set that is listed but not used is nobody's business.
+    check_categories(make_cfg(["train"], [], entries=entries))
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 80])
+def test_the_number_of_classes_must_be_that_of_the_data_set(tmp_path, num_classes):
+    entries = register_two(tmp_path, CATEGORIES)
+    cfg = make_cfg(["train"], ["val"], num_classes, entries)
+    with pytest.raises(ValueError, match=f"NUM_CLASSES is {num_classes}.*'train' has 2 .* to 2"):
+        check_categories(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    check_categories(cfg)
+
+
+def test_generated_shapes_and_detectron2s_data_sets_are_checked_too():
+    check_categories(make_cfg(["shapes_train"], ["shapes_val"], 5))
+    check_categories(make_cfg(["coco_2017_train"], ["coco_2017_val"], 80))
+    with pytest.raises(
+        ValueError, match="NUM_CLASSES is 80, but the data set 'shapes_train' has 5"
+    ):
+        check_categories(make_cfg(["shapes_train"], ["shapes_val"], 80))
+    with pytest.raises(ValueError, match="id 1: 'person' against 'disc'.*and 75 more"):
+        check_categories(make_cfg(["coco_2017_train"], ["shapes_val"], 80))
+
+
+def test_data_sets_that_are_evaluated_otherwise_are_left_alone():
+    check_categories(make_cfg(["lvis_v1_train"], ["cityscapes_fine_instance_seg_val"], 11))
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_a_data_set_that_is_not_registered(coco, key):
+    register_coco_json([("cutlery_train", *coco)])
+    cfg = make_cfg(**{key.lower(): ["cutlery_tarin"]})
+    with pytest.raises(ValueError, match=f"DATASETS.{key} .*'cutlery_tarin'.*'cutlery_train'"):
+        check_categories(cfg)
+    cfg = make_cfg(**{key.lower(): ["xyz"]})
+    with pytest.raises(ValueError, match="'xyz'.*registered are .*cutlery_train"):
+        check_categories(cfg)
+
+
+def test_real_data_registers():
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_subset"
+    if not folder.is_dir():
+        pytest.skip("the sample of COCO is not here")
+    register_coco_json([("photos", str(folder / "instances_train.json"), str(folder / "images"))])
+    assert len(DatasetCatalog.get("photos")) == 57
+    check_categories(make_cfg(["photos"], ["coco_2017_val"], 80))

@@ -1,0 +1,107 @@
+"""Focal losses against float64 oracles, fvcore, and the cross entropies that they generalise."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss as fvcore_sigmoid_focal_loss
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from mrcnn_plugin.layers import sigmoid_focal_loss, softmax_focal_loss
+from tests import oracles
+
+LOGITS = npst.arrays(np.float64, (4, 3), elements=st.floats(-30, 30))
+ALPHA = st.sampled_from([-1.0, 0.0, 0.25, 1.0])
+GAMMA = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0])
+
+
+def gradient(loss, logits):
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    return grad
+
+
+def central_difference(function, x, step=1e-6):
+    """d sum(function) / dx, element by element."""
+    grad = np.empty_like(x)
+    for index in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        grad[index] = (function(up).sum() - function(down).sum()) / (2 * step)
+    return grad
+
+
+@given(LOGITS, npst.arrays(np.int64, (4, 3), elements=st.integers(0, 1)), ALPHA, GAMMA)
+def test_sigmoid_equals_the_equation_in_value_and_gradient(x, targets, alpha, gamma):
+    logits = torch.from_numpy(x).requires_grad_()
+    loss = sigmoid_focal_loss(logits, torch.from_numpy(targets), alpha, gamma)
+    expected = oracles.sigmoid_focal_loss(x, targets, alpha, gamma)
+    np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-10, atol=1e-14)
+    numeric = central_difference(lambda v: oracles.sigmoid_focal_loss(v, targets, alpha, gamma), x)
+    np.testing.assert_allclose(gradient(loss, logits).numpy(), numeric, rtol=1e-4, atol=1e-6)
+
+
+@given(LOGITS, npst.arrays(np.int64, 4, elements=st.integers(0, 2)), ALPHA, GAMMA)
+def test_softmax_equals_the_equation_in_value_and_gradient(x, classes, alpha, gamma):
+    logits = torch.from_numpy(x).requires_grad_()
+    loss = softmax_focal_loss(logits, torch.from_numpy(classes), alpha, gamma)
+    expected = oracles.softmax_focal_loss(x, classes, alpha, gamma)
+    np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-9, atol=1e-14)
+    numeric = central_difference(lambda v: oracles.softmax_focal_loss(v, classes, alpha, gamma), x)
+    np.testing.assert_allclose(gradient(loss, logits).numpy(), numeric, rtol=1e-4, atol=1e-6)
+
+
+@given(
+    npst.arrays(np.float32, (4, 3), elements=st.floats(-20, 20, width=32)),
+    npst.arrays(np.int64, (4, 3), elements=st.integers(0, 1)),
+    ALPHA,
+    st.sampled_from([0.0, 1.0, 2.0]),
+)
+def test_sigmoid_equals_fvcore(x, targets, alpha, gamma):
+    logits, targets = torch.from_numpy(x), torch.from_numpy(targets)
+    expected = fvcore_sigmoid_focal_loss(logits, targets.float(), alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, targets, alpha, gamma), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_gradient_is_finite_where_that_of_fvcore_is_not():
+    logits = torch.tensor([1e4], requires_grad=True)
+    assert gradient(fvcore_sigmoid_focal_loss(logits, torch.ones(1), gamma=0.5), logits).isnan()
+    assert gradient(sigmoid_focal_loss(logits, torch.ones(1), -1, 0.5), logits) == 0
+
+
+def test_sigmoid_without_focus_is_binary_cross_entropy_to_the_bit():
+    logits = (torch.randn(64, 5) * 10).requires_grad_()
+    targets = torch.randint(0, 2, (64, 5)).float()
+    loss = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=0)
+    expected = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient(loss, logits), gradient(expected, logits))
+
+
+def test_softmax_without_focus_is_cross_entropy_to_the_bit():
+    logits = (torch.randn(64, 5) * 10).requires_grad_()
+    classes = torch.randint(0, 5, (64,))
+    loss = softmax_focal_loss(logits, classes, alpha=-1, gamma=0)
+    expected = F.cross_entropy(logits, classes, reduction="none")
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient(loss, logits), gradient(expected, logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [-1.0, 0.25])
+def test_value_and_gradient_are_finite_at_logits_of_ten_thousand(dtype, gamma, alpha):
+    signs = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -1.0]])
+    for classes in torch.cartesian_prod(*[torch.arange(3)] * 3):
+        logits = (signs * 1e4).to(dtype).requires_grad_()
+        targets = F.one_hot(classes, 3)
+        for loss in (
+            sigmoid_focal_loss(logits, targets, alpha, gamma),
+            softmax_focal_loss(logits, classes, alpha, gamma),
+        ):
+            assert loss.isfinite().all()
+            assert gradient(loss, logits).isfinite().all()

@@ -1,0 +1,443 @@
+"""RoIAlign: the compiled operator and the PyTorch reference against independent truths."""
+
+import itertools
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_plugin.layers import ROIAlign, roi_align
+from mrcnn_plugin.layers.roi_align import _SCHEMAS, HAS_EXTENSION
+from mrcnn_plugin.layers.roi_align_reference import (
+    roi_align_backward_reference,
+    roi_align_reference,
+)
+from tests import oracles
+
+SIZES = [(7, 7), (3, 5), (1, 2)]
+INTERPOLATIONS = [("bilinear", -0.5), ("bicubic", -0.5), ("bicubic", -0.75)]
+ALIGNED_AND_RATIO = list(itertools.product([True, False], [0, 2]))
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def random_rois(count, batch, height, width, dtype, seed=0):
+    """Boxes inside, across and outside of a map of this size, some inverted or of no area."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([width, height], dtype=dtype)
+    low = (torch.rand(count, 2, generator=generator, dtype=dtype) * 1.4 - 0.2) * size
+    high = low + (torch.rand(count, 2, generator=generator, dtype=dtype) * 1.2 - 0.1) * size
+    high[: count // 8] = low[: count // 8]
+    index = torch.randint(batch, (count, 1), generator=generator).to(dtype)
+    return torch.cat([index, low, high], dim=1)
+
+
+def random_features(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same(actual, expected, tolerance):
+    """Relative to the largest value, since sums of taps of either sign cancel."""
+    scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+def kernel_of(interpolation, a):
+    return oracles.linear_kernel if interpolation == "bilinear" else oracles.keys_kernel(a)
+
+
+def test_the_extension_is_built():
+    assert HAS_EXTENSION
+
+
+def test_the_fallback_defines_the_schemas_of_the_extension():
+    for schema in _SCHEMAS:
+        name = schema.split("(")[0]
+        assert (
+            str(getattr(torch.ops.mrcnn_plugin, name).default._schema) == f"mrcnn_plugin::{schema}"
+        )
+
+
+class TestValues:
+    @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
+    @pytest.mark.parametrize("aligned", [True, False])
+    @pytest.mark.parametrize("sampling_ratio", [0, 1, 3])
+    def test_equals_the_definition(self, interpolation, a, aligned, sampling_ratio):
+        features = random_features(2, 2, 9, 13, dtype=torch.float64)
+        rois = random_rois(24, 2, 9 * 4, 13 * 4, torch.float64)
+        expected = oracles.roi_align(
+            features.numpy(),
+            rois.numpy(),
+            (3, 5),
+            0.25,
+            sampling_ratio,
+            aligned,
+            kernel_of(interpolation, a),
+        )
+        actual = roi_align(
+            features, rois, (3, 5), 0.25, sampling_ratio, aligned, interpolation=interpolation, a=a
+        )
+        assert_same(actual, torch.from_numpy(expected), 1e-12)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("aligned, sampling_ratio", ALIGNED_AND_RATIO)
+    @pytest.mark.parametrize("size", SIZES)
+    def test_bilinear_equals_torchvision_in_value_and_gradient(
+        self, dtype, aligned, sampling_ratio, size
+    ):
+        features = random_features(2, 3, 17, 29, dtype=dtype).requires_grad_()
+        rois = random_rois(40, 2, 17 * 8, 29 * 8, dtype)
+        if sampling_ratio == 0:  # torchvision fails to allocate for some inverted boxes
+            rois[:, 3:] = rois[:, 3:].maximum(rois[:, 1:3])
+        args = (rois, size, 0.125, sampling_ratio, aligned)
+        actual = roi_align(features, *args, interpolation="bilinear")
+        expected = torchvision.ops.roi_align(features, *args)
+        grad = random_features(*actual.shape, dtype=dtype, seed=1)
+        assert_same(actual, expected, TOLERANCE[dtype])
+        (actual_grad,) = torch.autograd.grad(actual, features, grad)
+        (expected_grad,) = torch.autograd.grad(expected, features, grad)
+        assert_same(actual_grad, expected_grad, TOLERANCE[dtype])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
+    @pytest.mark.parametrize("aligned, sampling_ratio", ALIGNED_AND_RATIO)
+    @pytest.mark.parametrize("size", SIZES)
+    def test_the_extension_equals_the_reference(
+        self, dtype, interpolation, a, aligned, sampling_ratio, size
+    ):
+        features = random_features(3, 4, 12, 19, dtype=dtype)
+        rois = random_rois(40, 3, 12 * 8, 19 * 8, dtype)
+        options = (sampling_ratio, aligned, interpolation, a)
+        actual = torch.ops.mrcnn_plugin.roi_align(features, rois, 0.125, *size, *options)
+        expected = roi_align_reference(features, rois, 0.125, *size, *options)
+        assert_same(actual, expected, TOLERANCE[dtype])
+        grad = random_features(*expected.shape, dtype=dtype, seed=1)
+        backward_args = (grad, rois, 0.125, 3, 12, 19, *options)
+        actual = torch.ops.mrcnn_plugin.roi_align_backward(*backward_args)
+        assert_same(actual, roi_align_backward_reference(*backward_args), TOLERANCE[dtype])
+
+    def test_one_sample_per_bin_at_a_minus_075_equals_grid_sample(self):
+        features = random_features(1, 3, 20, 24, dtype=torch.float64)
+        box = torch.tensor([4.3, 5.1, 17.7, 13.9], dtype=torch.float64)
+        actual = roi_align(features, [box[None]], (6, 9), sampling_ratio=1, a=-0.75)
+        x = box[0] + (torch.arange(9).double() + 0.5) * (box[2] - box[0]) / 9
+        y = box[1] + (torch.arange(6).double() + 0.5) * (box[3] - box[1]) / 6
+        grid = torch.stack(torch.meshgrid(x / 12 - 1, y / 10 - 1, indexing="xy"), dim=-1)[None]
+        expected = F.grid_sample(
+            features, grid, mode="bicubic", padding_mode="border", align_corners=False
+        )
+        assert_same(actual, expected, 1e-12)
+
+    def test_one_sample_per_bin_at_a_minus_075_equals_opencv(self):
+        features = random_features(1, 1, 16, 16)
+        box = torch.tensor([[3.0, 4.0, 11.0, 14.0]])
+        actual = roi_align(features, [box], (5, 4), sampling_ratio=1, a=-0.75)[0, 0].numpy()
+        y = 4 + (np.arange(5, dtype=np.float32) + 0.5) * 2 - 0.5
+        x = 3 + (np.arange(4, dtype=np.float32) + 0.5) * 2 - 0.5
+        maps = [m.astype(np.float32) for m in np.meshgrid(x, y)]
+        # OpenCV rounds positions to 1/32 of a pixel, which these are.
+        expected = cv2.remap(features[0, 0].numpy(), *maps, interpolation=cv2.INTER_CUBIC)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+    def test_bicubic_differs_from_bilinear(self):
+        features, rois = random_features(1, 1, 12, 12), torch.tensor([[0.0, 2.2, 2.7, 9.1, 8.3]])
+        bicubic = roi_align(features, rois, 7)
+        assert (bicubic - roi_align(features, rois, 7, interpolation="bilinear")).abs().max() > 0.05
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_features_keep_float32_coordinates(self, dtype):
+        features = random_features(1, 4, 8, 400).to(dtype)
+        # Far from the origin, half-precision coordinates are off by more than a pixel.
+        rois = torch.tensor([[0.0, 3011.3, 7.7, 3161.9, 55.1]])
+        actual = roi_align(features, rois, 7, 0.125)
+        assert actual.dtype == dtype
+        expected = roi_align(features.float(), rois, 7, 0.125).to(dtype)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_gradients_are_summed_in_float32(self, dtype):
+        features = torch.zeros(1, 1, 4, 4, dtype=dtype, requires_grad=True)
+        rois = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]]).repeat(4096, 1)
+        roi_align(features, rois, 1).sum().backward()
+        # In half precision the sum of 4096 equal terms stops growing long before the last.
+        torch.testing.assert_close(
+            features.grad.sum(), torch.tensor(4096.0, dtype=dtype), rtol=1e-2, atol=0
+        )
+
+
+class TestProperties:
+    @given(
+        box=st.tuples(*[st.floats(2, 12)] * 2, *[st.floats(2, 12)] * 2),
+        slope=st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
+        sampling_ratio=st.integers(0, 3),
+        interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    )
+    def test_a_linear_ramp_returns_its_value_at_the_bin_centres(
+        self, box, slope, sampling_ratio, interpolation
+    ):
+        x, y, width, height = box
+        ys, xs = torch.meshgrid(
+            torch.arange(28, dtype=torch.float64) + 0.5,
+            torch.arange(30, dtype=torch.float64) + 0.5,
+            indexing="ij",
+        )
+        ramp = (slope[0] * ys + slope[1] * xs)[None, None]
+        rois = torch.tensor([[0, x, y, x + width, y + height]], dtype=torch.float64)
+        actual = roi_align(
+            ramp, rois, (3, 4), sampling_ratio=sampling_ratio, interpolation=interpolation
+        )
+        centre_y = y + (torch.arange(3, dtype=torch.float64) + 0.5) * height / 3
+        centre_x = x + (torch.arange(4, dtype=torch.float64) + 0.5) * width / 4
+        expected = slope[0] * centre_y[:, None] + slope[1] * centre_x[None, :]
+        torch.testing.assert_close(actual[0, 0], expected, rtol=0, atol=1e-9)
+
+    def test_only_a_of_minus_one_half_reproduces_a_ramp(self):
+        ramp = torch.arange(8, dtype=torch.float64).expand(1, 1, 8, 8)
+        # One sample at x = 3 + 0.25, in pixels whose centres are integers.
+        rois = torch.tensor([[0, 3.25, 3, 4.25, 4]], dtype=torch.float64)
+        assert roi_align(ramp, rois, 1).item() == pytest.approx(3.25, abs=1e-12)
+        assert roi_align(ramp, rois, 1, a=-0.75).item() == pytest.approx(3.296875, abs=1e-12)
+
+    @given(
+        shift=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+        interpolation=st.sampled_from(["bilinear", "bicubic"]),
+        seed=st.integers(0, 99),
+    )
+    def test_moves_with_its_input_by_whole_pixels(self, shift, interpolation, seed):
+        dy, dx = shift
+        features = torch.zeros(1, 2, 24, 24, dtype=torch.float64)
+        features[..., 4:14, 4:14] = random_features(2, 10, 10, dtype=torch.float64, seed=seed)
+        moved = torch.roll(features, (dy, dx), dims=(2, 3))
+        rois = torch.tensor([[0, 5.3, 6.1, 12.9, 11.2]], dtype=torch.float64)
+        moved_rois = rois + torch.tensor([0, dx, dy, dx, dy], dtype=torch.float64)
+        expected = roi_align(features, rois, 5, interpolation=interpolation)
+        actual = roi_align(moved, moved_rois, 5, interpolation=interpolation)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
+    def test_a_constant_map_pools_to_the_constant_inside_the_map(self, interpolation, a):
+        features = torch.full((1, 1, 10, 10), 3.5, dtype=torch.float64)
+        rois = torch.tensor([[0, 0, 0, 10, 10], [0, 2.2, 1.1, 9.7, 3.4]], dtype=torch.float64)
+        output = roi_align(features, rois, 4, interpolation=interpolation, a=a)
+        torch.testing.assert_close(output, torch.full_like(output, 3.5), rtol=0, atol=1e-12)
+
+    @settings(deadline=None)
+    @given(
+        height=st.integers(1, 9),
+        width=st.integers(1, 9),
+        channels=st.integers(0, 3),
+        size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        sampling_ratio=st.integers(0, 3),
+        aligned=st.booleans(),
+        interpolation=st.sampled_from(["bilinear", "bicubic"]),
+        boxes=st.lists(
+            st.tuples(
+                *[
+                    st.floats(-30, 50, width=32)
+                    | st.sampled_from([1e9, -1e9, 1e30, -1e30, math.inf, -math.inf, math.nan])
+                ]
+                * 4
+            ),
+            max_size=6,
+        ),
+    )
+    def test_any_box_gives_a_finite_result_that_the_reference_shares(
+        self, height, width, channels, size, sampling_ratio, aligned, interpolation, boxes
+    ):
+        features = random_features(1, channels, height, width, dtype=torch.float64)
+        rois = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+        options = (0.5, sampling_ratio, aligned)
+        actual = roi_align(features, [rois], size, *options, interpolation=interpolation)
+        assert actual.shape == (len(boxes), channels, *size)
+        assert actual.isfinite().all()
+        rois = F.pad(rois, (1, 0))
+        expected = roi_align_reference(
+            features, rois, 0.5, *size, *options[1:], interpolation, -0.5
+        )
+        assert_same(actual, expected, 1e-9)
+
+    def test_a_box_far_larger_than_the_map_visits_only_the_map(self):
+        # 10^15 samples per bin and axis: this ends only if those outside of the map are not
+        # visited.
+        rois = torch.tensor([[0, -1e15, -1e15, 1e15, 1e15]], dtype=torch.float64)
+        output = roi_align(torch.ones(1, 1, 4, 4, dtype=torch.float64), rois, 2)
+        assert output.isfinite().all() and output.abs().max() < 1e-10
+
+    @pytest.mark.parametrize(
+        "box", [[math.nan, 0, 4, 4], [0, 0, math.inf, 4], [-math.inf, 0, 4, 4], [3, 1, 3, 6]]
+    )
+    def test_a_box_that_is_not_finite_or_has_no_area_pools_zeros(self, box):
+        output = roi_align(torch.ones(1, 2, 8, 8), [torch.tensor([box])], 3)
+        assert torch.equal(output, torch.zeros(1, 2, 3, 3))
+
+
+class TestGradients:
+    @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
+    @pytest.mark.parametrize("aligned", [True, False])
+    def test_gradcheck(self, interpolation, a, aligned):
+        features = random_features(2, 2, 5, 6, dtype=torch.float64).requires_grad_()
+        rois = random_rois(5, 2, 5, 6, torch.float64)
+
+        def pool(x):
+            return roi_align(x, rois, (2, 3), 1.0, 0, aligned, interpolation=interpolation, a=a)
+
+        assert torch.autograd.gradcheck(pool, features)
+        assert torch.autograd.gradgradcheck(pool, features)
+
+    def test_backward_is_the_same_for_any_number_of_threads(self):
+        grad, rois = random_features(200, 8, 7, 7), random_rois(200, 2, 40, 60, torch.float32)
+        threads = torch.get_num_threads()
+        try:
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(
+                    torch.ops.mrcnn_plugin.roi_align_backward(
+                        grad, rois, 1.0, 2, 40, 60, 0, True, "bicubic", -0.5
+                    )
+                )
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+    def test_boxes_get_no_gradient(self):
+        features = random_features(1, 1, 6, 6).requires_grad_()
+        rois = torch.tensor([[0.0, 1.0, 1.0, 4.0, 4.0]], requires_grad=True)
+        roi_align(features, rois, 2).sum().backward()
+        assert rois.grad is None and features.grad is not None
+
+
+class TestOperator:
+    def args(self, **changes):
+        values = dict(
+            input=random_features(2, 3, 8, 9).requires_grad_(),
+            rois=random_rois(6, 2, 8, 9, torch.float32),
+            spatial_scale=0.5,
+            pooled_height=2,
+            pooled_width=3,
+            sampling_ratio=0,
+            aligned=True,
+            interpolation="bicubic",
+            a=-0.5,
+        )
+        return tuple({**values, **changes}.values())
+
+    def test_opcheck_of_forward(self):
+        torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align.default, self.args())
+
+    def test_opcheck_of_backward(self):
+        grad = random_features(6, 3, 2, 3).requires_grad_()
+        rois = random_rois(6, 2, 8, 9, torch.float32)
+        args = (grad, rois, 0.5, 2, 8, 9, 0, True, "bicubic", -0.5)
+        torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align_backward.default, args)
+
+    def test_compiles_as_one_graph(self):
+        features = random_features(2, 3, 8, 9)
+        rois = random_rois(6, 2, 8, 9, torch.float32)
+        compiled = torch.compile(
+            lambda x, r: roi_align(x * 2, r, 4) + 1, fullgraph=True, backend="aot_eager"
+        )
+        torch.testing.assert_close(compiled(features, rois), roi_align(features * 2, rois, 4) + 1)
+
+    def test_autocast_leaves_the_dtype_of_features(self):
+        features = random_features(1, 3, 8, 9).bfloat16()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert roi_align(features, torch.zeros(1, 5), 2).dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("op", [roi_align, torchvision.ops.roi_align])
+    def test_non_contiguous_input(self, op):
+        features = random_features(2, 3, 8, 9)
+        rois = random_rois(6, 2, 8, 9, torch.float32)
+        expected = op(features, rois, 3)
+        for layout in (
+            features.to(memory_format=torch.channels_last),
+            features.transpose(2, 3).contiguous().transpose(2, 3),
+        ):
+            torch.testing.assert_close(op(layout, rois, 3), expected)
+
+    def test_no_rois_and_no_channels(self):
+        assert roi_align(torch.ones(2, 3, 8, 8), torch.zeros(0, 5), 7).shape == (0, 3, 7, 7)
+        assert roi_align(torch.ones(2, 3, 8, 8), [torch.zeros(0, 4)] * 2, 7).shape == (0, 3, 7, 7)
+        assert roi_align(torch.ones(2, 0, 8, 8), torch.zeros(4, 5), 7).shape == (4, 0, 7, 7)
+
+    def test_a_list_of_boxes_equals_the_tensor_form(self):
+        features = random_features(2, 3, 8, 9)
+        boxes = [torch.tensor([[1.0, 2.0, 5.0, 6.0]]), torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 2)]
+        rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
+        assert torch.equal(roi_align(features, boxes, 3), roi_align(features, rois, 3))
+
+    def test_module_equals_function(self):
+        features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 16, 18, torch.float32)
+        module = ROIAlign((2, 3), 0.5, 2, aligned=False, interpolation="bilinear")
+        expected = roi_align(features, rois, (2, 3), 0.5, 2, False, interpolation="bilinear")
+        assert torch.equal(module(features, rois), expected)
+        assert "interpolation=bilinear" in repr(module)
+
+
+class TestErrors:
+    features = torch.ones(2, 3, 8, 8)
+    rois = torch.zeros(1, 5)
+
+    @pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, math.nan])
+    @pytest.mark.parametrize(
+        "op",
+        [torch.ops.mrcnn_plugin.roi_align, roi_align_reference],
+        ids=["extension", "reference"],
+    )
+    def test_a_batch_index_that_is_no_image(self, op, index):
+        rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]], dtype=torch.float32)
+        with pytest.raises(IndexError, match=r"boxes\[1, 0\] is the batch index .* batch size 2"):
+            op(self.features, rois, 1.0, 2, 2, 0, True, "bicubic", -0.5)
+
+    @pytest.mark.parametrize(
+        "arguments, error, message",
+        [
+            (dict(input=torch.ones(2, 3, 8, 8).int()), TypeError, "input must be a floating-point"),
+            (dict(input=[1.0]), TypeError, "input must be a floating-point Tensor, got list"),
+            (dict(input=torch.ones(3, 8, 8)), ValueError, r"input must have shape \(N, C, H, W\)"),
+            (dict(input=torch.ones(2, 3, 0, 8)), ValueError, "H and W at least 1"),
+            (
+                dict(boxes=torch.zeros(1, 4)),
+                ValueError,
+                r"boxes as a Tensor must have shape \(K, 5\)",
+            ),
+            (dict(boxes=[torch.zeros(1, 4)]), ValueError, "one Tensor for each of the 2 images"),
+            (
+                dict(boxes=[torch.zeros(1, 5)] * 2),
+                ValueError,
+                r"boxes\[0\] must have shape \(L, 4\)",
+            ),
+            (dict(boxes="box"), TypeError, "boxes must be a Tensor or a list"),
+            (dict(output_size=0), ValueError, "output_size must be positive, got 0"),
+            (dict(spatial_scale=0.0), ValueError, "spatial_scale must be positive"),
+            (dict(sampling_ratio=-1), ValueError, "sampling_ratio must be 0"),
+            (dict(interpolation="cubic"), ValueError, '"bilinear" or "bicubic", got \'cubic\''),
+            (dict(a=math.nan), ValueError, "a must be finite"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, arguments, error, message):
+        values = {**dict(input=self.features, boxes=self.rois, output_size=2), **arguments}
+        with pytest.raises(error, match=message):
+            roi_align(**values)
+
+    @pytest.mark.parametrize(
+        "rois, size, interpolation, error",
+        [
+            (torch.zeros(1, 4), 2, "bicubic", ValueError),
+            (torch.zeros(1, 5).half(), 2, "bicubic", TypeError),
+            (torch.zeros(1, 5), 0, "bicubic", ValueError),
+            (torch.zeros(1, 5), 2, "cubic", ValueError),
+        ],
+    )
+    def test_the_operator_itself_checks_what_would_make_it_crash(
+        self, rois, size, interpolation, error
+    ):
+        with pytest.raises(error, match="roi_align:"):
+            torch.ops.mrcnn_plugin.roi_align(
+                self.features, rois, 1.0, size, size, 0, True, interpolation, -0.5
+            )

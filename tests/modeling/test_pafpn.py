@@ -1,0 +1,132 @@
+"""PAFPN against Detectron2's FPN, and its second path against the equation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import FPN, Backbone, build_backbone, build_model
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+from mrcnn_plugin.modeling import PAFPN
+from tests import small
+
+
+class Pyramid(Backbone):
+    """A bottom-up network that halves its input four times; one channel more at each stage."""
+
+    def output_shape(self):
+        return {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
+
+    def forward(self, x):
+        shapes = self.output_shape()
+        return {
+            name: F.avg_pool2d(x.mean(1, keepdim=True), s.stride).repeat(1, s.channels, 1, 1)
+            for name, s in shapes.items()
+        }
+
+
+def pyramids(norm="", top_block=LastLevelMaxPool, in_features=("res2", "res3", "res4", "res5")):
+    """A stock FPN and a PAFPN with its parameters."""
+    stock = FPN(Pyramid(), list(in_features), 32, norm, top_block=top_block and top_block())
+    ours = PAFPN(Pyramid(), list(in_features), 32, norm, top_block=top_block and top_block())
+    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=True)
+    assert not unexpected and all(key.startswith("pafpn_") for key in missing)
+    return stock, ours
+
+
+def assert_equal_levels(actual, expected):
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[level], expected[level]) for level in expected)
+
+
+@pytest.mark.parametrize("norm", ["", "GN", "BN", "FrozenBN"])
+@pytest.mark.parametrize("top_block", [None, LastLevelMaxPool, lambda: LastLevelP6P7(5, 32)])
+def test_starts_as_the_stock_fpn(norm, top_block):
+    stock, ours = pyramids(norm, top_block)
+    images = torch.randn(2, 3, 64, 96)
+    assert_equal_levels(ours(images), stock(images))
+    assert ours.output_shape() == stock.output_shape()
+    assert ours.size_divisibility == stock.size_divisibility
+
+
+@pytest.mark.parametrize("norm", ["", "GN", "BN", "FrozenBN"])
+def test_the_new_path_learns_from_its_start(norm):
+    _, ours = pyramids(norm)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
+    images = torch.randn(1, 3, 64, 96)
+    before = {name: p.detach().clone() for name, p in ours.named_parameters() if "pafpn" in name}
+    for _ in range(
+        2
+    ):  # the downsampling convolutions get a gradient once the zeros behind them have moved
+        optimizer.zero_grad()
+        sum(level.square().mean() for level in ours(images).values()).backward()
+        optimizer.step()
+    unmoved = [
+        name for name, value in before.items() if torch.equal(ours.get_parameter(name), value)
+    ]
+    assert not [name for name in unmoved if name.endswith("weight")]
+
+
+def test_computes_the_equation():
+    stock, ours = pyramids(in_features=("res3", "res4", "res5"))
+    for name, parameter in ours.named_parameters():
+        if "pafpn" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    weights = dict(ours.named_parameters())
+
+    def conv(name, x, stride):
+        return F.conv2d(
+            x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=stride, padding=1
+        )
+
+    images = torch.randn(1, 3, 64, 96)
+    levels = stock(images)
+    for i in (3, 4):
+        p = levels[f"p{i + 1}"]
+        down = conv(f"pafpn_downsample{i}", levels[f"p{i}"], 2).relu()
+        levels[f"p{i + 1}"] = p + conv(f"pafpn_output{i + 1}", p + down, 1)
+    levels["p6"] = F.max_pool2d(levels["p5"], 1, 2)
+    actual = ours(images)
+    for level, expected in levels.items():
+        torch.testing.assert_close(actual[level], expected)
+
+
+def test_every_level_sees_the_lowest_one_once_trained():
+    _, ours = pyramids()
+    for name, parameter in ours.named_parameters():
+        if "pafpn" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ours.fpn_output2.weight.grad = None
+    ours(torch.randn(1, 3, 64, 64))["p6"].sum().backward()
+    assert ours.fpn_output2.weight.grad.abs().sum() > 0
+
+
+def test_one_level_is_a_plain_fpn():
+    stock, ours = pyramids(in_features=("res5",))
+    images = torch.randn(1, 3, 64, 64)
+    assert_equal_levels(ours(images), stock(images))
+
+
+def test_builds_from_yaml():
+    backbone = build_backbone(small.config())
+    assert isinstance(backbone, PAFPN)
+    assert list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+
+
+def test_a_whole_model_with_a_stock_checkpoint_gives_the_stock_outputs():
+    stock = build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")).eval()
+    ours = build_model(small.config()).eval()
+    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=True)
+    assert not unexpected and all(key.startswith("backbone.pafpn_") for key in missing)
+    with torch.no_grad():
+        expected, actual = (
+            stock(small.batch((64, 96), (96, 64))),
+            ours(small.batch((64, 96), (96, 64))),
+        )
+    for a, b in zip(actual, expected, strict=True):
+        assert len(b["instances"]) > 0
+        for field, value in b["instances"].get_fields().items():
+            other = a["instances"].get(field)
+            assert torch.equal(getattr(other, "tensor", other), getattr(value, "tensor", value)), (
+                field
+            )

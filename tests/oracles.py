@@ -1,0 +1,103 @@
+"""Independent truths, written from the definitions in plain float64 loops."""
+
+import math
+from typing import Callable, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def linear_kernel(x: float) -> float:
+    return max(0.0, 1.0 - abs(x))
+
+
+def keys_kernel(a: float) -> Callable[[float], float]:
+    """The piecewise cubic of Keys 1981, with its parameter."""
+
+    def kernel(x: float) -> float:
+        x = abs(x)
+        if x < 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        if x < 2:
+            return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+        return 0.0
+
+    return kernel
+
+
+def interpolate(plane: Array, y: float, x: float, kernel: Callable[[float], float]) -> float:
+    """Σ over the 4x4 pixels around (y, x); pixels beyond the border repeat it."""
+    height, width = plane.shape
+    total = 0.0
+    for row in range(math.floor(y) - 1, math.floor(y) + 3):
+        for column in range(math.floor(x) - 1, math.floor(x) + 3):
+            value = plane[min(max(row, 0), height - 1), min(max(column, 0), width - 1)]
+            total += kernel(y - row) * kernel(x - column) * value
+    return total
+
+
+def roi_align(
+    features: Array,
+    rois: Array,
+    output_size: Tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    kernel: Callable[[float], float],
+) -> Array:
+    """RoIAlign from its definition: sample by sample, tap by tap.
+
+    features [N, C, H, W], rois [K, 5] -> [K, C, *output_size].
+    """
+    _, channels, height, width = features.shape
+    rows, columns = output_size
+    output = np.zeros((len(rois), channels, rows, columns))
+    for k, (batch, *box) in enumerate(rois):
+        x1, y1, x2, y2 = (v * spatial_scale - (0.5 if aligned else 0.0) for v in box)
+        roi_height, roi_width = y2 - y1, x2 - x1
+        if not aligned:
+            roi_height, roi_width = max(roi_height, 1.0), max(roi_width, 1.0)
+        bin_height, bin_width = roi_height / rows, roi_width / columns
+        samples_y = sampling_ratio or math.ceil(bin_height)
+        samples_x = sampling_ratio or math.ceil(bin_width)
+        for p in range(rows):
+            for q in range(columns):
+                for i in range(samples_y):
+                    y = y1 + p * bin_height + (i + 0.5) * bin_height / samples_y
+                    for j in range(samples_x):
+                        x = x1 + q * bin_width + (j + 0.5) * bin_width / samples_x
+                        if -1 <= y <= height and -1 <= x <= width:
+                            y_in = min(max(y, 0.0), height - 1.0)
+                            x_in = min(max(x, 0.0), width - 1.0)
+                            for c in range(channels):
+                                value = interpolate(features[int(batch), c], y_in, x_in, kernel)
+                                output[k, c, p, q] += value / (samples_y * samples_x)
+    return output
+
+
+def sigmoid_focal_loss(logits: Array, targets: Array, alpha: float, gamma: float) -> Array:
+    """arXiv 1708.02002, eq. 5, one scalar at a time in float64."""
+    loss = np.empty(logits.shape)
+    for index, x in np.ndenumerate(logits):
+        positive = targets[index] == 1
+        signed = float(x) if positive else -float(x)  # p_t = sigmoid(signed)
+        log_pt = -np.logaddexp(0.0, -signed)
+        one_minus_pt = math.exp(-np.logaddexp(0.0, signed))
+        alpha_t = 1.0 if alpha < 0 else (alpha if positive else 1 - alpha)
+        loss[index] = -alpha_t * one_minus_pt**gamma * log_pt
+    return loss
+
+
+def softmax_focal_loss(
+    logits: Array, classes: NDArray[np.int64], alpha: float, gamma: float
+) -> Array:
+    """-α_t (1 - p_t)^γ log p_t with p the softmax; the last column is background."""
+    loss = np.empty(len(logits))
+    for row, (x, target) in enumerate(zip(logits.astype(np.float64), classes, strict=True)):
+        log_p = x - np.logaddexp.reduce(x)
+        one_minus_pt = sum(math.exp(v) for j, v in enumerate(log_p) if j != target)
+        alpha_t = 1.0 if alpha < 0 else (alpha if target < len(x) - 1 else 1 - alpha)
+        loss[row] = -alpha_t * one_minus_pt**gamma * log_p[target]
+    return loss

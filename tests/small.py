@@ -1,0 +1,75 @@
+"""Small models and batches for tests."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from mrcnn_plugin import add_mrcnn_config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+# Small enough for a forward and backward pass in about a second.
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "TEST.DETECTIONS_PER_IMAGE": 5,
+}
+
+
+def config(name: str = "Base-R18-GN-Small.yaml", **changes: Any) -> CfgNode:
+    """A config of this repository, made tiny, with changes given as KEY__SUBKEY=value."""
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
+    cfg.merge_from_list([item for pair in settings.items() for item in pair])
+    return cfg
+
+
+def instances(boxes: List[List[float]], classes: List[int], size: Tuple[int, int]) -> Instances:
+    """Ground truth whose masks fill their boxes; size is (height, width)."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
+    return Instances(
+        size,
+        gt_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        gt_classes=torch.tensor(classes, dtype=torch.int64),
+        gt_masks=BitMasks(masks),
+    )
+
+
+def batch(*sizes: Tuple[int, int], objects: bool = True) -> List[Dict[str, Any]]:
+    """Random images of the given (height, width), each with two objects, or none."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for height, width in sizes:
+        boxes = [[4, 4, width / 2, height / 2], [width / 3, height / 3, width - 4, height - 4]]
+        inputs.append(
+            {
+                "image": torch.randint(256, (3, height, width), generator=generator).to(
+                    torch.uint8
+                ),
+                "height": height,
+                "width": width,
+                "instances": instances(
+                    boxes if objects else [], [0, 2] if objects else [], (height, width)
+                ),
+            }
+        )
+    return inputs

@@ -1,0 +1,139 @@
+"""`import mrcnn_plugin`, `add_mrcnn_config` and DETECTRON2_ENV_MODULE=mrcnn_plugin.env."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import detectron2
+import pytest
+import yaml
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+
+import mrcnn_plugin
+from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.data import generate_shapes
+from tests.small import CONFIGS, TINY
+
+# Detectron2's own scripts stand beside the package, in a source checkout as in the wheel.
+STOCK_TOOLS = Path(detectron2.__file__).parents[1] / "tools"
+
+
+def run(*command, cwd, **environment):
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return result
+
+
+def test_importing_registers_every_component():
+    assert "FocalROIHeads" in ROI_HEADS_REGISTRY
+    assert "build_resnet_pafpn_backbone" in BACKBONE_REGISTRY
+    assert {"shapes_train", "shapes_val"} <= set(DatasetCatalog.list())
+
+
+def test_adding_the_config_twice_keeps_what_was_set():
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.MODEL.ROI_ALIGN.A = -0.75
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
+    before = cfg.dump()
+    add_mrcnn_config(cfg)
+    assert cfg.dump() == before
+
+
+def test_only_keys_of_this_package_are_added():
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    added = yaml.safe_load(cfg.dump())
+    stock = yaml.safe_load(get_cfg().dump())
+    del added["DATASETS"]["COCO_JSON"], added["MODEL"]["ROI_ALIGN"]
+    del added["MODEL"]["ROI_BOX_HEAD"]["CLS_LOSS"], added["MODEL"]["ROI_BOX_HEAD"]["FOCAL"]
+    assert added == stock
+
+
+@pytest.mark.parametrize(
+    "first", ["detectron2", "mrcnn_plugin", "mrcnn_plugin.layers", "mrcnn_plugin.env"]
+)
+def test_the_environment_module_works_whatever_is_imported_first(first, tmp_path):
+    program = f"""
+import {first}
+from detectron2.config import get_cfg
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.utils.env import setup_environment
+from mrcnn_plugin.env import setup_environment as ours
+ours(); ours()
+cfg = get_cfg()
+assert cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS == "sigmoid_focal"
+assert "FocalROIHeads" in ROI_HEADS_REGISTRY
+"""
+    result = run("-c", program, cwd=tmp_path, DETECTRON2_ENV_MODULE="mrcnn_plugin.env")
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_detectron2_the_error_says_what_is_missing(tmp_path):
+    (tmp_path / "detectron2.py").write_text("raise ModuleNotFoundError('no', name='detectron2')")
+    result = run("-c", "import mrcnn_plugin", cwd=tmp_path)
+    assert "mrcnn_plugin is an add-on for Detectron2, which is not installed" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def user_config(tmp_path_factory):
+    """A user's config: the quickstart's, on their own data sets in DATASETS.COCO_JSON."""
+    root = tmp_path_factory.mktemp("user")
+    entries = []
+    for seed, name in enumerate(["my_train", "my_val"]):
+        json_file = generate_shapes(str(root / name), 4, seed=seed)
+        entries.append([name, json_file, str(root / name / "images")])
+    content = {
+        "_BASE_": str(CONFIGS / "quickstart.yaml"),
+        "DATASETS": {"COCO_JSON": entries, "TRAIN": ["my_train"], "TEST": ["my_val"]},
+        "SOLVER": {"MAX_ITER": 2, "IMS_PER_BATCH": 2},
+        "DATALOADER": {"NUM_WORKERS": 0},
+    }
+    path = root / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("script", ["train_net.py", "plain_train_net.py"])
+def test_stock_scripts_train_and_evaluate_from_yaml(script, user_config, tmp_path):
+    tiny = {**TINY, "MODEL.ROI_HEADS.NUM_CLASSES": 5, "OUTPUT_DIR": tmp_path / "out"}
+    result = run(
+        STOCK_TOOLS / script,
+        "--config-file",
+        user_config,
+        *[item for pair in tiny.items() for item in pair],
+        cwd=tmp_path,
+        DETECTRON2_ENV_MODULE="mrcnn_plugin.env",
+        MRCNN_PLUGIN_DATASETS=str(user_config),
+    )
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log
+    assert "FocalROIHeads" in log and "PAFPN" in log
+    assert "Evaluation results for bbox" in log and "Evaluation results for segm" in log
+    assert list((tmp_path / "out" / "inference").rglob("coco_instances_results.json"))
+
+
+def test_a_data_set_file_that_is_missing_is_an_error(tmp_path):
+    result = run(
+        "-c",
+        "import detectron2",
+        cwd=tmp_path,
+        DETECTRON2_ENV_MODULE="mrcnn_plugin.env",
+        MRCNN_PLUGIN_DATASETS="nowhere.yaml",
+    )
+    assert result.returncode != 0 and "nowhere.yaml" in result.stderr
+
+
+def test_the_version_is_that_of_the_distribution():
+    from importlib.metadata import version
+
+    assert mrcnn_plugin.__version__ == version("mrcnn_plugin")

@@ -1,0 +1,237 @@
+#!/usr/bin/env python
+"""Detects objects in images with a trained model, and draws what it finds.
+
+    python tools/demo.py --config-file configs/quickstart.yaml --input photo.jpg folder 'more/*.png' \\
+        --output output/demo --json output/demo.json --opts MODEL.WEIGHTS output/quickstart/model_final.pth
+
+For every image one picture, <name of the image>.png, small images enlarged. --json takes all detections in COCO's result
+format. There `image_id` is the file's name without extension, as an integer if it is one (as COCO names its files), and
+`category_id` is that of the data set in DATASETS.TEST (or TRAIN) where Detectron2 knows it, else the class number.
+"""
+
+import argparse
+import glob
+import json
+import logging
+import os
+import sys
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import tqdm
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+from torch.cuda import is_available
+
+from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.data import check_categories, register_coco_json
+
+# What is taken from a folder. A file that is named itself is read whatever its extension.
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Pictures are drawn with at least this many pixels along their longer side, so that labels leave room for objects.
+MIN_PICTURE_SIZE = 600
+
+logger = logging.getLogger("detectron2.demo")
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="images, folders of images, or quoted patterns"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--json", metavar="FILE", help="file for the detections in COCO format")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="detections with a lower score are left out (default: 0.5)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace pictures and JSON that are there already"
+    )
+    parser.add_argument(
+        "--opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
+    )
+    return parser.parse_args(argv)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The config to predict with.
+
+    Raises:
+        ValueError: `--confidence-threshold` is not in [0, 1], or `MODEL.WEIGHTS` is empty.
+        FileNotFoundError: `MODEL.WEIGHTS` is a local file that does not exist.
+    """
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ValueError(
+            f"--confidence-threshold is {args.confidence_threshold}; it must be in [0, 1]."
+        )
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
+        )
+    if "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not is_available():
+        logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def find_metadata(cfg: CfgNode) -> Metadata:
+    """Class names and category ids of the first test (or train) data set, empty if they are not known.
+
+    Raises:
+        ValueError: the data set has another number of classes than the model.
+    """
+    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    if not names:
+        return Metadata()
+    name = names[0]
+    try:
+        register_coco_json([entry for entry in cfg.DATASETS.COCO_JSON if entry[0] == name])
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("Classes are shown by number, because their names are not known: %s", error)
+    if name in DatasetCatalog:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (name,)
+        check_categories(cfg)
+    return MetadataCatalog.get(name)
+
+
+def find_images(inputs: Sequence[str]) -> List[str]:
+    """The files that images, folders and patterns name, each once.
+
+    Raises:
+        FileNotFoundError: one of `inputs` names nothing.
+    """
+    paths: List[str] = []
+    for name in inputs:
+        name = os.path.expanduser(name)
+        if os.path.isdir(name):
+            found = [
+                os.path.join(name, file)
+                for file in sorted(os.listdir(name))
+                if file.lower().endswith(EXTENSIONS)
+            ]
+        elif os.path.exists(name):
+            found = [name]
+        else:
+            found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+        if not found:
+            raise FileNotFoundError(
+                f"--input {name}: there is no such image, nor a folder with images "
+                f"({', '.join(EXTENSIONS)}), nor does it match any file as a pattern."
+            )
+        paths += found
+    return list(dict.fromkeys(map(os.path.normpath, paths)))
+
+
+def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, str]:
+    """Image -> picture to write.
+
+    Raises:
+        ValueError: two images have the same name, or a picture would replace an image.
+        FileExistsError: something is there already, and `--overwrite` is not given.
+    """
+    outputs: Dict[str, str] = {}
+    taken: Dict[str, str] = {}
+    for path in paths:
+        output = os.path.join(args.output, f"{stem(path)}.png")
+        if output in taken:
+            raise ValueError(
+                f"--input: {taken[output]} and {path} would both be drawn to {output}; run them one "
+                f"by one, with another --output each."
+            )
+        taken[output] = path
+        outputs[path] = output
+    inputs = {os.path.realpath(path) for path in paths}
+    for output in taken:
+        if os.path.realpath(output) in inputs:
+            raise ValueError(f"--output: {output} would replace an image of --input.")
+    if args.json and os.path.isdir(args.json):
+        raise ValueError(f"--json: {args.json} is a folder; it must be a file.")
+    existing = [file for file in (*taken, args.json) if file and os.path.exists(file)]
+    if existing and not args.overwrite:
+        raise FileExistsError(
+            f"{existing[0]} exists already{f' ({len(existing)} such files)' * (len(existing) > 1)}; "
+            f"give --overwrite to replace it, or another --output and --json."
+        )
+    return outputs
+
+
+def stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def image_id(path: str) -> Union[int, str]:
+    return int(stem(path)) if stem(path).isdecimal() else stem(path)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = parse_args(argv)
+    # Shows what Detectron2 says about the weights that it loads.
+    setup_logger(name="fvcore")
+    setup_logger()
+
+    cfg = setup_cfg(args)
+    paths = find_images(args.input)
+    outputs = plan_outputs(args, paths)
+    metadata = find_metadata(cfg)
+    predictor = DefaultPredictor(cfg)
+    os.makedirs(args.output, exist_ok=True)
+    if args.json:
+        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
+
+    contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
+    results: List[Dict[str, Any]] = []
+    unreadable: List[str] = []
+    for path, output in tqdm.tqdm(outputs.items(), unit="image"):
+        try:
+            image = read_image(path, format="BGR")
+        except Exception as error:
+            # Pillow raises a dozen types for damaged files. None of them should cost the other images.
+            unreadable.append(f"{path}: {error}")
+            continue
+        instances = predictor(image)["instances"].to("cpu")
+        scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
+        visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
+        visualizer.draw_instance_predictions(instances).save(output)
+        for result in instances_to_coco_json(instances, image_id(path)):
+            result["category_id"] = category_ids.get(result["category_id"], result["category_id"])
+            results.append(result)
+
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump(results, f)
+    if unreadable:
+        listed = "\n  ".join(unreadable)
+        print(
+            f"{len(unreadable)} of {len(paths)} files could not be read:\n  {listed}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+#!/usr/bin/env python
+"""Shows what a training came to: pictures of its predictions, its losses, and the table of its AP.
+
+    python tools/plot_results.py --config-file configs/quickstart.yaml [KEY VALUE ...]
+
+To be run after tools/train_net.py, with the same config file and changes. Reads what that run left in OUTPUT_DIR and writes
+predictions.png and losses.png beside it.
+"""
+
+import argparse
+import json
+import os
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import GenericMask, Visualizer
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.data import register_coco_json
+
+NUM_IMAGES = 4
+MIN_SCORE = 0.5
+# Pixels along the longer side of a picture.
+PICTURE_SIZE = 480
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def setup_cfg(argv: Optional[Sequence[str]] = None) -> CfgNode:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
+    )
+    args = parser.parse_args(argv)
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; there are no predictions to show.")
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    return cfg
+
+
+def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
+    """What Detectron2 wrote to metrics.json: iteration -> name -> value, without runs that were given up.
+
+    Detectron2 appends to the file. Where iterations go back, training was resumed from a checkpoint or started again, and
+    what was written for later iterations does not count any more.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(
+            f"There is no {file}; train first, or set OUTPUT_DIR to the folder of a training."
+        )
+    metrics: Dict[int, Dict[str, float]] = {}
+    with open(file, encoding="utf-8") as f:
+        for line in f:
+            values = json.loads(line)
+            iteration = values.pop("iteration")
+            for later in [i for i in metrics if i > iteration]:
+                del metrics[later]
+            metrics.setdefault(iteration, {}).update(values)
+    return metrics
+
+
+def plot_losses(metrics: Dict[int, Dict[str, float]], file: str) -> None:
+    names = sorted({name for values in metrics.values() for name in values if "loss" in name})
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(
+        title="Training losses", xlabel="iteration", ylabel="loss", yscale="log"
+    )
+    for name in names:
+        points = [(i, values[name]) for i, values in sorted(metrics.items()) if name in values]
+        style: Dict[str, Any] = (
+            {"color": "black", "linewidth": 2.5} if name == "total_loss" else {"linewidth": 1.5}
+        )
+        axes.plot(*zip(*points, strict=True), label=name, **style)
+    axes.grid(True, which="both", alpha=0.25)
+    figure.legend(loc="outside right upper")
+    figure.savefig(file, dpi=120)
+
+
+def read_results(file: str) -> Dict[Any, List[Dict[str, Any]]]:
+    """Detections that COCOEvaluator wrote, by image id.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(
+            f"There is no {file}; evaluate first (tools/train_net.py --eval-only), or set OUTPUT_DIR "
+            f"to the folder of a training."
+        )
+    results: Dict[Any, List[Dict[str, Any]]] = {}
+    with open(file, encoding="utf-8") as f:
+        for result in json.load(f):
+            results.setdefault(result["image_id"], []).append(result)
+    return results
+
+
+def draw(
+    image: NDArray[np.uint8],
+    annotations: Sequence[Dict[str, Any]],
+    labels: Sequence[str],
+    metadata: Metadata,
+) -> NDArray[np.uint8]:
+    """Draws boxes, masks and labels on an RGB image [H, W, 3]; `annotations` are as in Detectron2's data set dicts."""
+    height, width = image.shape[:2]
+    visualizer = Visualizer(image, metadata, scale=PICTURE_SIZE / max(height, width))
+    palette = colormaps["Set1"].colors
+    colors = [palette[i % len(palette)] for i in range(len(annotations))]
+    # Masks one by one: overlay_instances would fill their holes.
+    for annotation, color in zip(annotations, colors, strict=True):
+        if "segmentation" in annotation:
+            mask = GenericMask(annotation["segmentation"], height, width).mask
+            visualizer.draw_binary_mask(mask, color, alpha=0.45)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    picture = visualizer.overlay_instances(
+        boxes=np.reshape(boxes, (-1, 4)), labels=labels, assigned_colors=colors
+    )
+    return picture.get_image()
+
+
+def plot_predictions(
+    dicts: Sequence[Dict[str, Any]],
+    results: Dict[Any, List[Dict[str, Any]]],
+    metadata: Metadata,
+    file: str,
+) -> None:
+    """Ground truth beside detections of some images, evenly spread over the data set."""
+    names = metadata.get("thing_classes")
+    contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    with_objects = [d for d in dicts if d["annotations"]] or list(dicts)
+    chosen = with_objects[:: max(1, len(with_objects) // NUM_IMAGES)][:NUM_IMAGES]
+
+    columns = 4
+    rows = -(-2 * len(chosen) // columns)
+    figure = Figure(figsize=(columns * 4, rows * 4.2), layout="constrained")
+    for number, d in enumerate(chosen):
+        image = read_image(d["file_name"], format="RGB")
+        detections = [
+            {**result, "bbox_mode": BoxMode.XYWH_ABS}
+            for result in results.get(d["image_id"], [])
+            if result["score"] >= MIN_SCORE
+        ]
+        truth = d["annotations"]
+        truth_labels = [names[a["category_id"]] for a in truth]
+        labels = [
+            f"{names[contiguous_ids[a['category_id']]]} {100 * a['score']:.0f}%" for a in detections
+        ]
+        file_name = os.path.basename(d["file_name"])
+        for column, (title, annotations, texts) in enumerate(
+            (
+                (f"{file_name}: ground truth", truth, truth_labels),
+                (f"prediction (score ≥ {MIN_SCORE})", detections, labels),
+            )
+        ):
+            axes = figure.add_subplot(rows, columns, 2 * number + column + 1, title=title)
+            axes.imshow(draw(image, annotations, texts, metadata))
+            axes.axis("off")
+    figure.savefig(file, dpi=120)
+
+
+def ap_table(metrics: Dict[int, Dict[str, float]], prefix: str = "") -> str:
+    """The last AP of boxes and masks; a dash where the data set has nothing of that kind.
+
+    Raises:
+        ValueError: nothing was evaluated.
+    """
+    last = {name: value for _, values in sorted(metrics.items()) for name, value in values.items()}
+    rows: List[List[Any]] = []
+    for task in ("bbox", "segm"):
+        values = [last.get(f"{prefix}{task}/{metric}") for metric in METRICS]
+        if any(value is not None for value in values):
+            rows.append([task, *(None if v is None or np.isnan(v) else v for v in values)])
+    if not rows:
+        raise ValueError(f"metrics.json holds no AP ({prefix}bbox/AP); was the model evaluated?")
+    return tabulate(rows, ("", *METRICS), tablefmt="github", floatfmt=".1f", missingval="-")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    cfg = setup_cfg(argv)
+    # The folder holds the results of the last one if there are several.
+    name = cfg.DATASETS.TEST[-1]
+    metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+    results = read_results(os.path.join(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json"))
+    table = ap_table(metrics, f"{name}/" if len(cfg.DATASETS.TEST) > 1 else "")
+
+    losses, predictions = (
+        os.path.join(cfg.OUTPUT_DIR, file) for file in ("losses.png", "predictions.png")
+    )
+    plot_losses(metrics, losses)
+    dicts = DatasetCatalog.get(name)
+    plot_predictions(dicts, results, MetadataCatalog.get(name), predictions)
+    print(f"{name}:\n{table}\n\n{losses}\n{predictions}")
+
+
+if __name__ == "__main__":
+    main()
