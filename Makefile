@@ -41,9 +41,15 @@ $(REQUIREMENTS_DONE): $(wildcard requirements/*) | $(BIN)/python
 	requirements/install.sh $(VENV)
 	@touch $@
 
-# Python files are used where they lie; only what goes into the build needs a new one.
-$(PACKAGE_DONE): $(REQUIREMENTS_DONE) setup.py pyproject.toml $(CSRC)
+# Python files are used where they lie; only what goes into the build needs a new one. So does an extension that is newer
+# than this environment's build, since it was built for the torch of another one. Where there is none, each run tries to
+# build it: a compiler may be there by now.
+EXTENSION := $(wildcard mrcnn_plugin/_C*.so)
+ifeq ($(EXTENSION),)
+.PHONY: $(PACKAGE_DONE)
+endif
+$(PACKAGE_DONE): $(REQUIREMENTS_DONE) setup.py pyproject.toml $(CSRC) $(EXTENSION)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	@if ls mrcnn_plugin/_C*.so >/dev/null 2>&1; then touch $@; \
-	else echo "WARNING: no C++ compiler, so that RoIAlign runs on its slower PyTorch implementation. To have the" \
-	    "extension, install one (Debian: apt-get install g++) and run make again." >&2; fi
+	@ls mrcnn_plugin/_C*.so >/dev/null 2>&1 || echo "WARNING: no C++ compiler, so that RoIAlign runs on its slower" \
+	    "PyTorch implementation. To have the extension, install one (Debian: apt-get install g++) and run make again." >&2
+	@touch $@

@@ -12,8 +12,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(
         f"mrcnn_plugin cannot be built: {error}.\n"
-        "Its extension has to be compiled against the very torch that it will run with, so that it cannot be built in an\n"
-        "isolated environment. Install torch first, then the package without isolation:\n"
+        "Its extension has to be compiled against the very torch that it will run with, so that it cannot be\n"
+        "built in an isolated environment. Install torch first, then the package without isolation:\n"
         "    pip install torch torchvision setuptools wheel\n"
         "    pip install --no-build-isolation ."
     )
@@ -45,9 +45,9 @@ def cpu_extension() -> Extension:
 
 if not has_compiler():
     print(
-        "WARNING: mrcnn_plugin is installed without its compiled extension, since there is no C++ compiler (no c++ on\n"
-        "PATH, and CXX is not set). It works, but RoIAlign runs on its slower PyTorch implementation. To have the\n"
-        "extension, install a compiler (on Debian: apt-get install g++) and install mrcnn_plugin again.",
+        "WARNING: mrcnn_plugin is built without its extension, since there is no C++ compiler (no c++ on PATH, and\n"
+        "CXX is not set). It works, but RoIAlign runs on its slower PyTorch implementation. To have the extension,\n"
+        "install a compiler (Debian: apt-get install g++) and install mrcnn_plugin again.",
         file=sys.stderr,
     )
 

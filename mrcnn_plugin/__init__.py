@@ -11,6 +11,8 @@ try:
     # mrcnn_plugin.env, this line runs its setup_environment(), which imports those modules in turn.
     import detectron2  # noqa: F401
 except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
     raise ModuleNotFoundError(
         "mrcnn_plugin is an add-on for Detectron2, which is not installed. "
         "Its README shows two ways to install it.",

@@ -38,7 +38,7 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     if "FOCAL" not in cfg.MODEL.ROI_BOX_HEAD:
         cfg.MODEL.ROI_BOX_HEAD.FOCAL = type(cfg)()
     focal = cfg.MODEL.ROI_BOX_HEAD.FOCAL
-    # α: weight of foreground in [0, 1], 1 - α that of background. -1 for no weighting.
+    # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.
     _add(focal, "ALPHA", 0.25)
     # γ >= 0: how much well-classified examples are weighted down. 0 for none.
     _add(focal, "GAMMA", 2.0)

@@ -8,15 +8,13 @@ import os
 
 from .config import add_mrcnn_config
 
-DATASETS_VARIABLE = "MRCNN_PLUGIN_DATASETS"
-
 
 def setup_environment() -> None:
-    """Registers every component and adds every config key to what `detectron2.config.get_cfg()`
-    returns.
+    """Registers every component and adds every key to the config that Detectron2 starts from.
 
     If the environment variable MRCNN_PLUGIN_DATASETS names a YAML file, such as the config file of
-    the run itself, the data sets of its `DATASETS.COCO_JSON` are registered as well.
+    the run itself, the data sets of its `DATASETS.COCO_JSON` are registered as well. Whether their
+    categories fit the model is not checked, since the config of the run is not known yet.
 
     Raises:
         As :func:`mrcnn_plugin.data.register_coco_json_from_file`.
@@ -26,7 +24,7 @@ def setup_environment() -> None:
     import mrcnn_plugin  # noqa: F401
 
     add_mrcnn_config(_C)
-    path = os.environ.get(DATASETS_VARIABLE)
+    path = os.environ.get("MRCNN_PLUGIN_DATASETS")
     if path:
         from .data import register_coco_json_from_file
 

@@ -17,14 +17,18 @@ is_there() { "$python" -c "import importlib.util as u, sys; sys.exit(not getattr
 # "detectron2" is the distribution of a build from source; the wheel below has another name.
 is_own_wheel() { [ -e "$marker" ] && ! pip show --quiet detectron2 2>/dev/null; }
 
+# The names in requirements files, without pins and in one spelling.
+names() { sed -E '/^#/d; s/==.*//' "$@" | tr 'A-Z_' 'a-z-' | sort -u; }
+
 install_missing() {
     local folder
     folder=$(mktemp -d)
-    pip list --format=freeze >"$folder/constraints.txt"
-    # The names without their pins. OpenCV has several distributions, which overwrite each other's cv2.
-    sed -E '/^#/d; s/==.*//' "$requirements"/{runtime,dev}.txt | sort -u >"$folder/names.txt"
-    if is_there cv2; then sed -i '/^opencv/d' "$folder/names.txt"; fi
-    pip install -qq --constraint "$folder/constraints.txt" --requirement "$folder/names.txt"
+    pip list --format=freeze >"$folder/there.txt"
+    comm -23 <(names "$requirements"/{runtime,dev}.txt) <(names "$folder/there.txt") >"$folder/missing.txt"
+    # OpenCV has several distributions, which overwrite each other's files.
+    if is_there cv2; then sed -i '/^opencv/d' "$folder/missing.txt"; fi
+    # As constraints, the versions that are there keep pip from replacing any for a new package.
+    pip install -qq --constraint "$folder/there.txt" --requirement "$folder/missing.txt"
     rm -r "$folder"
 }
 
@@ -32,7 +36,7 @@ install_pinned() {
     local wheel=$requirements/detectron2.txt site
     echo "Installing PyTorch, Detectron2 and what they need into $venv. The first time takes some minutes."
     pip install -qq --requirement "$requirements/runtime.txt" --requirement "$requirements/dev.txt"
-    if cmp --quiet "$wheel" "$marker"; then return; fi
+    if is_there detectron2 && cmp --quiet "$wheel" "$marker"; then return; fi
     touch "$marker"
     site=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
     # The wheel says that it is for Python 3.10, but all of it is plain Python, save for one extension that is built for
@@ -45,11 +49,8 @@ install_pinned() {
 
 if is_there detectron2 && ! is_own_wheel; then
     echo "Keeping the Detectron2 of $venv and all beside it; installing what is missing."
-    if ! "$python" -c "import detectron2"; then
-        echo "The Detectron2 of $venv cannot be imported (see above). Repair or uninstall it first." >&2
-        exit 1
-    fi
     install_missing
 else
     install_pinned
 fi
+"$python" -c "import detectron2" || { echo "Detectron2 in $venv cannot be imported (see above)." >&2; exit 1; }

@@ -1,11 +1,16 @@
 import importlib.util
 from typing import Any, Callable, Iterator, List
 
+import hypothesis
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mrcnn_plugin.data import register_coco_json
 from tests.small import ROOT
+
+# How long an example takes says nothing about what it checks.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture

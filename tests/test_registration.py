@@ -84,6 +84,12 @@ def test_without_detectron2_the_error_says_what_is_missing(tmp_path):
     assert "mrcnn_plugin is an add-on for Detectron2, which is not installed" in result.stderr
 
 
+def test_another_missing_module_is_not_taken_for_detectron2(tmp_path):
+    result = run("-c", "import mrcnn_plugin", cwd=tmp_path, DETECTRON2_ENV_MODULE="not_there")
+    assert "No module named 'not_there'" in result.stderr
+    assert "which is not installed" not in result.stderr
+
+
 @pytest.fixture(scope="module")
 def user_config(tmp_path_factory):
     """A user's config: the quickstart's, on their own data sets in DATASETS.COCO_JSON."""

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Detects objects in images with a trained model, and draws what it finds.
 
-    python tools/demo.py --config-file configs/quickstart.yaml --input photo.jpg folder 'more/*.png' \\
-        --output output/demo --json output/demo.json --opts MODEL.WEIGHTS output/quickstart/model_final.pth
+    python tools/demo.py --config-file configs/quickstart.yaml \\
+        --input photo.jpg folder 'more/*.png' --output output/demo --json output/demo.json \\
+        --opts MODEL.WEIGHTS output/quickstart/model_final.pth
 
-For every image one picture, <name of the image>.png, small images enlarged. --json takes all detections in COCO's result
-format. There `image_id` is the file's name without extension, as an integer if it is one (as COCO names its files), and
-`category_id` is that of the data set in DATASETS.TEST (or TRAIN) where Detectron2 knows it, else the class number.
+For every image one picture, <name of the image>.png, small images enlarged. --json takes all
+detections in COCO's result format. There `image_id` is the file's name without extension, as an
+integer if it is one (as COCO names its files), and `category_id` is that of the data set in
+DATASETS.TEST (or TRAIN) where Detectron2 knows it, else the class number.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence, Union
 
+import torch
 import tqdm
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -25,14 +28,13 @@ from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
-from torch.cuda import is_available
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import check_categories, register_coco_json
 
 # What is taken from a folder. A file that is named itself is read whatever its extension.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Pictures are drawn with at least this many pixels along their longer side, so that labels leave room for objects.
+# Pictures have at least this many pixels along the longer side, so that labels do not hide objects.
 MIN_PICTURE_SIZE = 600
 
 logger = logging.getLogger("detectron2.demo")
@@ -88,7 +90,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         )
     if "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not is_available():
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
@@ -96,7 +98,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 
 def find_metadata(cfg: CfgNode) -> Metadata:
-    """Class names and category ids of the first test (or train) data set, empty if they are not known.
+    """Class names and category ids of the first test (or train) data set; empty if not known.
 
     Raises:
         ValueError: the data set has another number of classes than the model.
@@ -158,8 +160,8 @@ def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, st
         output = os.path.join(args.output, f"{stem(path)}.png")
         if output in taken:
             raise ValueError(
-                f"--input: {taken[output]} and {path} would both be drawn to {output}; run them one "
-                f"by one, with another --output each."
+                f"--input: {taken[output]} and {path} would both be drawn to {output}; run them "
+                f"one by one, with another --output each."
             )
         taken[output] = path
         outputs[path] = output
@@ -172,8 +174,8 @@ def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, st
     existing = [file for file in (*taken, args.json) if file and os.path.exists(file)]
     if existing and not args.overwrite:
         raise FileExistsError(
-            f"{existing[0]} exists already{f' ({len(existing)} such files)' * (len(existing) > 1)}; "
-            f"give --overwrite to replace it, or another --output and --json."
+            f"{len(existing)} of the files to write exist already, the first {existing[0]}; give "
+            f"--overwrite to replace them, or another --output and --json."
         )
     return outputs
 
@@ -209,7 +211,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         try:
             image = read_image(path, format="BGR")
         except Exception as error:
-            # Pillow raises a dozen types for damaged files. None of them should cost the other images.
+            # Pillow raises a dozen types for damaged files. None should cost the other images.
             unreadable.append(f"{path}: {error}")
             continue
         instances = predictor(image)["instances"].to("cpu")
@@ -224,11 +226,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(results, f)
     if unreadable:
+        count = f"{len(unreadable)} of {len(paths)}"
         listed = "\n  ".join(unreadable)
-        print(
-            f"{len(unreadable)} of {len(paths)} files could not be read:\n  {listed}",
-            file=sys.stderr,
-        )
+        print(f"{count} files could not be read:\n  {listed}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,8 +3,8 @@
 
     python tools/plot_results.py --config-file configs/quickstart.yaml [KEY VALUE ...]
 
-To be run after tools/train_net.py, with the same config file and changes. Reads what that run left in OUTPUT_DIR and writes
-predictions.png and losses.png beside it.
+To be run after tools/train_net.py, with the same config file and changes. Reads what that run left
+in OUTPUT_DIR and writes predictions.png and losses.png beside it.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from mrcnn_plugin.data import register_coco_json
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.5
+# More labels than this would hide the objects of a crowd.
+MAX_LABELS = 20
 # Pixels along the longer side of a picture.
 PICTURE_SIZE = 480
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -53,13 +55,14 @@ def setup_cfg(argv: Optional[Sequence[str]] = None) -> CfgNode:
 
 
 def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
-    """What Detectron2 wrote to metrics.json: iteration -> name -> value, without runs that were given up.
+    """What Detectron2 wrote to metrics.json: iteration -> name -> value.
 
-    Detectron2 appends to the file. Where iterations go back, training was resumed from a checkpoint or started again, and
-    what was written for later iterations does not count any more.
+    Detectron2 appends to the file. Where iterations go back, training was resumed from a checkpoint
+    or started again, and what had been written for later iterations does not count any more.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: a line is damaged.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(
@@ -67,9 +70,15 @@ def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
         )
     metrics: Dict[int, Dict[str, float]] = {}
     with open(file, encoding="utf-8") as f:
-        for line in f:
-            values = json.loads(line)
-            iteration = values.pop("iteration")
+        for number, line in enumerate(f, start=1):
+            try:
+                values = json.loads(line)
+                iteration = values.pop("iteration")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{file}, line {number} is not a JSON object with an iteration; delete the line "
+                    f"if it comes from a training that was killed."
+                ) from error
             for later in [i for i in metrics if i > iteration]:
                 del metrics[later]
             metrics.setdefault(iteration, {}).update(values)
@@ -77,7 +86,14 @@ def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
 
 
 def plot_losses(metrics: Dict[int, Dict[str, float]], file: str) -> None:
+    """Every loss against the iteration, into a picture.
+
+    Raises:
+        ValueError: there are no losses.
+    """
     names = sorted({name for values in metrics.values() for name in values if "loss" in name})
+    if not names:
+        raise ValueError("metrics.json holds no losses; was the model trained in OUTPUT_DIR?")
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(
         title="Training losses", xlabel="iteration", ylabel="loss", yscale="log"
@@ -101,8 +117,8 @@ def read_results(file: str) -> Dict[Any, List[Dict[str, Any]]]:
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(
-            f"There is no {file}; evaluate first (tools/train_net.py --eval-only), or set OUTPUT_DIR "
-            f"to the folder of a training."
+            f"There is no {file}; evaluate first (tools/train_net.py --eval-only), or set "
+            f"OUTPUT_DIR to the folder of a training."
         )
     results: Dict[Any, List[Dict[str, Any]]] = {}
     with open(file, encoding="utf-8") as f:
@@ -112,26 +128,40 @@ def read_results(file: str) -> Dict[Any, List[Dict[str, Any]]]:
 
 
 def draw(
-    image: NDArray[np.uint8],
-    annotations: Sequence[Dict[str, Any]],
-    labels: Sequence[str],
-    metadata: Metadata,
+    image: NDArray[np.uint8], annotations: Sequence[Dict[str, Any]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Draws boxes, masks and labels on an RGB image [H, W, 3]; `annotations` are as in Detectron2's data set dicts."""
+    """Draws annotations, as in Detectron2's data set dicts, on an RGB image [H, W, 3]."""
     height, width = image.shape[:2]
-    visualizer = Visualizer(image, metadata, scale=PICTURE_SIZE / max(height, width))
-    palette = colormaps["Set1"].colors
-    colors = [palette[i % len(palette)] for i in range(len(annotations))]
-    # Masks one by one: overlay_instances would fill their holes.
-    for annotation, color in zip(annotations, colors, strict=True):
+    # Pale, so that colours are those of the annotations.
+    pale = 0.2 * image + 0.8 * image.mean(axis=2, keepdims=True)
+    scale = PICTURE_SIZE / max(height, width)
+    visualizer = Visualizer(pale, scale=scale)
+    palette = colormaps["Set1"]
+    for index, annotation in enumerate(annotations):
+        category = annotation["category_id"]
+        color = palette((category if len(names) > 1 else index) % palette.N)[:3]
+        x0, y0, x1, y1 = BoxMode.convert(
+            annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
+        )
+        visualizer.draw_box((x0, y0, x1, y1), edge_color=color)
+        # Mask by mask: Visualizer.overlay_instances would fill their holes.
         if "segmentation" in annotation:
             mask = GenericMask(annotation["segmentation"], height, width).mask
-            visualizer.draw_binary_mask(mask, color, alpha=0.45)
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    picture = visualizer.overlay_instances(
-        boxes=np.reshape(boxes, (-1, 4)), labels=labels, assigned_colors=colors
-    )
-    return picture.get_image()
+            visualizer.draw_binary_mask(mask, color)
+        if len(annotations) <= MAX_LABELS:
+            label = names[category]
+            if "score" in annotation:
+                label += f" {100 * annotation['score']:.0f}%"
+            # Above the box and inside the image; a line of text is 15 px high.
+            x, alignment = (x0, "left") if x0 < 0.75 * width else (x1, "right")
+            visualizer.draw_text(
+                label,
+                (x, max(0, y0 - 15 / scale)),
+                font_size=8 / scale,
+                color=color,
+                horizontal_alignment=alignment,
+            )
+    return visualizer.output.get_image()
 
 
 def plot_predictions(
@@ -140,36 +170,34 @@ def plot_predictions(
     metadata: Metadata,
     file: str,
 ) -> None:
-    """Ground truth beside detections of some images, evenly spread over the data set."""
-    names = metadata.get("thing_classes")
-    contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id")
-    with_objects = [d for d in dicts if d["annotations"]] or list(dicts)
-    chosen = with_objects[:: max(1, len(with_objects) // NUM_IMAGES)][:NUM_IMAGES]
+    """Ground truth beside detections of some images with many objects, spread over the data set."""
+    many = np.median([len(d["annotations"]) for d in dicts])
+    full = [d for d in dicts if len(d["annotations"]) >= many]
+    step = max(1, len(full) // NUM_IMAGES)
+    chosen = full[::step][:NUM_IMAGES]
 
-    columns = 4
-    rows = -(-2 * len(chosen) // columns)
-    figure = Figure(figsize=(columns * 4, rows * 4.2), layout="constrained")
+    rows = -(-len(chosen) // 2)
+    figure = Figure(figsize=(16, 4.2 * rows), layout="constrained")
     for number, d in enumerate(chosen):
         image = read_image(d["file_name"], format="RGB")
         detections = [
-            {**result, "bbox_mode": BoxMode.XYWH_ABS}
+            {
+                **result,
+                "category_id": metadata.thing_dataset_id_to_contiguous_id[result["category_id"]],
+                "bbox_mode": BoxMode.XYWH_ABS,
+            }
             for result in results.get(d["image_id"], [])
             if result["score"] >= MIN_SCORE
         ]
-        truth = d["annotations"]
-        truth_labels = [names[a["category_id"]] for a in truth]
-        labels = [
-            f"{names[contiguous_ids[a['category_id']]]} {100 * a['score']:.0f}%" for a in detections
-        ]
-        file_name = os.path.basename(d["file_name"])
-        for column, (title, annotations, texts) in enumerate(
+        name = os.path.basename(d["file_name"])
+        for column, (title, annotations) in enumerate(
             (
-                (f"{file_name}: ground truth", truth, truth_labels),
-                (f"prediction (score ≥ {MIN_SCORE})", detections, labels),
+                (f"{name}: ground truth", d["annotations"]),
+                (f"prediction (score ≥ {MIN_SCORE})", detections),
             )
         ):
-            axes = figure.add_subplot(rows, columns, 2 * number + column + 1, title=title)
-            axes.imshow(draw(image, annotations, texts, metadata))
+            axes = figure.add_subplot(rows, 4, 2 * number + column + 1, title=title)
+            axes.imshow(draw(image, annotations, metadata.thing_classes))
             axes.axis("off")
     figure.savefig(file, dpi=120)
 

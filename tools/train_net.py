@@ -44,6 +44,11 @@ def setup(args: Namespace) -> CfgNode:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
             f"To run on the CPU, add: MODEL.DEVICE cpu"
         )
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED is True, but this script does not augment at test time; "
+            "Detectron2's own tools/train_net.py does"
+        )
     register_coco_json(cfg.DATASETS.COCO_JSON)
     check_categories(cfg)
     default_setup(cfg, args)

@@ -116,9 +116,8 @@ def register_coco_json_from_file(path: str) -> None:
 def check_categories(cfg: CfgNode) -> None:
     """Checks that the data sets of the config exist, and fit each other and the model.
 
-    To be called after :func:`register_coco_json`. Categories are compared between data sets that
-    Detectron2 evaluates as COCO and whose categories it knows without loading them: those of
-    `DATASETS.COCO_JSON`, the generated shapes and Detectron2's own.
+    To be called after :func:`register_coco_json`. Categories are compared where Detectron2 knows them
+    without loading the data set: for those of `DATASETS.COCO_JSON`, the generated shapes and COCO.
 
     Raises:
         ValueError: a data set is not registered, two of them have different categories, or
@@ -158,7 +157,7 @@ def _registered_categories(name: str) -> Optional[Dict[int, str]]:
     metadata = MetadataCatalog.get(name)
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     names = metadata.get("thing_classes")
-    if metadata.get("evaluator_type") != "coco" or ids is None or names is None:
+    if ids is None or names is None:
         return None
     return {id: names[index] for id, index in ids.items()}
 

@@ -1,7 +1,7 @@
 """A generated data set for instance segmentation: discs, squares, triangles, stars and rings.
 
 For trying a model out where no data set is at hand: it is written in seconds, it is small, and yet
-it asks for what real images ask for (occlusion, texture, noise, sizes over a range of 1 : 5).
+it asks for what real images ask for (occlusion, texture, noise, sizes over a range of 1 : 4).
 OpenCV is imported where it is used, because Detectron2 itself trains without it.
 """
 
@@ -34,13 +34,13 @@ _DATASETS = {
 }
 
 _MIN_SIDE = 64
-# Diameter of a shape's circumscribed circle in shorter sides of the image: 12 to 70 px of 128.
-_DIAMETER = (0.094, 0.547)
+# Diameter of a shape's circumscribed circle in shorter sides of the image: 16 to 58 px of 128.
+_DIAMETER = (0.125, 0.45)
 # A shape is not drawn where it would leave less of another in view.
 _MIN_VISIBLE_FRACTION = 0.35
 _MIN_VISIBLE_PIXELS = 24
 # Euclidean distance of the mean colours (0 to 255 a channel) of a shape and of what it is drawn on.
-_MIN_CONTRAST = 70.0
+_MIN_CONTRAST = 100.0
 _SUPERSAMPLING = 4
 
 _FloatImage = NDArray[np.float32]
@@ -78,7 +78,7 @@ def generate_shapes(
     killed run nor a second process that generates the same files can leave it half written. If it
     is there already, with the same arguments, it is used as it is.
 
-    Every image holds 2 to 6 shapes of the classes `CLASSES` (category ids from 1), drawn one over
+    Every image holds 4 to 9 shapes of the classes `CLASSES` (category ids from 1), drawn one over
     the other. Masks are COCO RLE and hold the visible pixels only: at least 24 px, and at least
     35 % of what lies inside the image. `area` (px²) and `bbox` (x, y, width, height in px) are
     those of the mask.
@@ -151,7 +151,7 @@ def draw_shapes(
     classes: List[int] = []
     pixels_in_image: List[int] = []
 
-    number = rng.integers(2, 7)
+    number = rng.integers(4, 10)
     for _ in range(20 * number):
         class_index = int(rng.integers(len(CLASSES)))
         low, high = np.log(_DIAMETER)

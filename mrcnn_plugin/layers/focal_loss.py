@@ -47,10 +47,10 @@ def softmax_focal_loss(logits: Tensor, gt_classes: Tensor, alpha: float, gamma: 
         The loss of each row, [R], float32 (float64 for float64 logits).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cross_entropy = F.cross_entropy(logits, gt_classes, reduction="none")
+    log_p = F.log_softmax(logits, dim=1)
     is_target = F.one_hot(gt_classes, logits.shape[1]).bool()
-    log_miss = logits.masked_fill(is_target, -torch.inf).logsumexp(1) - logits.logsumexp(1)
-    loss = torch.exp(gamma * log_miss) * cross_entropy
+    log_miss = log_p.masked_fill(is_target, -torch.inf).logsumexp(1)  # log(1 - p_t)
+    loss = torch.exp(gamma * log_miss) * F.nll_loss(log_p, gt_classes, reduction="none")
     if alpha >= 0:
         loss = torch.where(gt_classes < logits.shape[1] - 1, alpha, 1 - alpha) * loss
     return loss

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import operator
 import warnings
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from .roi_align_reference import roi_align_backward_reference, roi_align_reference
 
 __all__ = ["ROIAlign", "roi_align"]
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _SCHEMAS = (
     "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
@@ -46,12 +49,27 @@ _library.impl("roi_align_backward", roi_align_backward_reference, "CompositeExpl
 
 
 @torch.library.register_fake("mrcnn_plugin::roi_align")
-def _(input, rois, spatial_scale, pooled_height, pooled_width, *options):
+def _fake_forward(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    *options: Any,
+) -> Tensor:
     return input.new_empty(rois.shape[0], input.shape[1], pooled_height, pooled_width)
 
 
 @torch.library.register_fake("mrcnn_plugin::roi_align_backward")
-def _(grad, rois, spatial_scale, batch, height, width, *options):
+def _fake_backward(
+    grad: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    batch: int,
+    height: int,
+    width: int,
+    *options: Any,
+) -> Tensor:
     return grad.new_empty(batch, grad.shape[1], height, width)
 
 
@@ -106,8 +124,7 @@ def roi_align(
     interpolation: str = "bicubic",
     a: float = -0.5,
 ) -> Tensor:
-    """Averages interpolated features over the bins of each box (RoIAlign, arXiv 1703.06870, section
-    3).
+    """Averages interpolated features over the bins of each box (RoIAlign, arXiv 1703.06870).
 
     Bins hold samples on a regular grid. A sample outside [-1, H] x [-1, W] adds zero to its bin's
     average; the others are clamped to the map, and taps beyond its border read the border pixel.
@@ -117,11 +134,9 @@ def roi_align(
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
         boxes: [K, 5] with rows (batch index, x1, y1, x2, y2), or one [L, 4] (x1, y1, x2, y2) for
             each of the N images; in units of the image. Gradients do not flow into them.
-            Coordinates are computed in float32, or float64 for
-            float64 input, whatever the dtype of the features: give boxes of at least float32. A box
-                with a
-            coordinate that is not finite, or of zero size along an axis while `sampling_ratio` is
-            0, pools zeros.
+            Coordinates are computed in float32 (float64 for float64 input) whatever the dtype of
+            the features, so give boxes of at least float32. A box with a coordinate that is not
+            finite, or of no size along an axis while `sampling_ratio` is 0, pools zeros.
         output_size: bins (height, width) of a box, or one number for both.
         spatial_scale: feature pixels per unit of the boxes: 1/stride.
         sampling_ratio: samples per bin and axis; 0 for ceil(bin size), about one per feature pixel.
@@ -137,12 +152,15 @@ def roi_align(
         [K, C, height, width] of the dtype of `input`, boxes of a list in its order.
 
     Raises:
-        TypeError: an argument has the wrong type, or input is not of floating dtype.
+        TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
         IndexError: a batch index is not a whole number in [0, N).
     """
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        raise TypeError(f"roi_align: input must be a floating-point Tensor, got {_describe(input)}")
+    if not isinstance(input, Tensor) or input.dtype not in _DTYPES:
+        raise TypeError(
+            f"roi_align: input must be a Tensor of float64, float32, float16 or bfloat16, "
+            f"got {_describe(input)}"
+        )
     if input.dim() != 4 or 0 in input.shape[2:]:
         raise ValueError(
             f"roi_align: input must have shape (N, C, H, W), H and W at least 1, "
@@ -173,7 +191,14 @@ def _check_options(
     interpolation: str,
     a: float,
 ) -> Tuple[int, int]:
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    size = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"roi_align: output_size must be a whole number or a pair (height, width) of them, "
+            f"got {output_size!r}"
+        ) from None
     if height < 1 or width < 1:
         raise ValueError(f"roi_align: output_size must be positive, got {output_size}")
     if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
@@ -222,6 +247,10 @@ def _to_rois(input: Tensor, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
             raise ValueError(
                 f"roi_align: boxes[{image}] must have shape (L, 4), rows (x1, y1, x2, y2), "
                 f"got {tuple(of_image.shape)}"
+            )
+        if of_image.device != input.device:
+            raise ValueError(
+                f"roi_align: boxes[{image}] is on {of_image.device} but input is on {input.device}"
             )
         index = of_image.new_full((of_image.shape[0], 1), image, dtype=dtype)
         rois.append(torch.cat([index, of_image.to(dtype)], dim=1))

@@ -5,7 +5,8 @@
 Row p of a matrix is the average, over the samples of bin p, of the interpolation weights at their
 positions. This is the definition that the compiled kernels are tested against, and what runs on
 devices that have none. It shares no code with them. The dense matrices cost more memory and
-arithmetic than the bands of the kernels.
+arithmetic than the bands of the kernels, and multiply every pixel of the map, if by zero: one that
+is infinite or NaN makes all that is pooled from its map NaN, not only what lies near it.
 """
 
 from typing import Iterator, Tuple
@@ -103,6 +104,10 @@ def _rois_with_matrices(
     """Yields (image, RoI indices, Wy, Wx) for groups of RoIs of one image."""
     batch, channels, height, width = shape
     index = rois[:, 0]
+    if 0 in (height, width):
+        raise ValueError(
+            f"roi_align: input must have a height and width of at least 1, got {shape}"
+        )
     wrong = ~((index >= 0) & (index < batch) & (index == index.floor()))
     if wrong.any():
         k = int(wrong.nonzero()[0])
@@ -185,7 +190,9 @@ def roi_align_backward_reference(
     Returns:
         [batch, C, height, width] of the dtype of grad, the gradient of the input.
     """
-    _, channels, pooled_height, pooled_width = grad.shape
+    num_rois, channels, pooled_height, pooled_width = grad.shape
+    if num_rois != rois.shape[0]:
+        raise ValueError(f"roi_align: grad has {num_rois} RoIs but boxes have {rois.shape[0]}")
     shape = (batch, channels, height, width)
     grad_output = grad.to(rois.dtype)
     grad_input = grad_output.new_zeros(shape)

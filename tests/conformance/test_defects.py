@@ -4,12 +4,13 @@ Every test is named for a defect. What it takes to show one in detail stands wit
 part.
 """
 
+import json
 import math
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
@@ -17,6 +18,7 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.layers import roi_align
+from mrcnn_plugin.layers.roi_align_reference import roi_align_reference
 from tests import oracles, small
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
@@ -165,6 +167,7 @@ def test_only_batches_of_one_worked():
             a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor
         )
         torch.testing.assert_close(a["instances"].scores, b["instances"].scores)
+        assert torch.equal(a["instances"].pred_masks, b["instances"].pred_masks)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ def test_frozen_stages_never_unfroze():
     thawed = build_model(small.config(MODEL__BACKBONE__FREEZE_AT=0))
     assert frozen(stages) and all(n.startswith(("stem", "res2")) for n in frozen(stages))
     assert not frozen(thawed)
-    thawed.load_state_dict(stages.state_dict(), strict=True)
+    thawed.load_state_dict(stages.state_dict(), strict=False)
     with EventStorage():
         sum(thawed(small.batch((64, 64))).values()).backward()
     assert thawed.backbone.bottom_up.stem.conv1.weight.grad.abs().sum() > 0
@@ -276,16 +279,19 @@ def test_validation_was_augmented_and_shuffled(tmp_path, train_net, register):
         MODEL__ROI_HEADS__NUM_CLASSES=5,
         DATALOADER__NUM_WORKERS=0,
     )
-    loaded = list(build_detection_test_loader(cfg, "validation"))
-    assert [x["image_id"] for (x,) in loaded] == [
-        d["image_id"] for d in DatasetCatalog.get("validation")
-    ]
+    passes = [list(train_net.Trainer.build_test_loader(cfg, "validation")) for _ in range(2)]
+    image_ids = [d["image_id"] for d in DatasetCatalog.get("validation")]
+    assert [x["image_id"] for (x,) in passes[0]] == image_ids
+    for (first,), (second,) in zip(*passes, strict=True):
+        assert torch.equal(first["image"], second["image"])
+    # Detections and not the AP, which is zero whatever an untrained model finds.
     model = build_model(cfg)
-    first, second = train_net.Trainer.test(cfg, model), train_net.Trainer.test(cfg, model)
-    for task in ("bbox", "segm"):
-        for metric, value in first[task].items():
-            other = second[task][metric]
-            assert value == other or (math.isnan(value) and math.isnan(other))
+    results = []
+    for _ in range(2):
+        train_net.Trainer.test(cfg, model)
+        file = tmp_path / "inference" / "coco_instances_results.json"
+        results.append(json.loads(file.read_text()))
+    assert len(results[0]) > 0 and results[0] == results[1]
 
 
 def test_height_and_width_were_swapped():
@@ -298,6 +304,9 @@ def test_height_and_width_were_swapped():
 
 
 @pytest.mark.parametrize("index", [-1.0, 1.0, math.nan])
-def test_a_bad_batch_index_exited_or_was_skipped(index):
+@pytest.mark.parametrize("op", [torch.ops.mrcnn_plugin.roi_align, roi_align_reference])
+def test_a_bad_batch_index_exited_or_was_skipped(op, index):
+    """The reference is what runs on devices without a kernel."""
+    rois = torch.tensor([[index, 0.0, 0.0, 4.0, 4.0]])
     with pytest.raises(IndexError, match="batch index"):
-        roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[index, 0.0, 0.0, 4.0, 4.0]]), 2)
+        op(torch.ones(1, 1, 8, 8), rois, 1.0, 2, 2, 0, True, "bicubic", -0.5)

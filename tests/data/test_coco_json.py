@@ -348,7 +348,7 @@ def test_generated_shapes_and_detectron2s_data_sets_are_checked_too():
         check_categories(make_cfg(["coco_2017_train"], ["shapes_val"], 80))
 
 
-def test_data_sets_that_are_evaluated_otherwise_are_left_alone():
+def test_data_sets_of_unknown_categories_are_left_alone():
     check_categories(make_cfg(["lvis_v1_train"], ["cityscapes_fine_instance_seg_val"], 11))
 
 

@@ -170,6 +170,17 @@ def test_scores_at_inference(scores, cls_loss):
     assert torch.equal(torch.cat(probabilities), expected)
 
 
+def test_the_logged_accuracy_of_sigmoids_is_that_of_what_would_be_detected():
+    layer = focal(cls_loss="sigmoid_focal", test_score_thresh=0.05)
+    # Likelier than 0.05, likelier than 0.05 but wrong, and not likely enough.
+    scores = torch.tensor([[-2.0, -9, -9, 5], [-9, -9, -2, 5], [-9, -9, -3.5, 5]])
+    with EventStorage() as storage:
+        layer.losses((scores, torch.zeros(3, 4 * CLASSES)), proposals([0, 1, 2]))
+    logged = {name: value for name, (value, _) in storage.latest().items()}
+    assert logged["fast_rcnn/fg_cls_accuracy"] == pytest.approx(1 / 3)
+    assert logged["fast_rcnn/false_negative"] == pytest.approx(1 / 3)
+
+
 def test_parameters_are_named_and_shaped_as_in_the_parent():
     ours, expected = focal().state_dict(), stock().state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in expected.items()}

@@ -29,7 +29,7 @@ def pyramids(norm="", top_block=LastLevelMaxPool, in_features=("res2", "res3", "
     """A stock FPN and a PAFPN with its parameters."""
     stock = FPN(Pyramid(), list(in_features), 32, norm, top_block=top_block and top_block())
     ours = PAFPN(Pyramid(), list(in_features), 32, norm, top_block=top_block and top_block())
-    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=True)
+    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
     assert not unexpected and all(key.startswith("pafpn_") for key in missing)
     return stock, ours
 
@@ -116,7 +116,7 @@ def test_builds_from_yaml():
 def test_a_whole_model_with_a_stock_checkpoint_gives_the_stock_outputs():
     stock = build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")).eval()
     ours = build_model(small.config()).eval()
-    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=True)
+    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
     assert not unexpected and all(key.startswith("backbone.pafpn_") for key in missing)
     with torch.no_grad():
         expected, actual = (

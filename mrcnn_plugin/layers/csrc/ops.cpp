@@ -6,25 +6,34 @@
 
 namespace mrcnn_plugin {
 
-Interpolation check_arguments(
-    const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height, int64_t pooled_width,
-    std::string_view interpolation) {
-  TORCH_CHECK_VALUE(input.dim() == 4, "roi_align: input must have 4 dimensions (N, C, H, W), got ", input.dim());
-  TORCH_CHECK_VALUE(
-      input.size(2) > 0 && input.size(3) > 0, "roi_align: input must have a height and width of at least 1, got ",
-      input.sizes());
+namespace {
+
+// `features` is the tensor named `name` whose dtype and device the boxes must fit.
+void check(
+    const at::Tensor& features, const char* name, const at::Tensor& rois, const Problem& problem,
+    int64_t sampling_ratio) {
   TORCH_CHECK_VALUE(
       rois.dim() == 2 && rois.size(1) == 5,
       "roi_align: boxes must have shape (K, 5): batch index, x1, y1, x2, y2; got ", rois.sizes());
-  const at::ScalarType expected = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType expected = features.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   TORCH_CHECK_TYPE(
-      rois.scalar_type() == expected, "roi_align: boxes of dtype ", expected, " go with input of dtype ",
-      input.scalar_type(), ", got ", rois.scalar_type());
+      rois.scalar_type() == expected, "roi_align: boxes of dtype ", expected, " go with ", name, " of dtype ",
+      features.scalar_type(), ", got ", rois.scalar_type());
   TORCH_CHECK_VALUE(
-      input.device() == rois.device(), "roi_align: input is on ", input.device(), " but boxes are on ", rois.device());
+      features.device() == rois.device(), "roi_align: ", name, " is on ", features.device(), " but boxes are on ",
+      rois.device());
   TORCH_CHECK_VALUE(
-      pooled_height > 0 && pooled_width > 0, "roi_align: output_size must be positive, got (", pooled_height, ", ",
-      pooled_width, ")");
+      problem.batch >= 0 && problem.height > 0 && problem.width > 0,
+      "roi_align: input must have a height and width of at least 1, got (", problem.batch, ", ", problem.channels,
+      ", ", problem.height, ", ", problem.width, ")");
+  TORCH_CHECK_VALUE(
+      problem.pooled_height > 0 && problem.pooled_width > 0, "roi_align: output_size must be positive, got (",
+      problem.pooled_height, ", ", problem.pooled_width, ")");
+  TORCH_CHECK_VALUE(
+      sampling_ratio >= 0, "roi_align: sampling_ratio must be 0 (adaptive) or positive, got ", sampling_ratio);
+}
+
+Interpolation parse(std::string_view interpolation) {
   if (interpolation == "bilinear") {
     return Interpolation::kBilinear;
   }
@@ -32,6 +41,30 @@ Interpolation check_arguments(
       interpolation == "bicubic", "roi_align: interpolation must be \"bilinear\" or \"bicubic\", got \"",
       interpolation, "\"");
   return Interpolation::kBicubic;
+}
+
+} // namespace
+
+Problem check_forward(
+    const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height, int64_t pooled_width,
+    int64_t sampling_ratio, std::string_view interpolation) {
+  TORCH_CHECK_VALUE(input.dim() == 4, "roi_align: input must have shape (N, C, H, W), got ", input.sizes());
+  const Problem problem{
+      input.size(0), input.size(1), input.size(2), input.size(3), pooled_height, pooled_width, parse(interpolation)};
+  check(input, "input", rois, problem, sampling_ratio);
+  return problem;
+}
+
+Problem check_backward(
+    const at::Tensor& grad, const at::Tensor& rois, int64_t batch, int64_t height, int64_t width,
+    int64_t sampling_ratio, std::string_view interpolation) {
+  TORCH_CHECK_VALUE(grad.dim() == 4, "roi_align: grad must have shape (K, C, P_h, P_w), got ", grad.sizes());
+  const Problem problem{
+      batch, grad.size(1), height, width, grad.size(2), grad.size(3), parse(interpolation)};
+  check(grad, "grad", rois, problem, sampling_ratio);
+  TORCH_CHECK_VALUE(
+      grad.size(0) == rois.size(0), "roi_align: grad has ", grad.size(0), " RoIs but boxes have ", rois.size(0));
+  return problem;
 }
 
 TORCH_LIBRARY(mrcnn_plugin, m) {

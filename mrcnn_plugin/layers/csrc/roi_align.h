@@ -2,18 +2,39 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/string_view.h>
+
+#include <string_view>
 
 #include "interpolation.h"
 
 namespace mrcnn_plugin {
 
-// Checks the arguments that all devices share and returns the interpolation that is named.
-Interpolation check_arguments(
+// The map and the bins of a call, and how to interpolate.
+struct Problem {
+  int64_t batch;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t pooled_height;
+  int64_t pooled_width;
+  Interpolation interpolation;
+};
+
+// Check the arguments of an operator; every device's kernels start with them.
+Problem check_forward(
     const at::Tensor& input,
     const at::Tensor& rois,
     int64_t pooled_height,
     int64_t pooled_width,
+    int64_t sampling_ratio,
+    std::string_view interpolation);
+Problem check_backward(
+    const at::Tensor& grad,
+    const at::Tensor& rois,
+    int64_t batch,
+    int64_t height,
+    int64_t width,
+    int64_t sampling_ratio,
     std::string_view interpolation);
 
 namespace cpu {

@@ -20,10 +20,10 @@ class PAFPN(FPN):
 
         N_low = P_low,    N_{i+1} = P_{i+1} + output_{i+1}(P_{i+1} + relu(downsample_i(N_i)))
 
-    with 3x3 convolutions, downsample_i of stride 2. In the paper the second convolution has no skip
-    connection around it. Here it has one and starts at zero, so that N_i = P_i exactly before
-    training: a model that starts from the checkpoint of a stock FPN starts from its outputs. Levels
-        of the top block are computed from the N_i.
+    with 3x3 convolutions, downsample_i of stride 2. In the paper a ReLU follows the second
+    convolution and nothing skips it. Here it is a residual that starts at zero, so that N_i = P_i
+    exactly before training: a model that starts from the checkpoint of a stock FPN starts from its
+    outputs. The top block's levels are computed from the N_i.
 
     The parameters of the FPN have the names that they have in Detectron2; the path adds
     `pafpn_downsample{i}` and `pafpn_output{i+1}`.
@@ -74,13 +74,12 @@ class PAFPN(FPN):
         first, of [N, out_channels, H / 2^stage, W / 2^stage]."""
         features = super().forward(x)
         for stage in self._pafpn_stages[:-1]:
+            downsample = getattr(self, f"pafpn_downsample{stage}")
+            output = getattr(self, f"pafpn_output{stage + 1}")
             lower, upper = features[f"p{stage}"], features[f"p{stage + 1}"]
-            downsampled = F.relu(getattr(self, f"pafpn_downsample{stage}")(lower))
-            features[f"p{stage + 1}"] = upper + getattr(self, f"pafpn_output{stage + 1}")(
-                upper + downsampled
-            )
+            features[f"p{stage + 1}"] = upper + output(upper + F.relu(downsample(lower)))
         if self.top_block is not None and self.top_block.in_feature in features:
-            # The parent computed these levels from its own.
+            # The parent computed these levels from its own; to stop it would take a copy of it.
             top = self.top_block(features[self.top_block.in_feature])
             features.update(zip(self._out_features[-self.top_block.num_levels :], top, strict=True))
         return features
@@ -88,8 +87,7 @@ class PAFPN(FPN):
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
-    """ResNet with PAFPN, from the keys that Detectron2's `build_resnet_fpn_backbone` reads
-    (MODEL.RESNETS, MODEL.FPN).
+    """ResNet with PAFPN, from the keys that Detectron2's `build_resnet_fpn_backbone` reads.
 
     Args:
         cfg: a Detectron2 config.

@@ -3,6 +3,7 @@
 import math
 from typing import Any, Dict, List, Tuple
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
@@ -104,9 +105,15 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
     ) -> Dict[str, Tensor]:
         """As :meth:`FastRCNNOutputLayers.losses`, with `loss_cls` by `cls_loss`."""
+        scores, deltas = predictions
+        if self.cls_loss == "sigmoid_focal":
+            # The parent logs accuracies by the largest column. With the score threshold in place of
+            # the background column, which is not trained, they tell what would be detected.
+            threshold = torch.tensor(self.test_score_thresh).logit(eps=1e-6).item()
+            predictions = F.pad(scores[:, :-1], (0, 1), value=threshold), deltas
         losses = super().losses(predictions, proposals)
         if self.cls_loss != "cross_entropy":
-            loss_cls = self.focal_loss(predictions[0], cat([p.gt_classes for p in proposals]))
+            loss_cls = self.focal_loss(scores, cat([p.gt_classes for p in proposals]))
             losses["loss_cls"] = loss_cls * self.loss_weight.get("loss_cls", 1.0)
         return losses
 

@@ -11,16 +11,21 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 namespace mrcnn_plugin::cpu {
 namespace {
 
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
 // The rows of Wy or Wx for every RoI: row (k, p) is a band and its weights.
 template <typename T>
 struct BandMatrix {
   int64_t bins;
+  std::vector<Range> reach; // [K], the pixels that any bin of a RoI reads
   std::vector<Band> bands; // [K * bins]
   std::vector<int64_t> offsets; // of a row's weights
   std::vector<T> weights;
@@ -33,48 +38,35 @@ struct BandMatrix {
   }
 };
 
-struct Range {
-  int64_t begin;
-  int64_t end;
-};
-
 // Columns 1 + axis and 3 + axis of rois hold the box's extent along the axis (0: x, 1: y).
 template <typename T>
 BandMatrix<T> make_band_matrix(
     const T* rois, int64_t num_rois, int axis, int64_t size, int64_t bins, double spatial_scale,
     int64_t sampling_ratio, bool aligned, Interpolation interpolation, double a) {
-  BandMatrix<T> matrix{bins, {}, {}, {}};
+  BandMatrix<T> matrix{bins, {}, {}, {}, {}};
+  matrix.reach.reserve(num_rois);
   matrix.bands.reserve(num_rois * bins);
   matrix.offsets.reserve(num_rois * bins);
   for (int64_t k = 0; k < num_rois; ++k) {
     const T* roi = rois + k * 5;
     const Axis<T> samples = make_axis(
         roi[1 + axis], roi[3 + axis], static_cast<T>(spatial_scale), bins, sampling_ratio, aligned);
+    Range reach{size, 0};
     for (int64_t p = 0; p < bins; ++p) {
       const Band band = bin_band(samples, p, size, interpolation);
+      if (band.count > 0) {
+        reach.begin = std::min(reach.begin, band.first);
+        reach.end = std::max(reach.end, band.first + band.count);
+      }
       const int64_t offset = static_cast<int64_t>(matrix.weights.size());
       matrix.weights.resize(offset + band.count);
       bin_weights(samples, p, band, size, interpolation, static_cast<T>(a), matrix.weights.data() + offset);
       matrix.bands.push_back(band);
       matrix.offsets.push_back(offset);
     }
+    matrix.reach.push_back(reach.begin < reach.end ? reach : Range{0, 0});
   }
   return matrix;
-}
-
-// The pixels that any bin of RoI k reads.
-template <typename T>
-Range reach(const BandMatrix<T>& matrix, int64_t k) {
-  Range range{0, 0};
-  for (int64_t p = 0; p < matrix.bins; ++p) {
-    const Band& band = matrix.band(k, p);
-    if (band.count > 0) {
-      const bool empty = range.begin == range.end;
-      range.begin = empty ? band.first : std::min(range.begin, band.first);
-      range.end = empty ? band.first + band.count : std::max(range.end, band.first + band.count);
-    }
-  }
-  return range;
 }
 
 // The RoIs of each image, in their order.
@@ -101,18 +93,19 @@ struct Geometry {
   int64_t strip_size; // elements that the strip of any RoI fits in
 
   Geometry(
-      const at::Tensor& rois, int64_t batch, int64_t height, int64_t width, int64_t pooled_height,
-      int64_t pooled_width, double spatial_scale, int64_t sampling_ratio, bool aligned, Interpolation interpolation,
+      const at::Tensor& rois, const Problem& problem, double spatial_scale, int64_t sampling_ratio, bool aligned,
       double a) {
     const at::Tensor contiguous = rois.contiguous();
     const T* data = contiguous.const_data_ptr<T>();
     const int64_t num_rois = rois.size(0);
-    by_image = rois_by_image(data, num_rois, batch);
+    by_image = rois_by_image(data, num_rois, problem.batch);
     y = make_band_matrix(
-        data, num_rois, 1, height, pooled_height, spatial_scale, sampling_ratio, aligned, interpolation, a);
+        data, num_rois, 1, problem.height, problem.pooled_height, spatial_scale, sampling_ratio, aligned,
+        problem.interpolation, a);
     x = make_band_matrix(
-        data, num_rois, 0, width, pooled_width, spatial_scale, sampling_ratio, aligned, interpolation, a);
-    strip_size = pooled_height * width;
+        data, num_rois, 0, problem.width, problem.pooled_width, spatial_scale, sampling_ratio, aligned,
+        problem.interpolation, a);
+    strip_size = problem.pooled_height * problem.width;
   }
 };
 
@@ -122,7 +115,7 @@ void pool_plane(
     const Geometry<acc_t>& geometry, int64_t k, const scalar_t* plane, int64_t width, acc_t* strip, scalar_t* output) {
   const BandMatrix<acc_t>& wy = geometry.y;
   const BandMatrix<acc_t>& wx = geometry.x;
-  const Range columns = reach(wx, k);
+  const Range columns = wx.reach[k];
   const int64_t length = columns.end - columns.begin;
   for (int64_t p = 0; p < wy.bins; ++p) {
     acc_t* strip_row = strip + p * length;
@@ -156,7 +149,7 @@ void scatter_plane(
     const Geometry<acc_t>& geometry, int64_t k, const scalar_t* grad, int64_t width, acc_t* strip, acc_t* plane) {
   const BandMatrix<acc_t>& wy = geometry.y;
   const BandMatrix<acc_t>& wx = geometry.x;
-  const Range columns = reach(wx, k);
+  const Range columns = wx.reach[k];
   const int64_t length = columns.end - columns.begin;
   std::fill_n(strip, wy.bins * length, acc_t(0));
   for (int64_t q = 0; q < wx.bins; ++q) {
@@ -200,21 +193,20 @@ void for_each_plane(const Geometry<T>& geometry, int64_t channels, const Visit& 
 at::Tensor roi_align(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const Interpolation kernel = check_arguments(input, rois, pooled_height, pooled_width, interpolation);
-  const int64_t channels = input.size(1), height = input.size(2), width = input.size(3);
+  const Problem problem = check_forward(input, rois, pooled_height, pooled_width, sampling_ratio, interpolation);
+  const int64_t channels = problem.channels, width = problem.width;
+  const int64_t plane_size = problem.height * width, bins = pooled_height * pooled_width;
   const at::Tensor features = input.contiguous();
   at::Tensor output = at::empty({rois.size(0), channels, pooled_height, pooled_width}, features.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "roi_align", [&] {
     using acc_t = at::opmath_type<scalar_t>;
-    const Geometry<acc_t> geometry(
-        rois, input.size(0), height, width, pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned,
-        kernel, a);
+    const Geometry<acc_t> geometry(rois, problem, spatial_scale, sampling_ratio, aligned, a);
     const scalar_t* in = features.const_data_ptr<scalar_t>();
     scalar_t* out = output.mutable_data_ptr<scalar_t>();
     for_each_plane(geometry, channels, [&](int64_t image, int64_t channel, acc_t* strip) {
-      const scalar_t* plane = in + (image * channels + channel) * height * width;
+      const scalar_t* plane = in + (image * channels + channel) * plane_size;
       for (const int64_t k : geometry.by_image[image]) {
-        pool_plane(geometry, k, plane, width, strip, out + (k * channels + channel) * pooled_height * pooled_width);
+        pool_plane(geometry, k, plane, width, strip, out + (k * channels + channel) * bins);
       }
     });
   });
@@ -224,23 +216,23 @@ at::Tensor roi_align(
 at::Tensor roi_align_backward(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const int64_t channels = grad.size(1), pooled_height = grad.size(2), pooled_width = grad.size(3);
-  const Interpolation kernel = check_arguments(grad, rois, pooled_height, pooled_width, interpolation);
+  const Problem problem = check_backward(grad, rois, batch, height, width, sampling_ratio, interpolation);
+  const int64_t channels = problem.channels;
+  const int64_t plane_size = height * width, bins = problem.pooled_height * problem.pooled_width;
   const at::Tensor contiguous = grad.contiguous();
   at::Tensor grad_input;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
     using acc_t = at::opmath_type<scalar_t>;
-    const Geometry<acc_t> geometry(
-        rois, batch, height, width, pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned, kernel, a);
+    const Geometry<acc_t> geometry(rois, problem, spatial_scale, sampling_ratio, aligned, a);
     // Sums of half-precision gradients are kept in float32 until the last one is in.
     grad_input = at::zeros(
         {batch, channels, height, width}, grad.options().dtype(c10::CppTypeToScalarType<acc_t>::value));
     const scalar_t* in = contiguous.const_data_ptr<scalar_t>();
     acc_t* out = grad_input.mutable_data_ptr<acc_t>();
     for_each_plane(geometry, channels, [&](int64_t image, int64_t channel, acc_t* strip) {
-      acc_t* plane = out + (image * channels + channel) * height * width;
+      acc_t* plane = out + (image * channels + channel) * plane_size;
       for (const int64_t k : geometry.by_image[image]) {
-        scatter_plane(geometry, k, in + (k * channels + channel) * pooled_height * pooled_width, width, strip, plane);
+        scatter_plane(geometry, k, in + (k * channels + channel) * bins, width, strip, plane);
       }
     });
   });

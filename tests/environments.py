@@ -1,0 +1,48 @@
+"""Virtual environments and builds for tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import pytest
+
+needs_compiler = pytest.mark.skipif(
+    "CXX" not in os.environ and shutil.which("c++") is None, reason="needs a C++ compiler"
+)
+
+
+def run(*command: Any, **options: Any) -> str:
+    """Runs a command that must succeed; returns what it printed."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def create_environment(folder: Path, with_pip: bool = False) -> tuple[Path, Path]:
+    """A virtual environment that sees what is installed around the tests, but not this package.
+
+    Returns:
+        Its interpreter and its site-packages.
+    """
+    venv.create(folder, symlinks=True, with_pip=with_pip)
+    python = folder / "bin" / "python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    # An editable package is found by way of a .pth file, and these are read in an interpreter's own
+    # site-packages only: of the folders that are named here, plain packages are seen.
+    around = {sysconfig.get_path("purelib"), str(Path(detectron2.__file__).parents[1])}
+    around |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
+    (Path(site) / "around.pth").write_text("\n".join(sorted(around)))
+    return python, Path(site)

@@ -1,0 +1,271 @@
+import json
+import os
+import re
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.data import generate_shapes
+from tests import small
+from tests.conftest import load_tool
+
+demo = load_tool("demo")
+
+TINY = {
+    **small.TINY,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 5,
+    "DATASETS.TEST": "('shapes_val',)",
+    "INPUT.MIN_SIZE_TEST": 96,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """An untrained model that nevertheless detects something in every image."""
+    torch.manual_seed(0)
+    model = build_model(make_cfg())
+    # Not one class for all: the classification layer of an untrained model is almost zero.
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    generate_shapes(str(root / "shapes"), 3, 5, (64, 80))
+    return root / "shapes" / "images"
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def opts(**changes):
+    settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [str(item) for pair in settings.items() for item in pair]
+
+
+def make_cfg():
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.merge_from_file(str(small.CONFIGS / "quickstart.yaml"))
+    cfg.merge_from_list(opts())
+    return cfg
+
+
+def run(weights, *arguments, threshold="0", config="quickstart.yaml", **changes):
+    return demo.main(
+        ["--config-file", str(small.CONFIGS / config), "--confidence-threshold", threshold]
+        + [str(argument) for argument in arguments]
+        + ["--opts", *opts(MODEL__WEIGHTS=weights, **changes)]
+    )
+
+
+def test_a_folder_becomes_pictures_and_coco_results(weights, images):
+    assert run(weights, "--input", images, "--output", "out", "--json", "new/results.json") == 0
+    assert sorted(os.listdir("out")) == ["000001.png", "000002.png", "000003.png"]
+    results = json.load(open("new/results.json"))
+
+    cfg = make_cfg()
+    cfg.MODEL.WEIGHTS = weights
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    predictor = DefaultPredictor(cfg)
+    for image_id in (1, 2, 3):
+        image = cv2.imread(str(images / f"{image_id:06d}.png"))
+        expected = predictor(image)["instances"]
+        found = [r for r in results if r["image_id"] == image_id]
+        assert len(found) == len(expected) > 0
+        # Category ids of the data set start at 1.
+        assert [r["category_id"] for r in found] == (expected.pred_classes + 1).tolist()
+        assert [r["score"] for r in found] == pytest.approx(expected.scores.tolist())
+        x0, y0, x1, y1 = expected.pred_boxes.tensor.double().numpy().T
+        assert np.allclose([r["bbox"] for r in found], np.stack([x0, y0, x1 - x0, y1 - y0], 1))
+        masks = [mask_util.decode(r["segmentation"]) for r in found]
+        assert np.array_equal(masks, expected.pred_masks.numpy())
+
+        # Objects are drawn on the image, enlarged.
+        picture = cv2.imread(f"out/{image_id:06d}.png")
+        assert picture.shape == (480, 600, 3)
+        plain = cv2.resize(image, (600, 480), interpolation=cv2.INTER_NEAREST)
+        changed = (np.abs(picture.astype(int) - plain) > 20).any(2).mean()
+        assert 0.01 < changed < 0.99
+
+
+def test_nothing_above_the_threshold_leaves_the_image_as_it_is(weights, images):
+    arguments = ("--input", images / "000001.png", "--output", "out", "--json", "results.json")
+    assert run(weights, *arguments, threshold="1") == 0
+    assert json.load(open("results.json")) == []
+    image = cv2.imread(str(images / "000001.png"))
+    plain = cv2.resize(image, (600, 480), interpolation=cv2.INTER_NEAREST)
+    assert np.abs(cv2.imread("out/000001.png").astype(int) - plain).mean() < 3
+
+
+def test_a_large_image_keeps_its_size(weights):
+    cv2.imwrite("large.jpg", np.zeros((310, 700, 3), np.uint8))
+    run(weights, "--input", "large.jpg", "--output", "out")
+    assert cv2.imread("out/large.png").shape == (310, 700, 3)
+
+
+def test_image_ids_are_numbers_where_names_are(weights, images):
+    image = cv2.imread(str(images / "000001.png"))
+    cv2.imwrite("000000000139.jpg", image)
+    cv2.imwrite("holiday 2.png", image)
+    run(
+        weights, "--input", "000000000139.jpg", "holiday 2.png", "--output", "o", "--json", "r.json"
+    )
+    assert {r["image_id"] for r in json.load(open("r.json"))} == {139, "holiday 2"}
+
+
+# What --input may be
+
+
+def test_folders_patterns_and_images_are_found_once_each(images, monkeypatch):
+    os.makedirs("more/deep")
+    for name in ("more/b.JPG", "more/a.png", "more/x.txt", "more/deep/c.png", "odd.dat"):
+        open(name, "w").close()
+    found = demo.find_images(["more", "mo*/x.*", "more/../more/a.png", "odd.dat", "more/**/c.*"])
+    assert found == ["more/a.png", "more/b.JPG", "more/x.txt", "odd.dat", "more/deep/c.png"]
+    monkeypatch.setenv("HOME", os.getcwd())
+    assert demo.find_images(["~/odd.dat"]) == [os.path.abspath("odd.dat")]
+
+
+@pytest.mark.parametrize("name", ["missing.png", "empty", "no*match"])
+def test_an_input_that_names_nothing(weights, images, name):
+    os.mkdir("empty")
+    with pytest.raises(FileNotFoundError, match="--input " + re.escape(name)):
+        run(weights, "--input", images, name, "--output", "out")
+    assert not os.path.exists("out")
+
+
+def test_an_unreadable_image_costs_no_other(weights, images, capsys):
+    os.mkdir("in")
+    open("in/broken.png", "w").write("no image")
+    content = (images / "000001.png").read_bytes()
+    open("in/cut.png", "wb").write(content[: len(content) // 2])
+    open("in/whole.png", "wb").write(content)
+    assert run(weights, "--input", "in", "--output", "out", "--json", "results.json") == 1
+    assert os.listdir("out") == ["whole.png"]
+    assert {r["image_id"] for r in json.load(open("results.json"))} == {"whole"}
+    error = capsys.readouterr().err
+    assert "2 of 3 files could not be read" in error
+    assert "in/broken.png: " in error and "in/cut.png: " in error
+
+
+# Nothing is overwritten
+
+
+def test_existing_files_are_kept_unless_asked(weights, images):
+    os.mkdir("out")
+    for mine in ("out/000002.png", "results.json"):
+        open(mine, "w").write("mine")
+        arguments = ("--input", images, "--output", "out", "--json", "results.json")
+        with pytest.raises(FileExistsError, match=f"the first {mine}; give --overwrite"):
+            run(weights, *arguments)
+        assert open(mine).read() == "mine"
+        assert len(os.listdir("out")) == (mine == "out/000002.png")
+        os.remove(mine)
+    open("out/000002.png", "w").write("mine")
+    assert run(weights, *arguments, "--overwrite") == 0
+    assert cv2.imread("out/000002.png") is not None
+
+
+def test_images_are_never_replaced_by_their_pictures(weights, images):
+    os.mkdir("in")
+    content = (images / "000001.png").read_bytes()
+    open("in/a.png", "wb").write(content)
+    with pytest.raises(ValueError, match="in/a.png would replace an image"):
+        run(weights, "--input", "in", "--output", "in", "--overwrite")
+    assert open("in/a.png", "rb").read() == content
+
+
+def test_two_images_of_one_name(weights):
+    for name in ("a/x.png", "b/x.jpg"):
+        os.makedirs(os.path.dirname(name))
+        cv2.imwrite(name, np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="a/x.png and b/x.jpg would both be drawn to out/x.png"):
+        run(weights, "--input", "a", "b", "--output", "out")
+
+
+def test_json_that_is_a_folder(weights, images):
+    with pytest.raises(ValueError, match="--json: .* is a folder"):
+        run(weights, "--input", images, "--output", "out", "--json", ".", "--overwrite")
+
+
+# The model
+
+
+def test_weights_must_be_given_and_exist(images):
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty; name a trained model"):
+        run("", "--input", images, "--output", "out")
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS is 'missing.pth', which is no file"):
+        run("missing.pth", "--input", images, "--output", "out")
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])
+def test_the_threshold_is_a_score(weights, images, threshold):
+    with pytest.raises(ValueError, match="--confidence-threshold is .* in \\[0, 1\\]"):
+        run(weights, "--input", images, "--output", "out", threshold=threshold)
+
+
+def test_without_a_gpu_the_cpu_is_used(weights, images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ("--input", images / "000001.png", "--output", "out")
+    assert run(weights, *arguments, MODEL__DEVICE="cuda") == 0
+    assert os.listdir("out") == ["000001.png"]
+
+
+def own_data(json_file):
+    return {
+        "DATASETS__COCO_JSON": [["cutlery", json_file, "."]],
+        "DATASETS__TEST": "('cutlery',)",
+    }
+
+
+@pytest.fixture
+def forget_cutlery():
+    yield
+    if "cutlery" in DatasetCatalog:
+        DatasetCatalog.remove("cutlery")
+    if "cutlery" in set(MetadataCatalog):
+        MetadataCatalog.remove("cutlery")
+
+
+def test_category_ids_are_those_of_the_users_data_set(weights, images, forget_cutlery):
+    categories = [{"id": 10 * i + 7, "name": f"spoon {i}"} for i in range(5)]
+    json.dump({"images": [], "categories": categories}, open("cutlery.json", "w"))
+    arguments = ("--input", images, "--output", "out", "--json", "results.json")
+    assert run(weights, *arguments, **own_data("cutlery.json")) == 0
+    ids = {r["category_id"] for r in json.load(open("results.json"))}
+    assert ids and ids <= {7, 17, 27, 37, 47}
+
+
+@pytest.mark.parametrize("json_file", ["missing.json", "$NOT_SET/instances.json"])
+def test_data_set_files_are_not_needed(weights, images, forget_cutlery, json_file):
+    arguments = ("--input", images, "--output", "out", "--json", "results.json")
+    assert run(weights, *arguments, **own_data(json_file)) == 0
+    ids = {r["category_id"] for r in json.load(open("results.json"))}
+    assert ids and ids <= set(range(5))
+    assert len(os.listdir("out")) == 3
+
+
+def test_no_data_set_is_needed(weights, images):
+    arguments = ("--input", images / "000001.png", "--output", "out")
+    assert run(weights, *arguments, DATASETS__TEST="()", DATASETS__TRAIN="()") == 0
+
+
+def test_a_data_set_with_another_number_of_classes(weights, images):
+    with pytest.raises(ValueError, match="NUM_CLASSES is 5, but .*'coco_2017_val' has 80"):
+        run(weights, "--input", images, "--output", "out", DATASETS__TEST="('coco_2017_val',)")
+    assert not os.path.exists("out")

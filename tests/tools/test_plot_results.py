@@ -1,0 +1,287 @@
+import json
+import os
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage, JSONWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_plugin.data.shapes import CLASSES
+from tests import small
+from tests.conftest import load_tool
+
+plot_results = load_tool("plot_results")
+
+AP = {"AP": 50.04, "AP50": 80.25, "AP75": 60.0, "APs": 40.5, "APm": 55.0, "APl": float("nan")}
+
+
+@pytest.fixture(scope="module")
+def shapes_val(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(root)
+        DatasetCatalog.get("shapes_val")
+    return root / "output" / "shapes"
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch, shapes_val):
+    """OUTPUT_DIR of a training whose predictions are the ground truth, shifted by two pixels."""
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("run/inference")
+    os.mkdir("output")
+    os.symlink(shapes_val, "output/shapes")
+    with open("run/metrics.json", "w") as f:
+        for iteration in (19, 39):
+            losses = {"loss_cls": 1 / iteration, "loss_mask": 0.5, "total_loss": 1.0, "lr": 0.1}
+            f.write(json.dumps({"iteration": iteration, **losses}) + "\n")
+        f.write(json.dumps({"iteration": 40, **prefixed("bbox/"), **prefixed("segm/", 10)}) + "\n")
+    write_results(DatasetCatalog.get("shapes_val"))
+    return tmp_path / "run"
+
+
+def prefixed(prefix, more=0):
+    return {prefix + name: value + more for name, value in AP.items()}
+
+
+def write_results(dicts, score=0.9):
+    results = [
+        {
+            "image_id": d["image_id"],
+            "category_id": a["category_id"] + 1,
+            "bbox": [a["bbox"][0] + 2, *a["bbox"][1:]],
+            "score": score,
+            "segmentation": a["segmentation"],
+        }
+        for d in dicts
+        for a in d["annotations"]
+    ]
+    json.dump(results, open("run/inference/coco_instances_results.json", "w"))
+
+
+def run(*opts):
+    config = str(small.CONFIGS / "quickstart.yaml")
+    plot_results.main(["--config-file", config, "OUTPUT_DIR", "run", *opts])
+
+
+def test_the_pictures_are_written_and_the_table_printed(output, capsys):
+    run()
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert cells[0] == ["", "AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert cells[2] == ["bbox", "50.0", "80.2", "60.0", "40.5", "55.0", "-"]
+    assert cells[3] == ["segm", "60.0", "90.2", "70.0", "50.5", "65.0", "-"]
+    for name in ("losses.png", "predictions.png"):
+        picture = cv2.imread(str(output / name))
+        assert picture.shape[1] > 1000 and picture.std() > 10
+
+
+def test_a_second_run_replaces_its_own_pictures(output):
+    run()
+    os.remove("run/metrics.json")
+    with pytest.raises(FileNotFoundError, match=r"There is no run/metrics.json; train first"):
+        run()
+    metrics = {"iteration": 1, "total_loss": 2.0, **prefixed("bbox/")}
+    open("run/metrics.json", "w").write(json.dumps(metrics))
+    run()
+
+
+def test_several_test_sets(output, capsys):
+    # Their APs are written under their names, and the results are those of the last one.
+    last = prefixed("shapes_val/bbox/") | {f"shapes_train/bbox/{k}": 1.0 for k in AP}
+    with open("run/metrics.json", "a") as f:
+        f.write(json.dumps({"iteration": 41, **last}) + "\n")
+    run("DATASETS.TEST", "('shapes_train', 'shapes_val')")
+    printed = capsys.readouterr().out
+    assert "shapes_val:" in printed and "50.0" in printed and "segm" not in printed
+
+
+# metrics.json
+
+
+def write_metrics(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return plot_results.read_metrics(str(path))
+
+
+def test_reads_what_detectron2_writes(tmp_path):
+    file = str(tmp_path / "metrics.json")
+    with EventStorage(0) as storage:
+        writer = JSONWriter(file)
+        for iteration in range(4):
+            storage.iter = iteration
+            storage.put_scalar("total_loss", float(10 - iteration), smoothing_hint=False)
+            writer.write()
+        storage.iter = 4
+        storage.put_scalar("bbox/AP", 33.0, smoothing_hint=False)
+        writer.write()
+        writer.close()
+    metrics = plot_results.read_metrics(file)
+    assert [metrics[i]["total_loss"] for i in range(4)] == [10, 9, 8, 7]
+    assert metrics[4] == {"bbox/AP": 33}
+
+
+def test_lines_of_one_iteration_are_taken_together(tmp_path):
+    lines = [
+        {"iteration": 9, "total_loss": 2.0, "lr": 0.1},
+        {"iteration": 9, "total_loss": 1.0, "bbox/AP": 5.0},
+    ]
+    metrics = write_metrics(tmp_path / "m.json", lines)
+    assert metrics == {9: {"total_loss": 1.0, "lr": 0.1, "bbox/AP": 5.0}}
+
+
+@settings(max_examples=50, deadline=None)
+@given(starts=st.lists(st.integers(0, 5), max_size=4), lengths=st.lists(st.integers(1, 6)))
+def test_only_the_run_that_counts_is_left(tmp_path_factory, starts, lengths):
+    # A run from 0, then others that each start again within the one before. What the file
+    # says must be what the last state of a training would have recorded.
+    lines, expected, end = [], {}, 0
+    for run, (start, length) in enumerate(zip([0, *starts], lengths, strict=False)):
+        start = min(start, max(end - 1, 0))
+        expected = {i: v for i, v in expected.items() if i < start}
+        for iteration in range(start, start + length):
+            lines.append({"iteration": iteration, "total_loss": 100.0 * run + iteration})
+            expected[iteration] = {"total_loss": 100.0 * run + iteration}
+        end = start + length
+    folder = tmp_path_factory.mktemp("metrics")
+    assert write_metrics(folder / "metrics.json", lines) == expected
+
+
+# losses.png
+
+
+def test_every_loss_is_plotted_against_its_iterations(monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(
+        plot_results.Figure, "savefig", lambda figure, file, **kwargs: saved.append(figure)
+    )
+    metrics = {
+        39: {"loss_cls": 2.0, "total_loss": 3.0, "lr": 0.1},
+        19: {"loss_cls": 4.0, "total_loss": 5.0},
+        40: {"bbox/AP": 3.0},
+        59: {"loss_mask": 1.0},
+    }
+    plot_results.plot_losses(metrics, str(tmp_path / "losses.png"))
+    (axes,) = saved[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines == {
+        "loss_cls": [[19, 4], [39, 2]],
+        "loss_mask": [[59, 1]],
+        "total_loss": [[19, 5], [39, 3]],
+    }
+
+
+# predictions.png
+
+
+def test_ground_truth_and_predictions_stand_side_by_side(output, monkeypatch):
+    drawn = []
+    draw = plot_results.draw
+
+    def record(image, annotations, names):
+        drawn.append(annotations)
+        assert names == list(CLASSES)
+        return draw(image, annotations, names)
+
+    monkeypatch.setattr(plot_results, "draw", record)
+    run()
+    assert len(drawn) == 2 * plot_results.NUM_IMAGES
+    for truth, prediction in zip(drawn[::2], drawn[1::2], strict=True):
+        assert [a["category_id"] for a in truth] == [a["category_id"] for a in prediction]
+        assert [a["bbox"][0] + 2 for a in truth] == [a["bbox"][0] for a in prediction]
+        assert {a["bbox_mode"] for a in prediction} == {BoxMode.XYWH_ABS}
+        assert [a["segmentation"] for a in truth] == [a["segmentation"] for a in prediction]
+
+
+@pytest.mark.parametrize("score, left_out", [(0.499, True), (0.5, False)])
+def test_unlikely_predictions_are_left_out(output, monkeypatch, score, left_out):
+    write_results(DatasetCatalog.get("shapes_val"), score)
+    drawn = []
+    monkeypatch.setattr(
+        plot_results,
+        "draw",
+        lambda image, annotations, names: drawn.append(annotations) or image,
+    )
+    run()
+    assert all((predicted == []) == left_out for predicted in drawn[1::2])
+    assert all(drawn[::2])
+
+
+def test_a_mask_is_drawn_where_it_is_with_its_hole():
+    mask = np.zeros((60, 90), np.uint8)
+    mask[10:50, 30:80] = 1
+    mask[20:40, 45:65] = 0
+    annotation = {
+        "bbox": [30, 10, 50, 40],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": mask_util.encode(np.asfortranarray(mask)),
+    }
+    grey = np.full((60, 90, 3), 100, np.uint8)
+    picture = plot_results.draw(grey, [annotation], ["ring", "disc"])
+    factor = plot_results.PICTURE_SIZE / 90
+    assert picture.shape == (round(60 * factor), plot_results.PICTURE_SIZE, 3)
+
+    def is_colored(y, x):
+        return np.ptp(picture[int(y * factor), int(x * factor)].astype(int)) > 20
+
+    assert is_colored(45, 50) and is_colored(30, 35) and is_colored(30, 75)
+    assert not is_colored(30, 55) and not is_colored(30, 20) and not is_colored(55, 50)
+
+
+def test_images_without_detections_and_masks():
+    image = np.full((50, 50, 3), 100, np.uint8)
+    assert plot_results.draw(image, [], ["a"]).std() == 0
+    box = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "score": 1.0}
+    assert plot_results.draw(image, [box], ["a"]).std() > 0
+
+
+def test_a_crowd_has_no_labels():
+    def black(number):
+        box = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        picture = plot_results.draw(np.full((50, 50, 3), 200, np.uint8), [box] * number, ["a", "b"])
+        return (picture.max(axis=2) < 60).any()
+
+    assert black(1) and black(plot_results.MAX_LABELS)
+    assert not black(plot_results.MAX_LABELS + 1)
+
+
+# Errors
+
+
+def test_without_results(output):
+    os.remove("run/inference/coco_instances_results.json")
+    with pytest.raises(
+        FileNotFoundError, match="no run/inference/coco_instances_results.json; eval"
+    ):
+        run()
+
+
+def test_without_evaluation(output):
+    open("run/metrics.json", "w").write(json.dumps({"iteration": 1, "total_loss": 2.0}))
+    with pytest.raises(ValueError, match="holds no AP"):
+        run()
+
+
+def test_without_training(output):
+    open("run/metrics.json", "w").write(json.dumps({"iteration": 1, **prefixed("bbox/")}))
+    with pytest.raises(ValueError, match="holds no losses"):
+        run()
+
+
+@pytest.mark.parametrize("line", ['{"iteration": 3, "total_l', "[]", '{"total_loss": 1.0}'])
+def test_a_damaged_line(tmp_path, line):
+    file = tmp_path / "metrics.json"
+    file.write_text('{"iteration": 1, "total_loss": 2.0}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"metrics.json, line 2 is not a JSON object"):
+        plot_results.read_metrics(str(file))
+
+
+def test_without_a_test_set(output):
+    with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
+        run("DATASETS.TEST", "()")
