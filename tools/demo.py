@@ -151,7 +151,7 @@ def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, st
     """Image -> picture to write.
 
     Raises:
-        ValueError: two images have the same name, or a picture would replace an image.
+        ValueError: two images have the same name or `image_id`, or a picture would replace an image.
         FileExistsError: something is there already, and `--overwrite` is not given.
     """
     outputs: Dict[str, str] = {}
@@ -165,6 +165,13 @@ def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, st
             )
         taken[output] = path
         outputs[path] = output
+    ids: Dict[Union[int, str], str] = {}
+    for path in paths if args.json else ():
+        if ids.setdefault(image_id(path), path) != path:
+            raise ValueError(
+                f"--json: {ids[image_id(path)]} and {path} would both have the image_id "
+                f"{image_id(path)}; run them one by one, with another --json each."
+            )
     inputs = {os.path.realpath(path) for path in paths}
     for output in taken:
         if os.path.realpath(output) in inputs:

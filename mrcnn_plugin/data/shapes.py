@@ -1,4 +1,4 @@
-"""A generated data set for instance segmentation: discs, squares, triangles, stars and rings.
+"""A generated data set for instance segmentation: discs, squares, triangles and rings.
 
 For trying a model out where no data set is at hand: it is written in seconds, it is small, and yet
 it asks for what real images ask for (occlusion, texture, noise, sizes over a range of 1 : 4).
@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from numpy.typing import NDArray
 
-CLASSES = ("disc", "square", "triangle", "star", "ring")
+CLASSES = ("disc", "square", "triangle", "ring")
 
 # Recorded in every data set. To be raised with every change of what an image looks like, so that
 # files from before the change are not taken for files from after it.
@@ -40,7 +40,7 @@ _DIAMETER = (0.125, 0.45)
 _MIN_VISIBLE_FRACTION = 0.35
 _MIN_VISIBLE_PIXELS = 24
 # Euclidean distance of the mean colours (0 to 255 a channel) of a shape and of what it is drawn on.
-_MIN_CONTRAST = 100.0
+_MIN_CONTRAST = 120.0
 _SUPERSAMPLING = 4
 
 _FloatImage = NDArray[np.float32]
@@ -268,10 +268,6 @@ def _unit_contours(rng: np.random.Generator, name: str) -> List[NDArray[np.float
         return [_regular_polygon(4)]
     if name == "triangle":
         return [_regular_polygon(3)]
-    if name == "star":
-        star = _regular_polygon(10)
-        star[1::2] *= rng.uniform(0.4, 0.5)
-        return [star]
     circle = _regular_polygon(128)
     return [circle] if name == "disc" else [circle, circle * rng.uniform(0.45, 0.65)]
 
@@ -331,5 +327,5 @@ def _texture(
     else:
         field = cv2.blur(rng.uniform(-2, 2, image_size), (3, 3))
     difference = rng.normal(size=3)
-    difference *= rng.uniform(10, 45) / np.linalg.norm(difference)
+    difference *= rng.uniform(5, 25) / np.linalg.norm(difference)
     return (color + field[..., None] * difference).astype(np.float32)

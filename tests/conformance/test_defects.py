@@ -239,7 +239,7 @@ class TestCheckpoints:
                 OUTPUT_DIR=str(tmp_path / name),
                 DATASETS__TRAIN=("one_image",),
                 DATASETS__TEST=(),
-                MODEL__ROI_HEADS__NUM_CLASSES=5,
+                MODEL__ROI_HEADS__NUM_CLASSES=4,
                 # Every anchor and proposal takes part: nothing is drawn by chance.
                 MODEL__RPN__BATCH_SIZE_PER_IMAGE=100000,
                 MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=1000,
@@ -276,7 +276,7 @@ def test_validation_was_augmented_and_shuffled(tmp_path, train_net, register):
         "quickstart.yaml",
         OUTPUT_DIR=str(tmp_path),
         DATASETS__TEST=("validation",),
-        MODEL__ROI_HEADS__NUM_CLASSES=5,
+        MODEL__ROI_HEADS__NUM_CLASSES=4,
         DATALOADER__NUM_WORKERS=0,
     )
     passes = [list(train_net.Trainer.build_test_loader(cfg, "validation")) for _ in range(2)]

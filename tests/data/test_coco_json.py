@@ -338,10 +338,10 @@ def test_the_number_of_classes_must_be_that_of_the_data_set(tmp_path, num_classe
 
 
 def test_generated_shapes_and_detectron2s_data_sets_are_checked_too():
-    check_categories(make_cfg(["shapes_train"], ["shapes_val"], 5))
+    check_categories(make_cfg(["shapes_train"], ["shapes_val"], 4))
     check_categories(make_cfg(["coco_2017_train"], ["coco_2017_val"], 80))
     with pytest.raises(
-        ValueError, match="NUM_CLASSES is 80, but the data set 'shapes_train' has 5"
+        ValueError, match="NUM_CLASSES is 80, but the data set 'shapes_train' has 4"
     ):
         check_categories(make_cfg(["shapes_train"], ["shapes_val"], 80))
     with pytest.raises(ValueError, match="id 1: 'person' against 'disc'.*and 75 more"):

@@ -32,7 +32,7 @@ def run(train_net, tmp_path):
     path.write_text(yaml.safe_dump(content))
 
     def main(*flags, **changes):
-        settings = {**TINY, "MODEL.ROI_HEADS.NUM_CLASSES": 5}
+        settings = {**TINY, "MODEL.ROI_HEADS.NUM_CLASSES": 4}
         settings.update({key.replace("__", "."): value for key, value in changes.items()})
         opts = [str(item) for pair in settings.items() for item in pair]
         args = default_argument_parser().parse_args(["--config-file", str(path), *flags, *opts])
@@ -76,7 +76,7 @@ def test_resume_goes_on_where_the_run_ended(run, tmp_path):
     "changes, error, message",
     [
         ({"MODEL__DEVICE": "cuda"}, ValueError, "MODEL.DEVICE is 'cuda'.*MODEL.DEVICE cpu"),
-        ({"MODEL__ROI_HEADS__NUM_CLASSES": 80}, ValueError, "NUM_CLASSES is 80.*set it to 5"),
+        ({"MODEL__ROI_HEADS__NUM_CLASSES": 80}, ValueError, "NUM_CLASSES is 80.*set it to 4"),
         ({"DATASETS__TEST": "('shapes_vall',)"}, ValueError, "DATASETS.TEST.*'shapes_vall'"),
         ({"TEST__AUG__ENABLED": True}, ValueError, "TEST.AUG.ENABLED is True"),
         ({"MODEL__WEIGHTS": "nowhere.pth"}, (AssertionError, FileNotFoundError), "nowhere.pth"),
