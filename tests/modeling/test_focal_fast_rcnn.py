@@ -156,6 +156,7 @@ def test_starts_from_the_prior_probability():
     torch.testing.assert_close(
         probabilities[:, :CLASSES], torch.full((100, CLASSES), 0.02), rtol=0.05, atol=0
     )
+    assert layer.cls_score.bias[-1] == 0
     for cls_loss in ("softmax_focal", "cross_entropy"):
         assert not focal(cls_loss=cls_loss).cls_score.bias.any()
 
