@@ -40,7 +40,7 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     focal = cfg.MODEL.ROI_BOX_HEAD.FOCAL
     # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.
     _add(focal, "ALPHA", 0.25)
-    # γ >= 0: how much well-classified examples are weighted down. 0 for none.
+    # γ >= 0: how much well-classified examples are weighted down. 0.0 for none.
     _add(focal, "GAMMA", 2.0)
     # π in (0, 1): foreground probability that sigmoid_focal starts from (section 3.3 of the paper).
     _add(focal, "PRIOR_PROB", 0.01)

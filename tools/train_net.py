@@ -44,6 +44,11 @@ def setup(args: Namespace) -> CfgNode:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
             f"To run on the CPU, add: MODEL.DEVICE cpu"
         )
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
+            "trained one, or add --resume for the last checkpoint of OUTPUT_DIR"
+        )
     if cfg.TEST.AUG.ENABLED:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but this script does not augment at test time; "

@@ -139,7 +139,8 @@ def roi_align(
             finite, or of no size along an axis while `sampling_ratio` is 0, pools zeros.
         output_size: bins (height, width) of a box, or one number for both.
         spatial_scale: feature pixels per unit of the boxes: 1/stride.
-        sampling_ratio: samples per bin and axis; 0 for ceil(bin size), about one per feature pixel.
+        sampling_ratio: samples per bin and axis; 0 (or less, as in torchvision) for ceil(bin size),
+            about one per feature pixel.
         aligned: pixel centres lie at half-integer coordinates of the boxes (as in Detectron2's
             ROIAlignV2). False shifts everything by half a pixel and makes boxes at least one pixel
             large, as in Detectron's first version.
@@ -166,14 +167,14 @@ def roi_align(
             f"roi_align: input must have shape (N, C, H, W), H and W at least 1, "
             f"got {tuple(input.shape)}"
         )
-    height, width = _check_options(output_size, spatial_scale, sampling_ratio, interpolation, a)
+    height, width = _check_options(output_size, spatial_scale, interpolation, a)
     return torch.ops.mrcnn_plugin.roi_align(
         input,
         _to_rois(input, boxes),
         spatial_scale,
         height,
         width,
-        sampling_ratio,
+        max(sampling_ratio, 0),
         aligned,
         interpolation,
         a,
@@ -187,7 +188,6 @@ def _describe(value: Any) -> str:
 def _check_options(
     output_size: Union[int, Tuple[int, int]],
     spatial_scale: float,
-    sampling_ratio: int,
     interpolation: str,
     a: float,
 ) -> Tuple[int, int]:
@@ -204,10 +204,6 @@ def _check_options(
     if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
         raise ValueError(
             f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}"
-        )
-    if sampling_ratio < 0:
-        raise ValueError(
-            f"roi_align: sampling_ratio must be 0 (adaptive) or positive, got {sampling_ratio}"
         )
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(
@@ -272,7 +268,7 @@ class ROIAlign(nn.Module):
     ) -> None:
         """See :func:`roi_align` for the arguments and errors."""
         super().__init__()
-        _check_options(output_size, spatial_scale, sampling_ratio, interpolation, a)
+        _check_options(output_size, spatial_scale, interpolation, a)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio

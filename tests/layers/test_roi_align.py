@@ -370,6 +370,12 @@ class TestOperator:
         rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
         assert torch.equal(roi_align(features, boxes, 3), roi_align(features, rois, 3))
 
+    def test_a_negative_sampling_ratio_is_adaptive_as_in_torchvision(self):
+        features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 8, 9, torch.float32)
+        assert torch.equal(
+            roi_align(features, rois, 3, sampling_ratio=-1), roi_align(features, rois, 3)
+        )
+
     def test_module_equals_function(self):
         features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 16, 18, torch.float32)
         module = ROIAlign((2, 3), 0.5, 2, aligned=False, interpolation="bilinear")
@@ -426,7 +432,6 @@ class TestErrors:
             (dict(boxes="box"), TypeError, "boxes must be a Tensor or a list"),
             (dict(output_size=0), ValueError, "output_size must be positive, got 0"),
             (dict(spatial_scale=0.0), ValueError, "spatial_scale must be positive"),
-            (dict(sampling_ratio=-1), ValueError, "sampling_ratio must be 0"),
             (dict(interpolation="cubic"), ValueError, '"bilinear" or "bicubic", got \'cubic\''),
             (dict(a=math.nan), ValueError, "a must be finite"),
         ],

@@ -72,6 +72,11 @@ def test_resume_goes_on_where_the_run_ended(run, tmp_path):
     assert not (tmp_path / "out" / "model_0000003.pth").exists()
 
 
+def test_evaluation_needs_weights(run, tmp_path):
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        run("--eval-only")
+
+
 @pytest.mark.parametrize(
     "changes, error, message",
     [
