@@ -1,190 +1,249 @@
-// RoIAlign on the CPU as a product of two banded matrices, out[k, c] = Wy[k] . F[b(k), c] . Wx[k]^T.
+// RoIAlign on the CPU: the weights of every RoI, and which kernel runs on which memory.
 //
-// Wy and Wx are computed once per RoI and shared by all channels. Work is divided over planes (image, channel): the RoIs
-// of an image visit one plane after the other, while it is in cache, and in backward each plane has a single writer that
-// adds in the order of the RoIs, so that the gradient is the same for any number of threads.
+// Work is divided over (block of channels, image). In backward such a unit has a single writer that adds the RoIs in a
+// fixed order, so that the gradient is the same for any number of threads.
 #include "../roi_align.h"
+#include "roi_align_kernel.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <c10/core/CPUAllocator.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
+#include <numeric>
+#include <string>
+#include <tuple>
 #include <vector>
 
 namespace mrcnn_plugin::cpu {
 namespace {
 
+// SparseRows that grow.
+template <typename T>
+struct SparseMatrix {
+  std::vector<int64_t> starts{0};
+  std::vector<int64_t> columns;
+  std::vector<T> weights;
+
+  void add(int64_t column, T weight) {
+    columns.push_back(column);
+    weights.push_back(weight);
+  }
+  void end_row() {
+    starts.push_back(static_cast<int64_t>(columns.size()));
+  }
+  int64_t rows() const {
+    return static_cast<int64_t>(starts.size()) - 1;
+  }
+  SparseRows<T> view() const {
+    return {starts.data(), columns.data(), weights.data()};
+  }
+};
+
 struct Range {
   int64_t begin;
   int64_t end;
-};
 
-// The rows of Wy or Wx for every RoI: row (k, p) is a band and its weights.
-template <typename T>
-struct BandMatrix {
-  int64_t bins;
-  std::vector<Range> reach; // [K], the pixels that any bin of a RoI reads
-  std::vector<Band> bands; // [K * bins]
-  std::vector<int64_t> offsets; // of a row's weights
-  std::vector<T> weights;
-
-  const Band& band(int64_t k, int64_t p) const {
-    return bands[k * bins + p];
-  }
-  const T* row(int64_t k, int64_t p) const {
-    return weights.data() + offsets[k * bins + p];
+  int64_t size() const {
+    return end - begin;
   }
 };
 
-// Columns 1 + axis and 3 + axis of rois hold the box's extent along the axis (0: x, 1: y).
+// The least range with the columns of the rows [first, first + count).
 template <typename T>
-BandMatrix<T> make_band_matrix(
-    const T* rois, int64_t num_rois, int axis, int64_t size, int64_t bins, double spatial_scale,
-    int64_t sampling_ratio, bool aligned, Interpolation interpolation, double a) {
-  BandMatrix<T> matrix{bins, {}, {}, {}, {}};
-  matrix.reach.reserve(num_rois);
-  matrix.bands.reserve(num_rois * bins);
-  matrix.offsets.reserve(num_rois * bins);
-  for (int64_t k = 0; k < num_rois; ++k) {
-    const T* roi = rois + k * 5;
-    const Axis<T> samples = make_axis(
-        roi[1 + axis], roi[3 + axis], static_cast<T>(spatial_scale), bins, sampling_ratio, aligned);
-    Range reach{size, 0};
-    for (int64_t p = 0; p < bins; ++p) {
-      const Band band = bin_band(samples, p, size, interpolation);
-      if (band.count > 0) {
-        reach.begin = std::min(reach.begin, band.first);
-        reach.end = std::max(reach.end, band.first + band.count);
-      }
-      const int64_t offset = static_cast<int64_t>(matrix.weights.size());
-      matrix.weights.resize(offset + band.count);
-      bin_weights(samples, p, band, size, interpolation, static_cast<T>(a), matrix.weights.data() + offset);
-      matrix.bands.push_back(band);
-      matrix.offsets.push_back(offset);
+Range reach(const SparseMatrix<T>& matrix, int64_t first, int64_t count) {
+  const auto begin = matrix.columns.begin() + matrix.starts[first];
+  const auto end = matrix.columns.begin() + matrix.starts[first + count];
+  if (begin == end) {
+    return {0, 0};
+  }
+  const auto [least, most] = std::minmax_element(begin, end);
+  return {*least, *most + 1};
+}
+
+// Appends the transpose of the rows [first, first + count): a row for each column in `range`.
+template <typename T>
+void append_transpose(
+    const SparseMatrix<T>& matrix, int64_t first, int64_t count, Range range, SparseMatrix<T>& transpose) {
+  // Counting sort by column; next[i] is where the next entry of column range.begin + i goes.
+  std::vector<int64_t> next(range.size() + 1, 0);
+  for (int64_t j = matrix.starts[first]; j < matrix.starts[first + count]; ++j) {
+    ++next[matrix.columns[j] - range.begin + 1];
+  }
+  next[0] = transpose.starts.back();
+  std::partial_sum(next.begin(), next.end(), next.begin());
+  transpose.starts.insert(transpose.starts.end(), next.begin() + 1, next.end());
+  transpose.columns.resize(next.back());
+  transpose.weights.resize(next.back());
+  for (int64_t row = 0; row < count; ++row) {
+    for (int64_t j = matrix.starts[first + row]; j < matrix.starts[first + row + 1]; ++j) {
+      const int64_t at = next[matrix.columns[j] - range.begin]++;
+      transpose.columns[at] = row;
+      transpose.weights[at] = matrix.weights[j];
     }
-    matrix.reach.push_back(reach.begin < reach.end ? reach : Range{0, 0});
   }
-  return matrix;
 }
 
-// The RoIs of each image, in their order.
+// The weights of all RoIs.
 template <typename T>
-std::vector<std::vector<int64_t>> rois_by_image(const T* rois, int64_t num_rois, int64_t batch) {
-  std::vector<std::vector<int64_t>> by_image(batch);
-  for (int64_t k = 0; k < num_rois; ++k) {
-    const T index = rois[k * 5];
-    TORCH_CHECK_INDEX(
-        index >= T(0) && index < static_cast<T>(batch) && index == std::floor(index),
-        "roi_align: boxes[", k, ", 0] is the batch index ", index, ", but input has batch size ", batch,
-        ", so it must be a whole number in [0, ", batch, ")");
-    by_image[static_cast<int64_t>(index)].push_back(k);
-  }
-  return by_image;
-}
-
-// Wy and Wx of all RoIs, and which RoIs belong to an image.
-template <typename T>
-struct Geometry {
-  std::vector<std::vector<int64_t>> by_image;
-  BandMatrix<T> y;
-  BandMatrix<T> x;
-  int64_t strip_size; // elements that the strip of any RoI fits in
-
+class Geometry {
+ public:
   Geometry(
-      const at::Tensor& rois, const Problem& problem, double spatial_scale, int64_t sampling_ratio, bool aligned,
-      double a) {
-    const at::Tensor contiguous = rois.contiguous();
+      const at::Tensor& boxes, const Problem& problem, double spatial_scale, int64_t sampling_ratio, bool aligned,
+      double a)
+      : problem_(problem), image_starts(problem.batch + 1, 0) {
+    const at::Tensor contiguous = boxes.contiguous();
     const T* data = contiguous.const_data_ptr<T>();
-    const int64_t num_rois = rois.size(0);
-    by_image = rois_by_image(data, num_rois, problem.batch);
-    y = make_band_matrix(
-        data, num_rois, 1, problem.height, problem.pooled_height, spatial_scale, sampling_ratio, aligned,
-        problem.interpolation, a);
-    x = make_band_matrix(
-        data, num_rois, 0, problem.width, problem.pooled_width, spatial_scale, sampling_ratio, aligned,
-        problem.interpolation, a);
-    strip_size = problem.pooled_height * problem.width;
+    const int64_t num_rois = boxes.size(0);
+    rois.reserve(num_rois);
+    const auto add_axis = [&](const T* box, int axis, int64_t size, int64_t bins, SparseMatrix<T>& matrix) {
+      const Axis<T> samples = make_axis(
+          box[1 + axis], box[3 + axis], static_cast<T>(spatial_scale), bins, sampling_ratio, aligned);
+      return add_rows(samples, size, bins, static_cast<T>(a), matrix);
+    };
+    for (int64_t k = 0; k < num_rois; ++k) {
+      const T* box = data + k * 5;
+      TORCH_CHECK_INDEX(
+          box[0] >= T(0) && box[0] < static_cast<T>(problem.batch) && box[0] == std::floor(box[0]),
+          "roi_align: boxes[", k, ", 0] is the batch index ", box[0], ", but input has batch size ", problem.batch,
+          ", so it must be a whole number in [0, ", problem.batch, ")");
+      const Range columns = add_axis(box, 0, problem.width, problem.pooled_width, x);
+      const Range rows = add_axis(box, 1, problem.height, problem.pooled_height, y);
+      const int64_t image = static_cast<int64_t>(box[0]);
+      ++image_starts[image + 1];
+      rois.push_back({k, image, rows.begin, rows.end, columns.begin, columns.end, 0});
+      longest_row = std::max(longest_row, columns.size());
+      largest_window = std::max(largest_window, rows.size() * columns.size());
+      total_window += rows.size() * columns.size();
+    }
+    std::partial_sum(image_starts.begin(), image_starts.end(), image_starts.begin());
+    std::stable_sort(rois.begin(), rois.end(), [](const Roi& left, const Roi& right) {
+      return std::tie(left.image, left.row_begin) < std::tie(right.image, right.row_begin);
+    });
   }
+
+  // Replaces the matrices by their transposes.
+  void transpose() {
+    const int64_t bins_y = problem_.pooled_height, bins_x = problem_.pooled_width, count = num_groups(bins_y);
+    SparseMatrix<T> yt, xt;
+    groups.resize(rois.size() * count);
+    for (Roi& roi : rois) {
+      roi.transposed_column = xt.rows();
+      append_transpose(x, roi.index * bins_x, bins_x, Range{0, roi.column_end - roi.column_begin}, xt);
+      for (int64_t group = 0; group < count; ++group) {
+        const int64_t p = group_begin(group, bins_y), rows = group_begin(group + 1, bins_y) - p;
+        const Range range = reach(y, roi.index * bins_y + p, rows);
+        groups[roi.index * count + group] = {roi.row_begin + range.begin, roi.row_begin + range.end, yt.rows()};
+        append_transpose(y, roi.index * bins_y + p, rows, range, yt);
+      }
+    }
+    x = std::move(xt);
+    y = std::move(yt);
+  }
+
+  // Everything of a task but its tensors.
+  template <typename scalar_t>
+  Task<scalar_t> task() const {
+    Task<scalar_t> task{};
+    task.images = problem_.batch;
+    task.channels = problem_.channels;
+    task.height = problem_.height;
+    task.width = problem_.width;
+    task.pooled_height = problem_.pooled_height;
+    task.pooled_width = problem_.pooled_width;
+    task.rois = rois.data();
+    task.image_starts = image_starts.data();
+    task.longest_row = longest_row;
+    task.largest_window = largest_window;
+    task.y = y.view();
+    task.x = x.view();
+    task.groups = groups.data();
+    return task;
+  }
+
+  int64_t longest_row = 0;
+  int64_t largest_window = 0;
+  int64_t total_window = 0;
+
+ private:
+  // Appends the rows of the `bins` bins of an axis. Returns the pixels that they read; their columns count from its begin.
+  Range add_rows(const Axis<T>& axis, int64_t size, int64_t bins, T a, SparseMatrix<T>& matrix) {
+    const int64_t first_row = matrix.rows();
+    const int64_t first_entry = matrix.starts.back();
+    for (int64_t p = 0; p < bins; ++p) {
+      const Band band = bin_band(axis, p, size, problem_.interpolation);
+      band_.resize(band.count);
+      bin_weights(axis, p, band, size, problem_.interpolation, a, band_.data());
+      // Samples far apart leave gaps.
+      for (int64_t j = 0; j < band.count; ++j) {
+        if (band_[j] != T(0)) {
+          matrix.add(band.first + j, band_[j]);
+        }
+      }
+      matrix.end_row();
+    }
+    const Range range = reach(matrix, first_row, bins);
+    for (size_t j = first_entry; j < matrix.columns.size(); ++j) {
+      matrix.columns[j] -= range.begin;
+    }
+    return range;
+  }
+
+  Problem problem_;
+  std::vector<T> band_;
+  std::vector<Roi> rois;
+  std::vector<int64_t> image_starts;
+  std::vector<RowGroup> groups;
+  SparseMatrix<T> y; // row roi * pooled_height + p
+  SparseMatrix<T> x;
 };
 
-// One plane of one RoI: the y pass into a strip of pooled_height rows, then the x pass.
-template <typename scalar_t, typename acc_t>
-void pool_plane(
-    const Geometry<acc_t>& geometry, int64_t k, const scalar_t* plane, int64_t width, acc_t* strip, scalar_t* output) {
-  const BandMatrix<acc_t>& wy = geometry.y;
-  const BandMatrix<acc_t>& wx = geometry.x;
-  const Range columns = wx.reach[k];
-  const int64_t length = columns.end - columns.begin;
-  for (int64_t p = 0; p < wy.bins; ++p) {
-    acc_t* strip_row = strip + p * length;
-    std::fill_n(strip_row, length, acc_t(0));
-    const Band& band = wy.band(k, p);
-    const acc_t* weights = wy.row(k, p);
-    for (int64_t j = 0; j < band.count; ++j) {
-      const scalar_t* row = plane + (band.first + j) * width + columns.begin;
-      for (int64_t x = 0; x < length; ++x) {
-        strip_row[x] += weights[j] * static_cast<acc_t>(row[x]);
-      }
-    }
+template <typename scalar_t>
+Kernels<scalar_t> best_kernels() {
+#if defined(MRCNN_HAS_AVX2)
+  // ATen's own choice, which the environment variable ATEN_CPU_CAPABILITY can lower.
+  static const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX2" || capability == "AVX512") {
+    return isa_avx2::kernels<scalar_t>();
   }
-  for (int64_t q = 0; q < wx.bins; ++q) {
-    const Band& band = wx.band(k, q);
-    const acc_t* weights = wx.row(k, q);
-    const acc_t* column = strip + (band.first - columns.begin);
-    for (int64_t p = 0; p < wy.bins; ++p) {
-      acc_t sum = 0;
-      for (int64_t j = 0; j < band.count; ++j) {
-        sum += weights[j] * column[p * length + j];
-      }
-      output[p * wx.bins + q] = static_cast<scalar_t>(sum);
-    }
-  }
+#endif
+  return isa_default::kernels<scalar_t>();
 }
 
-// The transpose of pool_plane: adds Wy^T . G . Wx to the plane.
-template <typename scalar_t, typename acc_t>
-void scatter_plane(
-    const Geometry<acc_t>& geometry, int64_t k, const scalar_t* grad, int64_t width, acc_t* strip, acc_t* plane) {
-  const BandMatrix<acc_t>& wy = geometry.y;
-  const BandMatrix<acc_t>& wx = geometry.x;
-  const Range columns = wx.reach[k];
-  const int64_t length = columns.end - columns.begin;
-  std::fill_n(strip, wy.bins * length, acc_t(0));
-  for (int64_t q = 0; q < wx.bins; ++q) {
-    const Band& band = wx.band(k, q);
-    const acc_t* weights = wx.row(k, q);
-    acc_t* column = strip + (band.first - columns.begin);
-    for (int64_t p = 0; p < wy.bins; ++p) {
-      const acc_t g = static_cast<acc_t>(grad[p * wx.bins + q]);
-      for (int64_t j = 0; j < band.count; ++j) {
-        column[p * length + j] += weights[j] * g;
-      }
-    }
-  }
-  for (int64_t p = 0; p < wy.bins; ++p) {
-    const acc_t* strip_row = strip + p * length;
-    const Band& band = wy.band(k, p);
-    const acc_t* weights = wy.row(k, p);
-    for (int64_t j = 0; j < band.count; ++j) {
-      acc_t* row = plane + (band.first + j) * width + columns.begin;
-      for (int64_t x = 0; x < length; ++x) {
-        row[x] += weights[j] * strip_row[x];
-      }
-    }
-  }
+Strides strides_of(const at::Tensor& tensor) {
+  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// Calls visit(image, channel, scratch) for every plane, in parallel; scratch is a strip of the calling thread.
-template <typename T, typename Visit>
-void for_each_plane(const Geometry<T>& geometry, int64_t channels, const Visit& visit) {
-  const int64_t planes = static_cast<int64_t>(geometry.by_image.size()) * channels;
-  at::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> strip(geometry.strip_size);
-    for (int64_t plane = begin; plane < end; ++plane) {
-      visit(plane / channels, plane % channels, strip.data());
-    }
+// A new tensor for the kernels to fill.
+at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
+  const at::MemoryFormat format = like.suggest_memory_format();
+  at::Tensor tensor = at::empty(sizes, like.options(), format);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  // Fresh memory is mapped page by page as it is first written, which for results of this size can take longer than the
+  // computation. Large pages, where the system has them to give on request, are a fifth of the time.
+  constexpr uintptr_t kLargePage = uintptr_t(1) << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + kLargePage - 1) & ~(kLargePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes()) & ~(kLargePage - 1);
+  if (begin < end) {
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  }
+#endif
+  return tensor;
+}
+
+// run(begin, end, scratch) over all units, in parallel.
+template <typename T, typename Run>
+void for_each_unit(int64_t units, int64_t scratch_size, const Run& run) {
+  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    static_assert(c10::gAlignment >= 64);
+    const at::DataPtr scratch = c10::GetCPUAllocator()->allocate(scratch_size * sizeof(T));
+    run(begin, end, static_cast<T*>(scratch.get()));
   });
 }
 
@@ -194,21 +253,23 @@ at::Tensor roi_align(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
   const Problem problem = check_forward(input, rois, pooled_height, pooled_width, sampling_ratio, interpolation);
-  const int64_t channels = problem.channels, width = problem.width;
-  const int64_t plane_size = problem.height * width, bins = pooled_height * pooled_width;
-  const at::Tensor features = input.contiguous();
-  at::Tensor output = at::empty({rois.size(0), channels, pooled_height, pooled_width}, features.options());
+  const at::Tensor output = empty({rois.size(0), problem.channels, pooled_height, pooled_width}, input);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "roi_align", [&] {
-    using acc_t = at::opmath_type<scalar_t>;
+    using acc_t = accumulator_t<scalar_t>;
     const Geometry<acc_t> geometry(rois, problem, spatial_scale, sampling_ratio, aligned, a);
-    const scalar_t* in = features.const_data_ptr<scalar_t>();
-    scalar_t* out = output.mutable_data_ptr<scalar_t>();
-    for_each_plane(geometry, channels, [&](int64_t image, int64_t channel, acc_t* strip) {
-      const scalar_t* plane = in + (image * channels + channel) * plane_size;
-      for (const int64_t k : geometry.by_image[image]) {
-        pool_plane(geometry, k, plane, width, strip, out + (k * channels + channel) * bins);
-      }
-    });
+    const Kernels<scalar_t> kernels = best_kernels<scalar_t>();
+    Task<scalar_t> task = geometry.template task<scalar_t>();
+    task.source = input.const_data_ptr<scalar_t>();
+    task.map = strides_of(input);
+    task.target = output.mutable_data_ptr<scalar_t>();
+    task.bins = strides_of(output);
+    const int64_t blocks = (problem.channels + kernels.lanes - 1) / kernels.lanes;
+    // Copying the map once is worth it if its pixels are read more than once, and leaves enough units for all threads.
+    task.share_map = geometry.total_window > problem.batch * problem.height * problem.width &&
+        blocks * problem.batch >= at::get_num_threads();
+    for_each_unit<acc_t>(
+        blocks * (task.share_map ? problem.batch : rois.size(0)), kernels.forward_scratch(task),
+        [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.forward(task, begin, end, scratch); });
   });
   return output;
 }
@@ -217,26 +278,25 @@ at::Tensor roi_align_backward(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
   const Problem problem = check_backward(grad, rois, batch, height, width, sampling_ratio, interpolation);
-  const int64_t channels = problem.channels;
-  const int64_t plane_size = height * width, bins = problem.pooled_height * problem.pooled_width;
-  const at::Tensor contiguous = grad.contiguous();
-  at::Tensor grad_input;
+  // The bins of a RoI must lie at equal distances.
+  const at::Tensor bins = grad.stride(2) == grad.size(3) * grad.stride(3) ? grad : grad.contiguous();
+  const at::Tensor grad_input = empty({batch, problem.channels, height, width}, grad);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
-    using acc_t = at::opmath_type<scalar_t>;
-    const Geometry<acc_t> geometry(rois, problem, spatial_scale, sampling_ratio, aligned, a);
-    // Sums of half-precision gradients are kept in float32 until the last one is in.
-    grad_input = at::zeros(
-        {batch, channels, height, width}, grad.options().dtype(c10::CppTypeToScalarType<acc_t>::value));
-    const scalar_t* in = contiguous.const_data_ptr<scalar_t>();
-    acc_t* out = grad_input.mutable_data_ptr<acc_t>();
-    for_each_plane(geometry, channels, [&](int64_t image, int64_t channel, acc_t* strip) {
-      acc_t* plane = out + (image * channels + channel) * plane_size;
-      for (const int64_t k : geometry.by_image[image]) {
-        scatter_plane(geometry, k, in + (k * channels + channel) * bins, width, strip, plane);
-      }
-    });
+    using acc_t = accumulator_t<scalar_t>;
+    Geometry<acc_t> geometry(rois, problem, spatial_scale, sampling_ratio, aligned, a);
+    geometry.transpose();
+    const Kernels<scalar_t> kernels = best_kernels<scalar_t>();
+    Task<scalar_t> task = geometry.template task<scalar_t>();
+    task.source = bins.const_data_ptr<scalar_t>();
+    task.bins = strides_of(bins);
+    task.target = grad_input.mutable_data_ptr<scalar_t>();
+    task.map = strides_of(grad_input);
+    const int64_t blocks = (problem.channels + kernels.lanes - 1) / kernels.lanes;
+    for_each_unit<acc_t>(
+        blocks * batch, kernels.backward_scratch(task),
+        [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.backward(task, begin, end, scratch); });
   });
-  return grad_input.to(grad.scalar_type());
+  return grad_input;
 }
 
 } // namespace mrcnn_plugin::cpu
