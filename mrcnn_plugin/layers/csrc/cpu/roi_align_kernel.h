@@ -93,13 +93,14 @@ struct Task {
   SparseRows<acc_t> x;
   const RowGroup* groups; // backward: [RoIs * num_groups]
 
+  int64_t channels_per_unit;
   // Forward: whether the RoIs of an image read one copy of its map, or each makes a copy of its own part.
   bool share_map;
 };
 
-// The kernels for one instruction set. Channels are worked on in blocks of `lanes`.
-//   forward: units are (block, image) if share_map, else (block, RoI).
-//   backward: units are (block, image), each of which is the only one to write its part of the target.
+// The kernels for one instruction set. Channels are worked on in parts of channels_per_unit.
+//   forward: units are (part, image) if share_map, else (part, RoI) in the order that suits the layout.
+//   backward: units are (part, image), each of which is the only one to write its part of the target.
 // A kernel runs units [begin, end) with `scratch` elements of memory that are aligned to 64 bytes.
 template <typename scalar_t>
 struct Kernels {

@@ -28,6 +28,26 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+// visit(Count<n>()) for n <= 8, so that loops over n registers are unrolled.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+template <typename Visit>
+inline void unrolled(int64_t n, const Visit& visit) {
+  switch (n) {
+    case 1: return visit(Count<1>());
+    case 2: return visit(Count<2>());
+    case 3: return visit(Count<3>());
+    case 4: return visit(Count<4>());
+    case 5: return visit(Count<5>());
+    case 6: return visit(Count<6>());
+    case 7: return visit(Count<7>());
+    default: return visit(Count<8>());
+  }
+}
+
 // ---- memory -------------------------------------------------------------------------------------------------------
 
 inline Vector<float> load(const float* p) {
@@ -187,66 +207,113 @@ inline void transpose(Vector<T> (&v)[kLanes<T>]) {
   }
 }
 
-// Copies `columns` pixels of `channels` <= lanes channels to [columns][lanes]. Lanes beyond `channels` get any number.
+// A run of pixels with their channels in memory of any layout.
+template <typename scalar_t>
+struct Run {
+  scalar_t* data;
+  int64_t column_stride;
+  int64_t channel_stride;
+
+  scalar_t* at(int64_t column, int64_t channel) const {
+    return data + column * column_stride + channel * channel_stride;
+  }
+};
+
+// Copies `columns` pixels of `channels` channels to [block][columns][lanes], block_stride elements from block to block.
+// Lanes beyond the last channel get any number.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
-inline void pack(
-    const scalar_t* source, int64_t column_stride, int64_t channel_stride, int64_t columns, int64_t channels,
-    T* packed) {
+inline void pack(Run<const scalar_t> source, int64_t columns, int64_t channels, T* packed, int64_t block_stride) {
   constexpr int L = kLanes<T>;
-  if (column_stride == 1 && columns >= L) {
-    for (int64_t x = 0; x < columns; x += L) {
-      const int64_t start = smaller(x, columns - L);
-      Vector<T> tile[L];
-      for (int i = 0; i < L; ++i) {
-        tile[i] = load(source + smaller(i, channels - 1) * channel_stride + start);
-      }
-      transpose<T>(tile);
-      for (int i = 0; i < L; ++i) {
-        at(packed + (start + i) * L) = tile[i];
+  const int64_t full_blocks = source.channel_stride == 1 ? channels / L : 0;
+  if (source.column_stride == 1 && columns >= L) {
+    for (int64_t c = 0; c < channels; c += L, packed += block_stride) {
+      for (int64_t x = 0; x < columns; x += L) {
+        const int64_t start = smaller(x, columns - L);
+        Vector<T> tile[L];
+        for (int i = 0; i < L; ++i) {
+          const scalar_t* line = source.at(start, smaller(c + i, channels - 1));
+          tile[i] = load(line);
+          // A stream of memory per channel is more than hardware foresees well.
+          __builtin_prefetch(line + 256 / sizeof(scalar_t));
+        }
+        transpose<T>(tile);
+        for (int i = 0; i < L; ++i) {
+          at(packed + (start + i) * L) = tile[i];
+        }
       }
     }
-  } else if (channel_stride == 1 && channels == L) {
-    for (int64_t x = 0; x < columns; ++x) {
-      at(packed + x * L) = load(source + x * column_stride);
+    return;
+  }
+  int64_t b = 0;
+  for (; b + 2 <= full_blocks; b += 2) {
+    const scalar_t* from = source.at(0, b * L);
+    T* to = packed + b * block_stride;
+    for (int64_t x = 0; x < columns; ++x, from += source.column_stride, to += L) {
+      at(to) = load(from);
+      at(to + block_stride) = load(from + L);
     }
-  } else {
+  }
+  for (; b * L < channels; ++b) {
+    const int64_t lanes = smaller(L, channels - b * L);
     for (int64_t x = 0; x < columns; ++x) {
-      at(packed + x * L) = load_some(source + x * column_stride, channels, channel_stride);
+      at(packed + b * block_stride + x * L) =
+          b < full_blocks ? load(source.at(x, b * L)) : load_some(source.at(x, b * L), lanes, source.channel_stride);
     }
   }
 }
 
 // The opposite of pack.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
-inline void unpack(
-    const T* packed, int64_t columns, int64_t channels, scalar_t* target, int64_t column_stride,
-    int64_t channel_stride) {
+inline void unpack(const T* packed, int64_t block_stride, int64_t columns, int64_t channels, Run<scalar_t> target) {
   constexpr int L = kLanes<T>;
-  if (column_stride == 1 && columns >= L) {
-    for (int64_t x = 0; x < columns; x += L) {
-      const int64_t start = smaller(x, columns - L);
-      Vector<T> tile[L];
-      for (int i = 0; i < L; ++i) {
-        tile[i] = at(packed + (start + i) * L);
-      }
-      transpose<T>(tile);
-      if (channels == L) {
+  const int64_t full_blocks = target.channel_stride == 1 ? channels / L : 0;
+  if (target.column_stride == 1 && columns >= L) {
+    for (int64_t c = 0; c < channels; c += L, packed += block_stride) {
+      for (int64_t x = 0; x < columns; x += L) {
+        const int64_t start = smaller(x, columns - L);
+        Vector<T> tile[L];
         for (int i = 0; i < L; ++i) {
-          store(target + i * channel_stride + start, tile[i]);
+          tile[i] = at(packed + (start + i) * L);
         }
-      } else {
-        for (int64_t i = 0; i < channels; ++i) {
-          store(target + i * channel_stride + start, tile[i]);
+        transpose<T>(tile);
+        for (int i = 0; i < L && c + i < channels; ++i) {
+          store(target.at(start, c + i), tile[i]);
         }
       }
     }
-  } else if (channel_stride == 1 && channels == L) {
-    for (int64_t x = 0; x < columns; ++x) {
-      store(target + x * column_stride, at(packed + x * L));
+    return;
+  }
+  int64_t b = 0;
+  for (; b + 2 <= full_blocks; b += 2) {
+    const T* from = packed + b * block_stride;
+    scalar_t* to = target.at(0, b * L);
+    for (int64_t x = 0; x < columns; ++x, from += L, to += target.column_stride) {
+      store(to, at(from));
+      store(to + L, at(from + block_stride));
     }
-  } else {
+  }
+  for (; b * L < channels; ++b) {
+    const int64_t lanes = smaller(L, channels - b * L);
     for (int64_t x = 0; x < columns; ++x) {
-      store_some(target + x * column_stride, at(packed + x * L), channels, channel_stride);
+      const Vector<T> pixel = at(packed + b * block_stride + x * L);
+      if (b < full_blocks) {
+        store(target.at(x, b * L), pixel);
+      } else {
+        store_some(target.at(x, b * L), pixel, lanes, target.channel_stride);
+      }
+    }
+  }
+}
+
+// Asks for memory that is going to be written, so that it is there when the results are.
+template <typename scalar_t>
+inline void prefetch(Run<scalar_t> target, int64_t columns, int64_t channels) {
+  constexpr int64_t kLine = 64 / sizeof(scalar_t);
+  const int64_t column_step = target.column_stride == 1 ? kLine : 1;
+  const int64_t channel_step = target.channel_stride == 1 ? kLine : 1;
+  for (int64_t c = 0; c < channels; c += channel_step) {
+    for (int64_t x = 0; x < columns; x += column_step) {
+      __builtin_prefetch(target.at(x, c), 1);
     }
   }
 }
@@ -255,35 +322,14 @@ inline void unpack(
 
 constexpr int kTile = 8; // columns that the y passes work on at a time, one register each
 
-// visit(std::integral_constant<int, n>), so that loops over n <= 8 registers are unrolled.
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
-template <typename Visit>
-inline void unrolled(int64_t n, const Visit& visit) {
-  switch (n) {
-    case 1: return visit(Count<1>());
-    case 2: return visit(Count<2>());
-    case 3: return visit(Count<3>());
-    case 4: return visit(Count<4>());
-    case 5: return visit(Count<5>());
-    case 6: return visit(Count<6>());
-    case 7: return visit(Count<7>());
-    default: return visit(Count<8>());
-  }
-}
-
-// Packed pixels: pixel (row, column) is at data + row * row_stride + column * column_stride.
+// Packed pixels, row_stride elements from row to row.
 template <typename T>
 struct Pixels {
   T* data;
   int64_t row_stride;
-  int64_t column_stride;
 
-  T* pixel(int64_t row, int64_t column) const {
-    return data + row * row_stride + column * column_stride;
+  T* at(int64_t row, int64_t column) const {
+    return data + row * row_stride + column * kLanes<std::remove_const_t<T>>;
   }
 };
 
@@ -294,14 +340,14 @@ inline void y_pass(const SparseRows<T>& wy, int64_t first, int64_t rows, Pixels<
   for (int64_t x = 0; x < columns; x += kTile) {
     unrolled(smaller(kTile, columns - x), [&](auto count) {
       constexpr int n = decltype(count)::value;
-      const T* tile = map.data + x * map.column_stride;
+      const T* tile = map.at(0, x);
       for (int64_t p = 0; p < rows; ++p) {
         Vector<T> sum[n] = {};
         for (int64_t j = wy.starts[first + p]; j < wy.starts[first + p + 1]; ++j) {
           const T* row = tile + wy.columns[j] * map.row_stride;
           const T weight = wy.weights[j];
           for (int i = 0; i < n; ++i) {
-            sum[i] += weight * at(row + i * map.column_stride);
+            sum[i] += weight * at(row + i * L);
           }
         }
         for (int i = 0; i < n; ++i) {
@@ -368,7 +414,7 @@ inline void y_pass_transposed(
       constexpr int n = decltype(count)::value;
       const T* tile = strip + x * kGroupRows * L;
       for (int64_t r = 0; r < rows; ++r) {
-        T* row = map.data + r * map.row_stride + x * L;
+        T* row = map.at(r, x);
         Vector<T> sum[n];
         for (int i = 0; i < n; ++i) {
           sum[i] = at(row + i * L);
@@ -390,176 +436,210 @@ inline void y_pass_transposed(
 
 // ---- units --------------------------------------------------------------------------------------------------------
 
-// Memory of a thread: a strip, the bins of a group of rows, and packed pixels.
+// Channels [begin, begin + count) of an image.
+struct Channels {
+  int64_t begin;
+  int64_t count;
+};
+
+template <typename scalar_t>
+inline int64_t num_parts(const Task<scalar_t>& task) {
+  return (task.channels + task.channels_per_unit - 1) / task.channels_per_unit;
+}
+
+template <typename scalar_t>
+inline Channels part(const Task<scalar_t>& task, int64_t i) {
+  const int64_t begin = i * task.channels_per_unit;
+  return {begin, smaller(task.channels_per_unit, task.channels - begin)};
+}
+
+// The pixels of a row of the map from `column`, or the bins of a RoI from row p.
+template <typename S, typename scalar_t>
+inline Run<S> map_run(
+    S* map, const Task<scalar_t>& task, int64_t image, Channels channels, int64_t row, int64_t column) {
+  const Strides& strides = task.map;
+  return {
+      map + image * strides.item + channels.begin * strides.channel + row * strides.row + column * strides.column,
+      strides.column, strides.channel};
+}
+
+template <typename S, typename scalar_t>
+inline Run<S> bins_run(S* bins, const Task<scalar_t>& task, const Roi& roi, Channels channels, int64_t p) {
+  const Strides& strides = task.bins;
+  return {
+      bins + roi.index * strides.item + channels.begin * strides.channel + p * strides.row, strides.column,
+      strides.channel};
+}
+
+// Memory of a thread: a strip, the bins of a group of rows, and packed pixels. The latter two for each block of a unit.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 struct Scratch {
+  int64_t bins_stride; // from block to block
+  int64_t pixels_stride;
   T* strip;
   T* bins;
   T* pixels;
 
-  Scratch(const Task<scalar_t>& task, T* memory)
-      : strip(memory), bins(strip + strip_size(task)), pixels(bins + bins_size(task)) {}
+  Scratch(const Task<scalar_t>& task, int64_t num_pixels, T* memory)
+      : bins_stride(smaller(kGroupRows, task.pooled_height) * task.pooled_width * kLanes<T>),
+        pixels_stride(num_pixels * kLanes<T>),
+        strip(memory),
+        bins(strip + task.longest_row * kGroupRows * kLanes<T>),
+        pixels(bins + blocks(task) * bins_stride) {}
 
-  static int64_t size(const Task<scalar_t>& task, int64_t num_pixels) {
-    return strip_size(task) + bins_size(task) + num_pixels * kLanes<T>;
+  static int64_t blocks(const Task<scalar_t>& task) {
+    return (task.channels_per_unit + kLanes<T> - 1) / kLanes<T>;
   }
-  static int64_t strip_size(const Task<scalar_t>& task) {
-    return task.longest_row * kGroupRows * kLanes<T>;
-  }
-  static int64_t bins_size(const Task<scalar_t>& task) {
-    return smaller(kGroupRows, task.pooled_height) * task.pooled_width * kLanes<T>;
+  int64_t size(const Task<scalar_t>& task) const {
+    return pixels + blocks(task) * pixels_stride - strip;
   }
 };
-
-// A block of channels of one image.
-struct Block {
-  int64_t channel;
-  int64_t channels;
-};
-
-template <typename scalar_t>
-inline Block block_of(const Task<scalar_t>& task, int64_t block) {
-  constexpr int L = kLanes<accumulator_t<scalar_t>>;
-  return {block * L, smaller(L, task.channels - block * L)};
-}
 
 // `map` starts at the first pixel that the RoI reads.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void pool(
-    const Task<scalar_t>& task, const Roi& roi, Block block, Pixels<const T> map, const Scratch<scalar_t>& scratch) {
-  scalar_t* target = task.target + roi.index * task.bins.item + block.channel * task.bins.channel;
+    const Task<scalar_t>& task, const Roi& roi, Channels channels, Pixels<const T> map,
+    const Scratch<scalar_t>& scratch) {
   for (int64_t group = 0; group < num_groups(task.pooled_height); ++group) {
     const int64_t p = group_begin(group, task.pooled_height);
     const int64_t rows = group_begin(group + 1, task.pooled_height) - p;
-    y_pass(
-        task.y, roi.index * task.pooled_height + p, rows, map, roi.column_end - roi.column_begin, scratch.strip);
-    x_pass(task.x, roi.index * task.pooled_width, rows, task.pooled_width, scratch.strip, scratch.bins);
-    unpack(
-        scratch.bins, rows * task.pooled_width, block.channels, target + p * task.bins.row, task.bins.column,
-        task.bins.channel);
-  }
-}
-
-template <typename scalar_t, typename T = accumulator_t<scalar_t>>
-inline void pack_rows(
-    const Task<scalar_t>& task, const scalar_t* plane, Block block, int64_t row_begin, int64_t row_end,
-    int64_t column_begin, int64_t columns, Pixels<T> packed) {
-  for (int64_t r = row_begin; r < row_end; ++r) {
-    pack(
-        plane + r * task.map.row + column_begin * task.map.column, task.map.column, task.map.channel, columns,
-        block.channels, packed.pixel(r - row_begin, 0));
+    const Run<scalar_t> target = bins_run(task.target, task, roi, channels, p);
+    prefetch(target, rows * task.pooled_width, channels.count);
+    for (int64_t b = 0; b * kLanes<T> < channels.count; ++b) {
+      y_pass(
+          task.y, roi.index * task.pooled_height + p, rows,
+          Pixels<const T>{map.data + b * scratch.pixels_stride, map.row_stride}, roi.column_end - roi.column_begin,
+          scratch.strip);
+      x_pass(
+          task.x, roi.index * task.pooled_width, rows, task.pooled_width, scratch.strip,
+          scratch.bins + b * scratch.bins_stride);
+    }
+    unpack(scratch.bins, scratch.bins_stride, rows * task.pooled_width, channels.count, target);
   }
 }
 
 // All RoIs of an image from one packed map, whose rows are packed when the first RoI needs them.
-template <typename scalar_t, typename T = accumulator_t<scalar_t>>
+template <typename scalar_t>
 void forward_shared(
-    const Task<scalar_t>& task, int64_t image, Block block, const Scratch<scalar_t>& scratch) {
-  constexpr int L = kLanes<T>;
-  const scalar_t* plane = task.source + image * task.map.item + block.channel * task.map.channel;
-  const Pixels<T> map{scratch.pixels, task.width * L, L};
+    const Task<scalar_t>& task, int64_t image, Channels channels, const Scratch<scalar_t>& scratch) {
+  using T = accumulator_t<scalar_t>;
+  const Pixels<T> map{scratch.pixels, task.width * kLanes<T>};
   int64_t packed_end = 0;
   for (int64_t k = task.image_starts[image]; k < task.image_starts[image + 1]; ++k) {
     const Roi& roi = task.rois[k];
     if (packed_end < roi.row_begin) {
       packed_end = roi.row_begin;
     }
-    if (packed_end < roi.row_end) {
-      pack_rows(
-          task, plane, block, packed_end, roi.row_end, 0, task.width,
-          Pixels<T>{map.pixel(packed_end, 0), map.row_stride, L});
-      packed_end = roi.row_end;
+    for (; packed_end < roi.row_end; ++packed_end) {
+      pack(
+          map_run(task.source, task, image, channels, packed_end, 0), task.width, channels.count,
+          map.at(packed_end, 0), scratch.pixels_stride);
     }
-    pool(task, roi, block, Pixels<const T>{map.pixel(roi.row_begin, roi.column_begin), map.row_stride, L}, scratch);
+    pool(
+        task, roi, channels, Pixels<const T>{map.at(roi.row_begin, roi.column_begin), map.row_stride}, scratch);
   }
 }
 
-template <typename scalar_t, typename T = accumulator_t<scalar_t>>
+template <typename scalar_t>
 void forward_single(
-    const Task<scalar_t>& task, const Roi& roi, Block block, const Scratch<scalar_t>& scratch) {
-  constexpr int L = kLanes<T>;
-  const scalar_t* plane = task.source + roi.image * task.map.item + block.channel * task.map.channel;
+    const Task<scalar_t>& task, const Roi& roi, Channels channels, const Scratch<scalar_t>& scratch) {
+  using T = accumulator_t<scalar_t>;
   const int64_t columns = roi.column_end - roi.column_begin;
-  const Pixels<T> map{scratch.pixels, columns * L, L};
-  pack_rows(task, plane, block, roi.row_begin, roi.row_end, roi.column_begin, columns, map);
-  pool(task, roi, block, Pixels<const T>{map.data, map.row_stride, L}, scratch);
+  const Pixels<T> map{scratch.pixels, columns * kLanes<T>};
+  for (int64_t row = roi.row_begin; row < roi.row_end; ++row) {
+    pack(
+        map_run(task.source, task, roi.image, channels, row, roi.column_begin), columns, channels.count,
+        map.at(row - roi.row_begin, 0), scratch.pixels_stride);
+  }
+  pool(task, roi, channels, Pixels<const T>{map.data, map.row_stride}, scratch);
 }
 
 template <typename scalar_t>
-int64_t forward_scratch(const Task<scalar_t>& task) {
-  return Scratch<scalar_t>::size(task, task.share_map ? task.height * task.width : task.largest_window);
+Scratch<scalar_t> forward_scratch(const Task<scalar_t>& task, accumulator_t<scalar_t>* memory) {
+  return Scratch<scalar_t>(task, task.share_map ? task.height * task.width : task.largest_window, memory);
+}
+
+template <typename scalar_t>
+int64_t forward_scratch_size(const Task<scalar_t>& task) {
+  return forward_scratch(task, nullptr).size(task);
 }
 
 template <typename scalar_t>
 void forward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulator_t<scalar_t>* memory) {
-  const Scratch<scalar_t> scratch(task, memory);
+  const Scratch<scalar_t> scratch = forward_scratch(task, memory);
   const int64_t num_rois = task.image_starts[task.images];
-  const int64_t per_block = task.share_map ? task.images : num_rois;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Block block = block_of(task, unit / per_block);
     if (task.share_map) {
-      forward_shared(task, unit % per_block, block, scratch);
+      forward_shared(task, unit % task.images, part(task, unit / task.images), scratch);
+    } else if (task.map.channel == 1) {
+      forward_single(task, task.rois[unit / num_parts(task)], part(task, unit % num_parts(task)), scratch);
     } else {
-      forward_single(task, task.rois[unit % per_block], block, scratch);
+      forward_single(task, task.rois[unit % num_rois], part(task, unit / num_rois), scratch);
     }
   }
 }
 
-// Adds a RoI's gradient to the packed map, which starts at the first pixel of the image.
+// Adds a RoI's gradient to the packed map.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void scatter(
-    const Task<scalar_t>& task, int64_t k, Block block, Pixels<T> map, const Scratch<scalar_t>& scratch) {
-  const Roi& roi = task.rois[k];
-  const scalar_t* source = task.source + roi.index * task.bins.item + block.channel * task.bins.channel;
+    const Task<scalar_t>& task, const Roi& roi, Channels channels, Pixels<T> map, const Scratch<scalar_t>& scratch) {
   const int64_t columns = roi.column_end - roi.column_begin;
   for (int64_t group = 0; group < num_groups(task.pooled_height); ++group) {
     const int64_t p = group_begin(group, task.pooled_height);
     const int64_t rows = group_begin(group + 1, task.pooled_height) - p;
     const RowGroup& reach = task.groups[roi.index * num_groups(task.pooled_height) + group];
     pack(
-        source + p * task.bins.row, task.bins.column, task.bins.channel, rows * task.pooled_width, block.channels,
-        scratch.bins);
-    x_pass_transposed(
-        task.x, roi.transposed_column, columns, scratch.bins, rows, task.pooled_width, scratch.strip);
-    y_pass_transposed(
-        task.y, reach.transposed_row, reach.row_end - reach.row_begin, scratch.strip, columns,
-        Pixels<T>{map.pixel(reach.row_begin, roi.column_begin), map.row_stride, map.column_stride});
+        bins_run(task.source, task, roi, channels, p), rows * task.pooled_width, channels.count, scratch.bins,
+        scratch.bins_stride);
+    for (int64_t b = 0; b * kLanes<T> < channels.count; ++b) {
+      x_pass_transposed(
+          task.x, roi.transposed_column, columns, scratch.bins + b * scratch.bins_stride, rows, task.pooled_width,
+          scratch.strip);
+      y_pass_transposed(
+          task.y, reach.transposed_row, reach.row_end - reach.row_begin, scratch.strip, columns,
+          Pixels<T>{map.at(reach.row_begin, roi.column_begin) + b * scratch.pixels_stride, map.row_stride});
+    }
   }
 }
 
 template <typename scalar_t>
-int64_t backward_scratch(const Task<scalar_t>& task) {
-  return Scratch<scalar_t>::size(task, task.height * task.width);
+Scratch<scalar_t> backward_scratch(const Task<scalar_t>& task, accumulator_t<scalar_t>* memory) {
+  return Scratch<scalar_t>(task, task.height * task.width, memory);
+}
+
+template <typename scalar_t>
+int64_t backward_scratch_size(const Task<scalar_t>& task) {
+  return backward_scratch(task, nullptr).size(task);
 }
 
 template <typename scalar_t>
 void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulator_t<scalar_t>* memory) {
   using T = accumulator_t<scalar_t>;
-  constexpr int L = kLanes<T>;
-  const Scratch<scalar_t> scratch(task, memory);
-  const Pixels<T> map{scratch.pixels, task.width * L, L};
+  const Scratch<scalar_t> scratch = backward_scratch(task, memory);
+  const Pixels<T> map{scratch.pixels, task.width * kLanes<T>};
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Block block = block_of(task, unit / task.images);
+    const Channels channels = part(task, unit / task.images);
     const int64_t image = unit % task.images;
-    scalar_t* plane = task.target + image * task.map.item + block.channel * task.map.channel;
     // RoIs come by their first row: rows above it are final, rows that no RoI has reached yet are not cleared yet.
     int64_t final_end = 0;
     int64_t cleared_end = 0;
     const auto advance = [&](int64_t row_begin, int64_t row_end) {
       for (; cleared_end < row_end; ++cleared_end) {
-        __builtin_memset(map.pixel(cleared_end, 0), 0, task.width * L * sizeof(T));
+        for (int64_t b = 0; b * kLanes<T> < channels.count; ++b) {
+          __builtin_memset(map.at(cleared_end, 0) + b * scratch.pixels_stride, 0, map.row_stride * sizeof(T));
+        }
       }
       for (; final_end < row_begin; ++final_end) {
         unpack(
-            map.pixel(final_end, 0), task.width, block.channels, plane + final_end * task.map.row, task.map.column,
-            task.map.channel);
+            static_cast<const T*>(map.at(final_end, 0)), scratch.pixels_stride, task.width, channels.count,
+            map_run(task.target, task, image, channels, final_end, 0));
       }
     };
     for (int64_t k = task.image_starts[image]; k < task.image_starts[image + 1]; ++k) {
       const Roi& roi = task.rois[k];
       if (roi.row_begin < roi.row_end) {
         advance(roi.row_begin, roi.row_end);
-        scatter(task, k, block, map, scratch);
+        scatter(task, roi, channels, map, scratch);
       }
     }
     advance(task.height, task.height);
@@ -571,8 +651,8 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
 template <typename scalar_t>
 Kernels<scalar_t> kernels() {
   return {
-      kLanes<accumulator_t<scalar_t>>, forward_scratch<scalar_t>, forward<scalar_t>, backward_scratch<scalar_t>,
-      backward<scalar_t>};
+      kLanes<accumulator_t<scalar_t>>, forward_scratch_size<scalar_t>, forward<scalar_t>,
+      backward_scratch_size<scalar_t>, backward<scalar_t>};
 }
 
 template Kernels<float> kernels();
