@@ -5,20 +5,9 @@
 
 #include <string_view>
 
-#include "interpolation.h"
+#include "problem.h"
 
 namespace mrcnn_plugin {
-
-// The map and the bins of a call, and how to interpolate.
-struct Problem {
-  int64_t batch;
-  int64_t channels;
-  int64_t height;
-  int64_t width;
-  int64_t pooled_height;
-  int64_t pooled_width;
-  Interpolation interpolation;
-};
 
 // Check the arguments of an operator; every device's kernels start with them.
 Problem check_forward(

@@ -1,0 +1,156 @@
+"""What the kernels for the CPU add to the operator: layouts, tails of vectors, threads, instruction sets."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mrcnn_plugin.layers import roi_align
+from mrcnn_plugin.layers.roi_align_reference import (
+    roi_align_backward_reference,
+    roi_align_reference,
+)
+from tests.layers.test_roi_align import assert_same, random_features, random_rois
+
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# Half precision: one rounding of the result.
+TOLERANCE = {
+    torch.float32: 2e-6,
+    torch.float64: 1e-14,
+    torch.float16: 1e-3,
+    torch.bfloat16: 8e-3,
+}
+OPTIONS = (0, True, "bicubic", -0.5)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def layouts(tensor):
+    """The same values in memory of every kind that the kernels tell apart."""
+    n, c, h, w = tensor.shape
+    yield "contiguous", tensor.contiguous()
+    yield "channels_last", tensor.contiguous(memory_format=CHANNELS_LAST)
+    yield "part of wider rows", tensor.new_zeros(n, c, h, w + 3)[..., 1 : w + 1].copy_(tensor)
+    yield "part of more channels", tensor.new_zeros(n, h, w, c + 3)[..., 1 : c + 1].copy_(
+        tensor.permute(0, 2, 3, 1)
+    ).permute(0, 3, 1, 2)
+    yield "transposed", tensor.transpose(2, 3).contiguous().transpose(2, 3)
+    yield "every other pixel", tensor.new_zeros(n, c, 2 * h, 2 * w)[..., ::2, ::2].copy_(tensor)
+    yield "expanded", tensor[:, :1].expand(n, c, h, w)
+
+
+def boxes_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def forward(features, rois, size):
+    return torch.ops.mrcnn_plugin.roi_align(features, rois, 1.0, *size, *OPTIONS)
+
+
+def backward(grad, rois, shape):
+    return torch.ops.mrcnn_plugin.roi_align_backward(
+        grad, rois, 1.0, shape[0], *shape[2:], *OPTIONS
+    )
+
+
+# Whole and broken vectors of channels (4 or 8 floats, 2 or 4 doubles) and of columns, and groups of 8 rows of bins.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, width", [(1, 1), (3, 7), (8, 8), (16, 9), (21, 5), (40, 33)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 8), (9, 7), (17, 14)])
+def test_every_layout_and_tail(dtype, channels, width, size):
+    features = random_features(2, channels, 10, width, dtype=torch.float64).to(dtype)
+    rois = random_rois(12, 2, 10, width, boxes_dtype(dtype))
+    grad = random_features(12, channels, *size, dtype=torch.float64, seed=1).to(dtype)
+    for name, map in layouts(features):
+        expected = roi_align_reference(map.double(), rois.double(), 1.0, *size, *OPTIONS)
+        actual = forward(map, rois, size)
+        assert actual.dtype == dtype, name
+        assert_same(actual.double(), expected, TOLERANCE[dtype])
+    for name, gradient in layouts(grad):
+        expected = roi_align_backward_reference(
+            gradient.double(), rois.double(), 1.0, 2, 10, width, *OPTIONS
+        )
+        actual = backward(gradient, rois, features.shape)
+        assert actual.dtype == dtype, name
+        assert_same(actual.double(), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
+def test_results_have_the_memory_format_of_the_input(format):
+    features = random_features(2, 5, 6, 7).contiguous(memory_format=format)
+    output = forward(features, random_rois(4, 2, 6, 7, torch.float32), (3, 2))
+    assert output.is_contiguous(memory_format=format)
+    grad_input = backward(output, random_rois(4, 2, 6, 7, torch.float32), features.shape)
+    assert grad_input.is_contiguous(memory_format=format)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
+def test_the_same_bits_for_any_number_of_threads(dtype, format, threads):
+    # Many RoIs on a small map share a copy of it, unless there are more threads than parts of the work: both ways.
+    features = random_features(2, 24, 12, 15).to(dtype).contiguous(memory_format=format)
+    rois = random_rois(64, 2, 12, 15, boxes_dtype(dtype))
+    grad = random_features(64, 24, 7, 7, seed=1).to(dtype).contiguous(memory_format=format)
+    results = []
+    for count in (1, 2, 3, 5, 64):
+        threads(count)
+        results.append((forward(features, rois, (7, 7)), backward(grad, rois, features.shape)))
+    for output, grad_input in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert torch.equal(grad_input, results[0][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_rounded_once_and_to_nearest(dtype):
+    features = random_features(1, 9, 8, 9).to(dtype)
+    rois = random_rois(16, 1, 8, 9, torch.float32)
+    assert torch.equal(
+        forward(features, rois, (5, 3)), forward(features.float(), rois, (5, 3)).to(dtype)
+    )
+    # A map is its own RoIAlign where bins are pixels and samples are their centres: only conversions are left.
+    values = torch.tensor([0.0, -0.0, 1.0, 65504.0, 6e-8, 3e-5, float("inf"), -float("inf")])
+    features = values.to(dtype).view(1, 1, 1, 8).expand(1, 9, 1, 8)
+    rois = torch.tensor([[0.0, 0.0, 0.0, 8.0, 1.0]])
+    identity = roi_align(features, rois, (1, 8), 1.0, 1, True)
+    assert torch.equal(identity, features)
+    # Gradients that float16 alone would lose: 2048 + 1 = 2048 there.
+    grad = torch.ones(512, 9, 1, 8, dtype=dtype)
+    total = torch.ops.mrcnn_plugin.roi_align_backward(
+        grad, rois.repeat(512, 1), 1.0, 1, 1, 8, 1, True, "bicubic", -0.5
+    )
+    assert (total == 512).all()
+    assert roi_align(features * float("nan"), rois, (1, 8), 1.0, 1, True).isnan().all()
+
+
+def test_pixels_without_a_weight_are_not_read():
+    features = random_features(1, 8, 20, 20)
+    rois = torch.tensor([[0.0, 5.0, 6.0, 12.0, 11.0]])
+    expected = forward(features, rois, (3, 3))
+    outside = torch.full_like(features, float("nan"))
+    # Samples of the box lie in [5, 11] x [6, 10] half a pixel up and left, and have two taps on either side.
+    outside[..., 4:13, 3:14] = features[..., 4:13, 3:14]
+    assert torch.equal(forward(outside, rois, (3, 3)), expected)
+
+
+@pytest.mark.skipif(
+    "AVX" not in torch.backends.cpu.get_cpu_capability(), reason="this CPU has one instruction set"
+)
+def test_the_kernels_for_any_cpu():
+    """Runs this file on the kernels that a CPU without AVX2 gets."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "1 skipped" in result.stdout
