@@ -4,14 +4,24 @@ import importlib
 import math
 import operator
 import warnings
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Union
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+from torch.utils.flop_counter import register_flop_formula
 
-from .roi_align_reference import roi_align_backward_reference, roi_align_reference
+from .roi_align_reference import (
+    roi_align_backward_reference,
+    roi_align_dense,
+    roi_align_reference,
+)
 
 __all__ = ["ROIAlign", "roi_align"]
+
+# The weights take a time that grows with it, what is pooled does not. Adaptive sampling has no
+# maximum: its samples are about a pixel apart, and those outside of the map are skipped.
+MAX_SAMPLING_RATIO = 1024
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -57,7 +67,12 @@ def _fake_forward(
     pooled_width: int,
     *options: Any,
 ) -> Tensor:
-    return input.new_empty(rois.shape[0], input.shape[1], pooled_height, pooled_width)
+    return torch.empty(
+        (rois.shape[0], input.shape[1], pooled_height, pooled_width),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=suggest_memory_format(input),
+    )
 
 
 @torch.library.register_fake("mrcnn_plugin::roi_align_backward")
@@ -70,7 +85,12 @@ def _fake_backward(
     width: int,
     *options: Any,
 ) -> Tensor:
-    return grad.new_empty(batch, grad.shape[1], height, width)
+    return torch.empty(
+        (batch, grad.shape[1], height, width),
+        dtype=grad.dtype,
+        device=grad.device,
+        memory_format=suggest_memory_format(grad),
+    )
 
 
 def _setup_forward(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
@@ -113,6 +133,66 @@ torch.library.register_autograd(
 )
 
 
+def count_multiply_adds(
+    num_rois: int,
+    channels: int,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    interpolation: str,
+) -> int:
+    """Multiply-adds of either direction of the operator, as far as shapes tell.
+
+    They depend on the boxes: a bin reads about its length in pixels plus 3 along an axis (bicubic)
+    or plus 1 (bilinear). This counts samples one pixel apart, which adaptive sampling aims at, and
+    one sample per bin and axis where it is adaptive. The weights, shared by all channels, are left
+    out.
+    """
+    samples = max(sampling_ratio, 1)
+    more = 3 if interpolation == "bicubic" else 1
+    taps = samples + more
+    columns = pooled_width * samples + more
+    return num_rois * channels * pooled_height * taps * (columns + pooled_width)
+
+
+@register_flop_formula(torch.ops.mrcnn_plugin.roi_align)
+def _forward_flops(
+    input: Sequence[int],
+    rois: Sequence[int],
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    interpolation: str,
+    *options: Any,
+    **others: Any,
+) -> int:
+    return 2 * count_multiply_adds(
+        rois[0], input[1], pooled_height, pooled_width, sampling_ratio, interpolation
+    )
+
+
+@register_flop_formula(torch.ops.mrcnn_plugin.roi_align_backward)
+def _backward_flops(
+    grad: Sequence[int],
+    rois: Sequence[int],
+    spatial_scale: float,
+    batch: int,
+    height: int,
+    width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    interpolation: str,
+    *options: Any,
+    **others: Any,
+) -> int:
+    num_rois, channels, pooled_height, pooled_width = grad
+    return 2 * count_multiply_adds(
+        num_rois, channels, pooled_height, pooled_width, sampling_ratio, interpolation
+    )
+
+
 def roi_align(
     input: Tensor,
     boxes: Union[Tensor, Sequence[Tensor]],
@@ -130,8 +210,12 @@ def roi_align(
     average; the others are clamped to the map, and taps beyond its border read the border pixel.
     With "bilinear", value and gradient equal those of `torchvision.ops.roi_align`.
 
+    Autocast changes nothing: the result has the dtype of `input`. `torch.onnx.export` gets standard
+    operators instead (:func:`.roi_align_reference.roi_align_dense`).
+
     Args:
-        input: [N, C, H, W], float64, float32, float16 or bfloat16.
+        input: [N, C, H, W], float64, float32, float16 or bfloat16. Channels-last memory is used as
+            it is.
         boxes: [K, 5] with rows (batch index, x1, y1, x2, y2), or one [L, 4] (x1, y1, x2, y2) for
             each of the N images; in units of the image. Gradients do not flow into them.
             Coordinates are computed in float32 (float64 for float64 input) whatever the dtype of
@@ -139,8 +223,8 @@ def roi_align(
             finite, or of no size along an axis while `sampling_ratio` is 0, pools zeros.
         output_size: bins (height, width) of a box, or one number for both.
         spatial_scale: feature pixels per unit of the boxes: 1/stride.
-        sampling_ratio: samples per bin and axis; 0 (or less, as in torchvision) for ceil(bin size),
-            about one per feature pixel.
+        sampling_ratio: samples per bin and axis, at most MAX_SAMPLING_RATIO; 0 (or less, as in
+            torchvision) for ceil(bin size), about one per feature pixel.
         aligned: pixel centres lie at half-integer coordinates of the boxes (as in Detectron2's
             ROIAlignV2). False shifts everything by half a pixel and makes boxes at least one pixel
             large, as in Detectron's first version.
@@ -150,7 +234,8 @@ def roi_align(
             `torch.nn.functional.grid_sample` and OpenCV.
 
     Returns:
-        [K, C, height, width] of the dtype of `input`, boxes of a list in its order.
+        [K, C, height, width] of the dtype and memory format of `input`, boxes of a list in its
+        order.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -167,8 +252,11 @@ def roi_align(
             f"roi_align: input must have shape (N, C, H, W), H and W at least 1, "
             f"got {tuple(input.shape)}"
         )
-    height, width = _check_options(output_size, spatial_scale, interpolation, a)
-    return torch.ops.mrcnn_plugin.roi_align(
+    height, width = _check_options(
+        output_size, spatial_scale, sampling_ratio, aligned, interpolation, a
+    )
+    op = roi_align_dense if torch.onnx.is_in_onnx_export() else torch.ops.mrcnn_plugin.roi_align
+    return op(
         input,
         _to_rois(input, boxes),
         spatial_scale,
@@ -181,6 +269,10 @@ def roi_align(
     )
 
 
+# torch.fx.symbolic_trace records calls of roi_align, whose checks need real tensors, as they are.
+torch.fx.wrap("roi_align")
+
+
 def _describe(value: Any) -> str:
     return f"Tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
@@ -188,9 +280,20 @@ def _describe(value: Any) -> str:
 def _check_options(
     output_size: Union[int, Tuple[int, int]],
     spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
     interpolation: str,
     a: float,
 ) -> Tuple[int, int]:
+    for name, number in (("spatial_scale", spatial_scale), ("a", a)):
+        if isinstance(number, (bool, str)) or not isinstance(
+            number, (SupportsFloat, torch.SymFloat)
+        ):
+            raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
+    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, SupportsIndex):
+        raise TypeError(f"roi_align: sampling_ratio must be a whole number, got {sampling_ratio!r}")
+    if not isinstance(aligned, bool):
+        raise TypeError(f"roi_align: aligned must be True or False, got {aligned!r}")
     size = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     try:
         height, width = map(operator.index, size)
@@ -201,15 +304,19 @@ def _check_options(
         ) from None
     if height < 1 or width < 1:
         raise ValueError(f"roi_align: output_size must be positive, got {output_size}")
-    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
+    if not 0 < spatial_scale < math.inf:
         raise ValueError(
             f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}"
+        )
+    if sampling_ratio > MAX_SAMPLING_RATIO:
+        raise ValueError(
+            f"roi_align: sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}"
         )
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(
             f'roi_align: interpolation must be "bilinear" or "bicubic", got {interpolation!r}'
         )
-    if not math.isfinite(a):
+    if not -math.inf < a < math.inf:
         raise ValueError(f"roi_align: a must be finite, got {a}")
     return height, width
 
@@ -268,8 +375,9 @@ class ROIAlign(nn.Module):
     ) -> None:
         """See :func:`roi_align` for the arguments and errors."""
         super().__init__()
-        _check_options(output_size, spatial_scale, interpolation, a)
-        self.output_size = output_size
+        self.output_size = _check_options(
+            output_size, spatial_scale, sampling_ratio, aligned, interpolation, a
+        )
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
@@ -285,6 +393,20 @@ class ROIAlign(nn.Module):
         Returns:
             [K, C, height, width].
         """
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # TorchScript knows the operator, but not what the checks of its arguments are written in.
+            height, width = self.output_size
+            return torch.ops.mrcnn_plugin.roi_align(
+                input,
+                rois.to(torch.float64 if input.dtype == torch.float64 else torch.float32),
+                self.spatial_scale,
+                height,
+                width,
+                max(self.sampling_ratio, 0),
+                self.aligned,
+                self.interpolation,
+                self.a,
+            )
         return roi_align(
             input,
             rois,

@@ -13,6 +13,7 @@ from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 # Elements of the intermediate [rois, P_h, C, W] that one step of the loop over RoIs may hold.
 _CHUNK_ELEMENTS = 1 << 24
@@ -64,8 +65,10 @@ def axis_matrix(
     end = (
         torch.where(inward, torch.ceil((size - origin) / step) + 2, grid).clamp(min=0).minimum(grid)
     )
-    longest = int((end - first).max().item()) if low.numel() else 0
-    i = first + torch.arange(max(longest, 0), dtype=low.dtype, device=low.device)
+    # Not int(): when exported, the number is a symbol.
+    longest = (end - first).clamp(min=0).max().long().item() if low.numel() else 0
+    torch._check(longest >= 0)
+    i = first + torch.arange(longest, dtype=low.dtype, device=low.device)
     x = start + p * bin_size + (i + 0.5) * bin_size / grid
     on_map = used[:, None, None] & (i < end) & (x >= -1) & (x <= size)
 
@@ -167,7 +170,36 @@ def roi_align_reference(
     ):
         strip = torch.einsum("kph,chw->kcpw", wy, features[image])
         output[indices] = strip @ wx[:, None].transpose(2, 3)
-    return output.to(input.dtype)
+    return output.to(input.dtype, memory_format=suggest_memory_format(input))
+
+
+def roi_align_dense(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    interpolation: str,
+    a: float,
+) -> Tensor:
+    """:func:`roi_align_reference` without control flow that depends on the boxes, for `torch.export`
+    to ONNX: two products of dense matrices for all RoIs.
+
+    Holds [K, C, pooled_height, W] numbers at once. A batch index that is no image pools zeros.
+    """
+    batch, channels, height, width = input.shape
+    features = input.to(rois.dtype)
+    index, x1, y1, x2, y2 = rois.unbind(1)
+    options = (spatial_scale, sampling_ratio, aligned, interpolation, a)
+    wy = axis_matrix(y1, y2, height, pooled_height, *options)
+    wx = axis_matrix(x1, x2, width, pooled_width, *options)
+    # Rows of all images, of which those of other images than the RoI's have no weight.
+    images = torch.arange(batch, dtype=index.dtype, device=index.device)
+    is_image = (index[:, None] == images).to(wy.dtype)
+    strip = torch.einsum("kn,kph,nchw->kcpw", is_image, wy, features)
+    return torch.einsum("kcpw,kqw->kcpq", strip, wx).to(input.dtype)
 
 
 def roi_align_backward_reference(
@@ -208,4 +240,4 @@ def roi_align_backward_reference(
     for image, indices, wy, wx in _rois_with_matrices(rois, shape, *options):
         strip = grad_output[indices] @ wx[:, None]
         grad_input[image] += torch.einsum("kph,kcpw->chw", wy, strip)
-    return grad_input.to(grad.dtype)
+    return grad_input.to(grad.dtype, memory_format=suggest_memory_format(grad))

@@ -1,5 +1,6 @@
 """Components that Detectron2 builds from a config. Importing this package registers them."""
 
+from . import analysis  # noqa: F401
 from .backbone import PAFPN, build_resnet_pafpn_backbone
 from .roi_heads import FocalFastRCNNOutputLayers, FocalROIHeads
 

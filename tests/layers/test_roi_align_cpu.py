@@ -39,9 +39,12 @@ def layouts(tensor):
     yield "contiguous", tensor.contiguous()
     yield "channels_last", tensor.contiguous(memory_format=CHANNELS_LAST)
     yield "part of wider rows", tensor.new_zeros(n, c, h, w + 3)[..., 1 : w + 1].copy_(tensor)
-    yield "part of more channels", tensor.new_zeros(n, h, w, c + 3)[..., 1 : c + 1].copy_(
-        tensor.permute(0, 2, 3, 1)
-    ).permute(0, 3, 1, 2)
+    yield (
+        "part of more channels",
+        tensor.new_zeros(n, h, w, c + 3)[..., 1 : c + 1]
+        .copy_(tensor.permute(0, 2, 3, 1))
+        .permute(0, 3, 1, 2),
+    )
     yield "transposed", tensor.transpose(2, 3).contiguous().transpose(2, 3)
     yield "every other pixel", tensor.new_zeros(n, c, 2 * h, 2 * w)[..., ::2, ::2].copy_(tensor)
     yield "expanded", tensor[:, :1].expand(n, c, h, w)

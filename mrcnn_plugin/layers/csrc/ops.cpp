@@ -8,6 +8,8 @@ namespace mrcnn_plugin {
 
 namespace {
 
+constexpr int64_t kMaxSamplingRatio = 1024; // as in layers/roi_align.py, which says why
+
 // `features` is the tensor named `name` whose dtype and device the boxes must fit.
 void check(
     const at::Tensor& features, const char* name, const at::Tensor& rois, const Problem& problem,
@@ -30,7 +32,8 @@ void check(
       problem.pooled_height > 0 && problem.pooled_width > 0, "roi_align: output_size must be positive, got (",
       problem.pooled_height, ", ", problem.pooled_width, ")");
   TORCH_CHECK_VALUE(
-      sampling_ratio >= 0, "roi_align: sampling_ratio must be 0 (adaptive) or positive, got ", sampling_ratio);
+      sampling_ratio >= 0 && sampling_ratio <= kMaxSamplingRatio,
+      "roi_align: sampling_ratio must be 0 (adaptive) or from 1 to ", kMaxSamplingRatio, ", got ", sampling_ratio);
 }
 
 Interpolation parse(std::string_view interpolation) {

@@ -1,0 +1,184 @@
+"""RoIAlign inside of torch's tools: compile, export, tracing, autocast, flop counters, ONNX."""
+
+import pytest
+import torch
+from detectron2.utils.analysis import FlopCountAnalysis
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from mrcnn_plugin.layers import ROIAlign, roi_align
+from mrcnn_plugin.layers.roi_align import count_multiply_adds
+from mrcnn_plugin.layers.roi_align_reference import roi_align_dense
+from tests.layers.test_roi_align import assert_same, random_features, random_rois
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def inputs(num_rois=6, channels=3, height=8, width=9, batch=2):
+    features = random_features(batch, channels, height, width)
+    return features, random_rois(num_rois, batch, height, width, torch.float32)
+
+
+class Model(nn.Module):
+    """A pooler between two other operators."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.pooler = ROIAlign((2, 3), 0.5, 0, **options)
+
+    def forward(self, features, rois):
+        return self.pooler(features * 2, rois) + 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_opcheck_of_both_directions_in_each_memory_format(format):
+    features, rois = inputs()
+    features = features.contiguous(memory_format=format)
+    options = (0, True, "bicubic", -0.5)
+    torch.library.opcheck(
+        torch.ops.mrcnn_plugin.roi_align.default,
+        (features.requires_grad_(), rois, 0.5, 2, 3, *options),
+    )
+    grad = random_features(6, 3, 2, 3).contiguous(memory_format=format).requires_grad_()
+    torch.library.opcheck(
+        torch.ops.mrcnn_plugin.roi_align_backward.default, (grad, rois, 0.5, 2, 8, 9, *options)
+    )
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_for_any_shape_with_its_gradient(backend):
+    model = Model()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for shape in ({}, dict(num_rois=9, height=12), dict(num_rois=4, channels=5, width=17)):
+        features, rois = inputs(**shape)
+        ours, theirs = features.clone().requires_grad_(), features.requires_grad_()
+        actual, expected = compiled(ours, rois), model(theirs, rois)
+        torch.testing.assert_close(actual, expected)
+        actual.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_exports_with_a_dynamic_number_of_boxes():
+    num_rois, height = torch.export.Dim("num_rois"), torch.export.Dim("height")
+    program = torch.export.export(
+        Model(), inputs(), dynamic_shapes={"features": {2: height}, "rois": {0: num_rois}}
+    )
+    other = inputs(num_rois=11, height=15)
+    assert torch.equal(program.module()(*other), Model()(*other))
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        torch.fx.symbolic_trace,
+        lambda model: make_fx(model)(*inputs()),
+        lambda model: torch.jit.trace(model, inputs()),
+        torch.jit.script,
+    ],
+    ids=["symbolic_trace", "make_fx", "jit.trace", "jit.script"],
+)
+def test_traces(trace):
+    traced = trace(Model())
+    features, rois = inputs(num_rois=9)
+    assert torch.equal(traced(features, rois), Model()(features, rois))
+
+
+def test_gradients_that_nobody_needs_are_not_computed():
+    features, rois = inputs()
+    calls = []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    weight = torch.ones(3, requires_grad=True)
+    with Count():
+        (roi_align(features, rois, 2) * weight[:, None, None]).sum().backward()
+    backward = torch.ops.mrcnn_plugin.roi_align_backward.default
+    assert backward not in calls and weight.grad is not None
+    with Count():
+        roi_align(features.requires_grad_(), rois, 2).sum().backward()
+    assert backward in calls
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_the_result_has_the_dtype_of_the_features(self, dtype):
+        features, rois = inputs()
+        features = features.to(dtype).requires_grad_()
+        expected = roi_align(features, rois, 2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = roi_align(features, rois, 2)
+        assert actual.dtype == dtype and torch.equal(actual, expected)
+        actual.sum().backward()
+        assert features.grad.dtype == dtype
+
+    def test_boxes_of_half_precision_are_taken_at_their_value(self):
+        features, rois = inputs()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = roi_align(features, rois.bfloat16(), 2)
+        assert torch.equal(actual, roi_align(features, rois.bfloat16().float(), 2))
+
+
+class TestFlops:
+    # By hand: one box, one channel, 2 x 3 bins of 2 x 2 samples, so 5 x 5 taps a bin and 9 columns.
+    # y pass 2 rows x 9 columns x 5 taps, x pass 6 bins x 5 taps.
+    ONE = 2 * 9 * 5 + 6 * 5
+
+    def test_the_formula(self):
+        assert count_multiply_adds(1, 1, 2, 3, 2, "bicubic") == self.ONE
+        assert count_multiply_adds(7, 11, 2, 3, 2, "bicubic") == 77 * self.ONE
+        # One sample of two taps a bin; 4 columns.
+        assert count_multiply_adds(1, 1, 2, 3, 0, "bilinear") == 2 * 4 * 2 + 6 * 2
+
+    def test_torch_counts_both_directions(self):
+        features, rois = inputs()
+        with FlopCounterMode(display=False) as counter:
+            roi_align(features.requires_grad_(), rois, (2, 3), 1.0, 2).sum().backward()
+        assert counter.get_total_flops() == 2 * 2 * 6 * 3 * self.ONE
+
+    def test_detectron2_counts_it(self):
+        class Pool(nn.Module):
+            def forward(self, features, rois):
+                return roi_align(features, rois, (2, 3), 1.0, 2)
+
+        analysis = FlopCountAnalysis(Pool(), inputs())
+        assert analysis.total() == 6 * 3 * self.ONE
+        assert not analysis.unsupported_ops()
+
+
+class TestOnnx:
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize("sampling_ratio", [0, 2])
+    def test_the_dense_form_is_the_operator(self, interpolation, sampling_ratio):
+        features, rois = inputs(num_rois=20)
+        options = (0.5, 3, 2, sampling_ratio, True, interpolation, -0.5)
+        assert_same(
+            roi_align_dense(features, rois, *options),
+            torch.ops.mrcnn_plugin.roi_align(features, rois, *options),
+            1e-5,
+        )
+
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    def test_onnxruntime_computes_the_same(self, interpolation, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        model = Model(interpolation=interpolation).eval()
+        path = tmp_path / "model.onnx"
+        torch.onnx.export(
+            model,
+            inputs(),
+            path,
+            dynamo=True,
+            verbose=False,
+            input_names=["features", "rois"],
+            dynamic_shapes={"features": {2: "height"}, "rois": {0: "num_rois"}},
+        )
+        session = onnxruntime.InferenceSession(path)
+        for shape in ({}, dict(num_rois=1), dict(num_rois=13, height=31)):
+            features, rois = inputs(**shape)
+            (actual,) = session.run(None, {"features": features.numpy(), "rois": rois.numpy()})
+            assert_same(torch.from_numpy(actual), model(features, rois), 1e-5)
