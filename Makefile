@@ -1,6 +1,7 @@
 # Every target sets up what it needs in VENV. A second time that takes no time: files in VENV record what is done.
 PYTHON ?= python3
 VENV ?= .venv
+CUDA_HOME ?= /usr/local/cuda
 
 BIN := $(VENV)/bin
 CSRC := $(shell find mrcnn_plugin/layers/csrc -type f)
@@ -8,7 +9,7 @@ REQUIREMENTS_DONE := $(VENV)/.mrcnn_plugin_requirements
 PACKAGE_DONE := $(VENV)/.mrcnn_plugin_package
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test lint dist clean
+.PHONY: help setup quickstart test lint sanitize cuda dist clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -26,6 +27,25 @@ lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SANITIZE = $(CXX) -std=c++20 -O1 -g -pthread -Wno-attributes -Imrcnn_plugin/layers/csrc -Itests/emulation \
+    -isystem $$($(BIN)/python -c "import torch, os; print(os.path.dirname(torch.__file__))")/include \
+    tests/emulation/sanitize.cpp $(wildcard mrcnn_plugin/layers/csrc/cpu/roi_align_kernel_*.cpp)
+
+sanitize: setup ## run the kernels, those for CUDA on the CPU, under the address, undefined behaviour and thread sanitizers
+	@mkdir -p build
+	$(SANITIZE) -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -o build/sanitize_address
+	build/sanitize_address
+	$(SANITIZE) -fsanitize=thread -o build/sanitize_thread
+	build/sanitize_thread tiny
+
+cuda: setup ## compile the CUDA kernels for all architectures, without a GPU; registers that spill are an error
+	@mkdir -p build
+	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 NVCC_FLAGS=-Xptxas=-v $(BIN)/python setup.py -q build_ext --force \
+	    --build-lib build/cuda --build-temp build/cuda/objects >build/cuda.log 2>&1 || { cat build/cuda.log; false; }
+	@grep -E "^ptxas info +: Used" build/cuda.log | sed -E 's/.*Used ([0-9]+ registers).*/\1/' | sort -n | uniq -c
+	@! grep -E "[1-9][0-9]* bytes (stack frame|spill)" build/cuda.log
+	$(BIN)/python -m tests.built_for_cuda build/cuda/mrcnn_plugin/_C.abi3.so
 
 dist: setup ## build a source distribution and a wheel in dist/
 	$(BIN)/python -m build --no-isolation .

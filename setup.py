@@ -1,14 +1,18 @@
 """Builds the extension `mrcnn_plugin._C`. pyproject.toml declares everything else."""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from glob import glob
+from typing import Optional
 
 from setuptools import Extension, setup
 
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ModuleNotFoundError as error:
     sys.exit(
         f"mrcnn_plugin cannot be built: {error}.\n"
@@ -28,17 +32,81 @@ def has_compiler() -> bool:
     return "CXX" in os.environ or shutil.which("c++") is not None
 
 
-def cpu_extension() -> Extension:
-    return CppExtension(
+def nvcc_version() -> Optional[str]:
+    """The release of the nvcc that torch would use, such as "13.0"."""
+    if CUDA_HOME is None:
+        return None
+    try:
+        # Not the nvcc on PATH: that can be a script which stands for it.
+        output = subprocess.check_output(
+            [os.path.join(CUDA_HOME, "bin", "nvcc"), "--version"], text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", output)
+    return found and found.group(1)
+
+
+def architectures() -> str:
+    """All that nvcc compiles for, in the form of TORCH_CUDA_ARCH_LIST."""
+    output = subprocess.check_output(
+        [os.path.join(CUDA_HOME, "bin", "nvcc"), "--list-gpu-code"], text=True
+    )
+    codes = sorted({int(code) for code in re.findall(r"^sm_(\d+)$", output, re.MULTILINE)})
+    # sm_XY runs on every later minor version: of each generation, those that make a difference.
+    chosen = [code for code in codes if code in (50, 60, 70, 75, 80, 86, 89, 90, 100, 120)]
+    return ";".join(f"{code // 10}.{code % 10}" for code in chosen) + "+PTX"
+
+
+def wants_cuda() -> bool:
+    """Whether to build the CUDA kernels: where torch and nvcc can, unless FORCE_CUDA=1 or FORCE_CPU=1 decides."""
+    force_cuda, force_cpu = (
+        os.environ.get(name, "0") == "1" for name in ("FORCE_CUDA", "FORCE_CPU")
+    )
+    if force_cuda and force_cpu:
+        sys.exit("mrcnn_plugin: FORCE_CUDA=1 and FORCE_CPU=1 exclude each other.")
+    if force_cpu:
+        return False
+    nvcc = nvcc_version()
+    if torch.version.cuda is None:
+        problem = f"torch {torch.__version__} is built without CUDA"
+    elif nvcc is None:
+        problem = "there is no nvcc (CUDA_HOME says where the toolkit is)"
+    elif nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
+        problem = f"nvcc is of CUDA {nvcc}, but torch of CUDA {torch.version.cuda}"
+    elif not os.path.exists(os.path.join(CUDA_HOME, "include", "cuda_runtime_api.h")):
+        problem = f"{CUDA_HOME}, where nvcc was found, holds no CUDA headers (CUDA_HOME says where the toolkit is)"
+    else:
+        return True
+    if force_cuda:
+        sys.exit(f"mrcnn_plugin: FORCE_CUDA=1, but {problem}.")
+    print(f"mrcnn_plugin is built for the CPU only: {problem}.")
+    return False
+
+
+def extension() -> Extension:
+    cuda = wants_cuda()
+    folders = [CSRC, f"{CSRC}/cpu"] + [f"{CSRC}/cuda"] * cuda
+    compile_args = {"cxx": ["-O3", "-g0", *OPENMP]}
+    if cuda:
+        # Of the files in cuda/, nvcc compiles one.
+        compile_args["nvcc"] = ["-O3", *os.environ.get("NVCC_FLAGS", "").split()]
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
+    return (CUDAExtension if cuda else CppExtension)(
         "mrcnn_plugin._C",
-        sources=sorted(glob(f"{CSRC}/*.cpp") + glob(f"{CSRC}/cpu/*.cpp")),
-        depends=sorted(glob(f"{CSRC}/**/*.h", recursive=True)),
+        sources=sorted(
+            file
+            for folder in folders
+            for file in glob(f"{folder}/*.c*")
+            if not file.endswith("cuh")
+        ),
+        depends=sorted(glob(f"{CSRC}/**/*.*h", recursive=True)),
         include_dirs=[CSRC],
         # One shared object for every Python >= 3.10, as the tag of the wheel (below) says.
         py_limited_api=True,
         define_macros=[("Py_LIMITED_API", "0x030A0000")],
         # at::parallel_for is a template: without OpenMP here it is compiled into a serial loop.
-        extra_compile_args={"cxx": ["-O3", "-g0", *OPENMP]},
+        extra_compile_args=compile_args,
         extra_link_args=OPENMP,
     )
 
@@ -52,7 +120,7 @@ if not has_compiler():
     )
 
 setup(
-    ext_modules=[cpu_extension()] if has_compiler() else [],
+    ext_modules=[extension()] if has_compiler() else [],
     cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

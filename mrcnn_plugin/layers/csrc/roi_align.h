@@ -26,6 +26,9 @@ Problem check_backward(
     int64_t sampling_ratio,
     std::string_view interpolation);
 
+// boxes[k, 0] must be the index of one of `batch` images.
+void check_batch_index(double index, int64_t k, int64_t batch);
+
 namespace cpu {
 
 // input [N, C, H, W] of a floating dtype, rois [K, 5] (batch index, x1, y1, x2, y2) of float32 or, if input is float64,

@@ -16,7 +16,6 @@
 #include <sys/mman.h>
 #endif
 
-#include <cmath>
 #include <cstdint>
 #include <string>
 
@@ -30,11 +29,7 @@ Geometry<T> make_geometry(
   const at::Tensor contiguous = boxes.contiguous();
   const T* data = contiguous.const_data_ptr<T>();
   for (int64_t k = 0; k < boxes.size(0); ++k) {
-    const T image = data[k * 5];
-    TORCH_CHECK_INDEX(
-        image >= T(0) && image < static_cast<T>(problem.batch) && image == std::floor(image), "roi_align: boxes[", k,
-        ", 0] is the batch index ", image, ", but input has batch size ", problem.batch,
-        ", so it must be a whole number in [0, ", problem.batch, ")");
+    check_batch_index(data[k * 5], k, problem.batch);
   }
   return Geometry<T>(data, boxes.size(0), problem, spatial_scale, sampling_ratio, aligned, a);
 }

@@ -1,0 +1,2 @@
+// The only file that nvcc compiles.
+#include "roi_align_launch.cuh"

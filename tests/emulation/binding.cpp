@@ -1,0 +1,49 @@
+// The CUDA kernels on the CPU, as operators for the tests:
+//   torch.ops.mrcnn_plugin_emulation.roi_align, .roi_align_backward    the schema of mrcnn_plugin's
+//   .set_block_order(0: forward, 1: reversed, 2: on several host threads)
+//   .counters() -> global loads, stores and atomic additions since the last call
+#define MRCNN_CUDA_EMULATION
+#include "cuda/roi_align_launch.cuh"
+#include "cuda/roi_align_operators.h"
+#include "roi_align.h"
+
+#include <Python.h>
+#include <torch/library.h>
+
+namespace mrcnn_plugin::cuda {
+
+cuda_stream_t current_stream() {
+  return nullptr;
+}
+
+void check_launch() {}
+
+} // namespace mrcnn_plugin::cuda
+
+namespace {
+
+void set_block_order(int64_t order) {
+  simt::settings().order = static_cast<simt::BlockOrder>(order);
+}
+
+std::vector<int64_t> counters() {
+  simt::Counters& counters = simt::settings().counters;
+  const std::vector<int64_t> result{counters.loads, counters.stores, counters.atomics};
+  counters = {};
+  return result;
+}
+
+} // namespace
+
+TORCH_LIBRARY(mrcnn_plugin_emulation, m) {
+  m.def(
+      "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
+      TORCH_FN(mrcnn_plugin::cuda::roi_align));
+  m.def(
+      "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt height, SymInt width, "
+      "int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
+      TORCH_FN(mrcnn_plugin::cuda::roi_align_backward));
+  m.def("set_block_order(int order) -> ()", TORCH_FN(set_block_order));
+  m.def("counters() -> int[]", TORCH_FN(counters));
+}

@@ -1,0 +1,404 @@
+// Runs CUDA kernels on the CPU, for tests: what compat.cuh provides under CUDA, in plain C++.
+//
+// A block's threads are fibers of one host thread, each of which runs until a barrier. Whatever CUDA leaves undefined or
+// only finds at run time is an error here: a barrier that not all threads of a block reach, or reach at different lines; a
+// grid, block or amount of shared memory that no GPU would launch. Shared memory starts as 0xAB bytes; under
+// AddressSanitizer, what lies between its arrays may not be touched.
+//
+// What it cannot show: weak memory order, timing, registers, streams, and mixed-up host and device pointers.
+#pragma once
+
+#include <ucontext.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#endif
+
+#define __global__
+#define __device__
+
+namespace simt {
+
+// In which order blocks run. On a GPU they run in any.
+enum class BlockOrder { kForward, kReversed, kHostThreads };
+
+struct Counters {
+  int64_t loads = 0;
+  int64_t stores = 0;
+  int64_t atomics = 0;
+};
+
+struct Settings {
+  BlockOrder order = BlockOrder::kForward;
+  Counters counters; // of all launches since they were last reset
+  std::mutex mutex; // of counters
+};
+
+inline Settings& settings() {
+  static Settings instance;
+  return instance;
+}
+
+struct Index {
+  unsigned int x;
+};
+
+constexpr size_t kSharedBytes = 48 * 1024;
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kRedZone = 64;
+
+// ThreadSanitizer is to see what kernels do, not the emulation's own bookkeeping.
+struct Unwatched {
+  Unwatched() {
+    begin();
+  }
+  ~Unwatched() {
+    end();
+  }
+  Unwatched(const Unwatched&) = delete;
+
+  static void begin() {
+#if defined(__SANITIZE_THREAD__)
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+  }
+  static void end() {
+#if defined(__SANITIZE_THREAD__)
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+#endif
+  }
+};
+
+// Everything that was released before is visible, and known to have happened, after an acquire.
+inline void release(void* where) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(where);
+#endif
+  (void)where;
+}
+
+inline void acquire(void* where) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(where);
+#endif
+  (void)where;
+}
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool has_ended = false;
+  int barrier = 0; // the line where it waits
+  int barriers = 0; // that it has passed
+  size_t shared_used = 0; // with what lies between the arrays
+  size_t shared_bytes = 0;
+  void* asan_stack = nullptr;
+  void* tsan_fiber = nullptr;
+};
+
+// The fibers, one after the other, of a block that runs on this host thread.
+class Block {
+ public:
+  Block(unsigned int threads, const std::function<void()>& kernel) : kernel_(kernel), fibers_(threads) {
+    shared_.reset(new (std::align_val_t(64)) char[kSharedBytes + 64 * kRedZone]);
+    for (Fiber& fiber : fibers_) {
+      fiber.stack.reset(new char[kStackBytes]);
+#if defined(__SANITIZE_THREAD__)
+      fiber.tsan_fiber = __tsan_create_fiber(0);
+#endif
+    }
+#if defined(__SANITIZE_THREAD__)
+    tsan_fiber_ = __tsan_get_current_fiber();
+#endif
+  }
+
+  ~Block() {
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(shared_.get(), kSharedBytes + 64 * kRedZone);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    for (Fiber& fiber : fibers_) {
+      __tsan_destroy_fiber(fiber.tsan_fiber);
+    }
+#endif
+  }
+
+  void run(Index block) {
+    const Unwatched unwatched;
+    block_index = block;
+    char* shared = shared_.get();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(shared, kSharedBytes + 64 * kRedZone);
+#endif
+    std::memset(shared, 0xAB, kSharedBytes + 64 * kRedZone);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_poison_memory_region(shared, kSharedBytes + 64 * kRedZone);
+#endif
+    for (Fiber& fiber : fibers_) {
+      fiber.has_ended = false;
+      fiber.barrier = fiber.barriers = 0;
+      fiber.shared_used = fiber.shared_bytes = 0;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Block::enter, 0);
+    }
+    release(&start_);
+    size_t running = fibers_.size();
+    while (running > 0) {
+      size_t ended = 0;
+      for (size_t i = 0; i < fibers_.size(); ++i) {
+        if (fibers_[i].has_ended) {
+          continue;
+        }
+        resume(i);
+        if (error_) {
+          std::rethrow_exception(error_);
+        }
+        ended += fibers_[i].has_ended;
+      }
+      running -= ended;
+      check_barrier();
+    }
+    acquire(&end_);
+  }
+
+  void barrier(int line) {
+    const Unwatched unwatched;
+    Fiber& fiber = fibers_[current_];
+    fiber.barrier = line;
+    // Two in turn: who still waits must not see what others do after this barrier.
+    char* phase = &phases_[fiber.barriers++ % 2];
+    release(phase);
+    leave(fiber, false);
+    acquire(phase);
+  }
+
+  // The next array of the calling thread. All threads ask for the same ones in the same order.
+  void* shared(size_t bytes) {
+    const Unwatched unwatched;
+    Fiber& fiber = fibers_[current_];
+    char* array = shared_.get() + fiber.shared_used;
+    fiber.shared_used += (bytes + 15) / 16 * 16 + kRedZone;
+    fiber.shared_bytes += bytes;
+    if (fiber.shared_bytes > kSharedBytes) {
+      throw std::runtime_error("more than 48 KiB of shared memory");
+    }
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(array, bytes);
+#endif
+    return array;
+  }
+
+  unsigned int thread() const {
+    const Unwatched unwatched;
+    return static_cast<unsigned int>(current_);
+  }
+
+  static Block*& current() {
+    thread_local Block* block = nullptr;
+    return block;
+  }
+
+  void count(int64_t Counters::*what) {
+    const Unwatched unwatched;
+    ++(counters.*what);
+  }
+
+  Index block_index{0};
+  Index grid{0};
+  Counters counters;
+
+ private:
+  static void enter() {
+    Unwatched::begin();
+    Block* block = current();
+    Fiber& fiber = block->fibers_[block->current_];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &block->host_stack_, &block->host_stack_size_);
+#endif
+    acquire(&block->start_);
+    Unwatched::end();
+    try {
+      block->kernel_();
+    } catch (...) {
+      block->error_ = std::current_exception();
+    }
+    Unwatched::begin();
+    fiber.has_ended = true;
+    fiber.barrier = 0;
+    release(&block->end_);
+    Unwatched::end(); // or the fiber ends unwatched, which is an error
+    block->leave(fiber, true);
+  }
+
+  void resume(size_t i) {
+    current_ = i;
+    Fiber& fiber = fibers_[i];
+#if defined(__SANITIZE_ADDRESS__)
+    void* host_stack = nullptr;
+    __sanitizer_start_switch_fiber(&host_stack, fiber.stack.get(), kStackBytes);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(fiber.tsan_fiber, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(&host_, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(host_stack, nullptr, nullptr);
+#endif
+  }
+
+#if defined(__SANITIZE_THREAD__)
+  __attribute__((no_sanitize_thread))
+#endif
+  void leave(Fiber& fiber, bool for_good) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.asan_stack, host_stack_, host_stack_size_);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(tsan_fiber_, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(&fiber.context, &host_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fiber.asan_stack, &host_stack_, &host_stack_size_);
+#endif
+    (void)for_good;
+  }
+
+  // All threads wait at the same barrier, or all have ended.
+  void check_barrier() const {
+    for (const Fiber& fiber : fibers_) {
+      if (fiber.barrier != fibers_[0].barrier) {
+        std::ostringstream message;
+        message << "a barrier that not all threads of block " << block_index.x << " reach: thread 0 "
+                << where(fibers_[0]) << ", thread " << &fiber - fibers_.data() << ' ' << where(fiber);
+        throw std::runtime_error(message.str());
+      }
+    }
+  }
+
+  static std::string where(const Fiber& fiber) {
+    return fiber.has_ended ? "has ended" : "waits at line " + std::to_string(fiber.barrier);
+  }
+
+  struct Deleter {
+    void operator()(char* p) const {
+      ::operator delete[](p, std::align_val_t(64));
+    }
+  };
+
+  const std::function<void()>& kernel_;
+  std::vector<Fiber> fibers_;
+  std::unique_ptr<char[], Deleter> shared_;
+  size_t current_ = 0;
+  ucontext_t host_;
+  const void* host_stack_ = nullptr;
+  size_t host_stack_size_ = 0;
+  void* tsan_fiber_ = nullptr;
+  char start_ = 0, phases_[2] = {}, end_ = 0; // what is released and acquired
+  std::exception_ptr error_;
+};
+
+inline void launch(int64_t blocks, int64_t threads, const std::function<void()>& kernel) {
+  if (threads < 1 || threads > 1024 || blocks < 1 || blocks >= int64_t(1) << 31) {
+    throw std::runtime_error(
+        "cannot launch " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads");
+  }
+  const BlockOrder order = settings().order;
+  std::atomic<int64_t> next(0);
+  std::exception_ptr error;
+  const auto work = [&] {
+    const Unwatched unwatched;
+    Block block(static_cast<unsigned int>(threads), kernel);
+    block.grid = {static_cast<unsigned int>(blocks)};
+    Block::current() = &block;
+    try {
+      for (int64_t i = next++; i < blocks; i = next++) {
+        block.run({static_cast<unsigned int>(order == BlockOrder::kReversed ? blocks - 1 - i : i)});
+      }
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(settings().mutex);
+      error = std::current_exception();
+    }
+    Block::current() = nullptr;
+    const std::lock_guard<std::mutex> lock(settings().mutex);
+    settings().counters.loads += block.counters.loads;
+    settings().counters.stores += block.counters.stores;
+    settings().counters.atomics += block.counters.atomics;
+  };
+  if (order == BlockOrder::kHostThreads) {
+    std::vector<std::thread> host_threads;
+    for (int i = 0; i < 3; ++i) {
+      host_threads.emplace_back(work);
+    }
+    for (std::thread& thread : host_threads) {
+      thread.join();
+    }
+  } else {
+    work();
+  }
+  if (error) {
+    std::rethrow_exception(error);
+  }
+}
+
+} // namespace simt
+
+#define threadIdx (simt::Index{simt::Block::current()->thread()})
+#define blockIdx (simt::Block::current()->block_index)
+#define gridDim (simt::Block::current()->grid)
+#define __syncthreads() simt::Block::current()->barrier(__LINE__)
+
+#define CUDA_SHARED(type, name, count) \
+  type* name = static_cast<type*>(simt::Block::current()->shared(sizeof(type) * (count)))
+// The stream is only there to be named.
+#define CUDA_LAUNCH(kernel, blocks, threads, stream, ...) \
+  ((void)(stream), simt::launch(blocks, threads, [&] { kernel(__VA_ARGS__); }))
+
+template <typename T>
+inline T load_global(const T* p) {
+  simt::Block::current()->count(&simt::Counters::loads);
+  return *p;
+}
+
+template <typename T>
+inline void store_global(T* p, T value) {
+  simt::Block::current()->count(&simt::Counters::stores);
+  *p = value;
+}
+
+template <typename T>
+inline void atomic_add_global(T* p, T value) {
+  simt::Block::current()->count(&simt::Counters::atomics);
+  T expected, sum;
+  __atomic_load(p, &expected, __ATOMIC_RELAXED);
+  do {
+    sum = expected + value;
+  } while (!__atomic_compare_exchange(p, &expected, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}

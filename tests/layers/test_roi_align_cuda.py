@@ -1,0 +1,285 @@
+"""The CUDA kernels: their source, run on the CPU by tests/emulation; and, marked `cuda`, on a GPU.
+
+Both run the same tests, through the operators of the fixture `ops`.
+"""
+
+import itertools
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mrcnn_plugin.layers.roi_align_reference import (
+    roi_align_backward_reference,
+    roi_align_reference,
+)
+from tests import oracles
+from tests.layers.test_roi_align import (
+    INTERPOLATIONS,
+    assert_same,
+    kernel_of,
+    random_features,
+    random_rois,
+)
+from tests.layers.test_roi_align_cpu import DTYPES, boxes_dtype, layouts
+from tests.layers.test_roi_align_cpu import TOLERANCE as CPU_TOLERANCE
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "mrcnn_plugin/layers/csrc"
+FORMATS = [torch.contiguous_format, torch.channels_last]
+BLOCK_ORDERS = {"forward": 0, "reversed": 1, "host threads": 2}
+# Positions up to 70 are rounded in float32.
+TOLERANCE = {**CPU_TOLERANCE, torch.float32: 2e-5}
+CUBIC = (0, True, "bicubic", -0.5)
+
+
+class Operators:
+    """roi_align and roi_align_backward of some namespace, for tensors on the CPU."""
+
+    def __init__(self, namespace, device, is_first=True):
+        self.namespace, self.device, self.is_first = namespace, device, is_first
+
+    def forward(self, features, rois, *options):
+        return self.namespace.roi_align(
+            features.to(self.device), rois.to(self.device), *options
+        ).cpu()
+
+    def backward(self, grad, rois, *options, deterministic=False):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            return self.namespace.roi_align_backward(
+                grad.to(self.device), rois.to(self.device), *options
+            ).cpu()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def some_layouts(ops, tensor):
+    """All layouts; in other than the first order of blocks, the two that have kernels."""
+    return itertools.islice(layouts(tensor), None if ops.is_first else 2)
+
+
+@pytest.fixture(scope="session")
+def emulation():
+    """The namespace of the emulated operators, compiled into torch's folder for extensions."""
+    if sys.platform != "linux" or shutil.which("c++") is None:
+        pytest.skip("needs Linux and a C++ compiler")
+    from torch.utils.cpp_extension import load
+
+    load(
+        name="mrcnn_plugin_emulation",
+        sources=[str(ROOT / "tests/emulation/binding.cpp"), str(CSRC / "checks.cpp")],
+        extra_include_paths=[str(CSRC), str(ROOT / "tests/emulation")],
+        extra_cflags=["-O2", "-g0"],
+        is_python_module=False,
+    )
+    return torch.ops.mrcnn_plugin_emulation
+
+
+@pytest.fixture(
+    params=[*BLOCK_ORDERS, pytest.param("GPU", marks=pytest.mark.cuda)],
+    ids=lambda name: name.replace(" ", "_"),
+)
+def ops(request):
+    if request.param == "GPU":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+        return Operators(torch.ops.mrcnn_plugin, "cuda")
+    namespace = request.getfixturevalue("emulation")
+    namespace.set_block_order(BLOCK_ORDERS[request.param])
+    return Operators(namespace, "cpu", is_first=request.param == "forward")
+
+
+@pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
+@pytest.mark.parametrize("aligned, sampling_ratio", itertools.product([True, False], [0, 1, 3]))
+def test_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
+    features = random_features(2, 2, 9, 13, dtype=torch.float64)
+    rois = random_rois(24, 2, 9 * 4, 13 * 4, torch.float64)
+    expected = oracles.roi_align(
+        features.numpy(),
+        rois.numpy(),
+        (3, 5),
+        0.25,
+        sampling_ratio,
+        aligned,
+        kernel_of(interpolation, a),
+    )
+    actual = ops.forward(features, rois, 0.25, 3, 5, sampling_ratio, aligned, interpolation, a)
+    assert_same(actual, torch.from_numpy(expected), 1e-12)
+
+
+# Tiles are 8 x 16 bins, 32 rows and 8 or 32 columns of the map, 8 or 32 channels: less, as much, and more of each.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (8, 33, 7), (33, 12, 70)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 16), (9, 17)])
+def test_every_layout_and_tile(ops, dtype, channels, height, width, size):
+    features = random_features(2, channels, height, width, dtype=torch.float64).to(dtype)
+    rois = random_rois(8, 2, height, width, boxes_dtype(dtype))
+    grad = random_features(8, channels, *size, dtype=torch.float64, seed=1).to(dtype)
+    for name, map in some_layouts(ops, features):
+        expected = roi_align_reference(map.double(), rois.double(), 1.0, *size, *CUBIC)
+        actual = ops.forward(map, rois, 1.0, *size, *CUBIC)
+        assert actual.dtype == dtype, name
+        assert_same(actual.double(), expected, TOLERANCE[dtype])
+    options = (1.0, 2, height, width, *CUBIC)
+    for name, gradient in some_layouts(ops, grad):
+        expected = roi_align_backward_reference(gradient.double(), rois.double(), *options)
+        for deterministic in (False, True):
+            actual = ops.backward(gradient, rois, *options, deterministic=deterministic)
+            assert actual.dtype == dtype, name
+            assert_same(actual.double(), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_results_have_the_memory_format_of_the_input(ops, format):
+    features = random_features(2, 5, 6, 7).contiguous(memory_format=format)
+    rois = random_rois(4, 2, 6, 7, torch.float32)
+    output = ops.forward(features, rois, 1.0, 3, 2, *CUBIC)
+    assert output.is_contiguous(memory_format=format)
+    for deterministic in (False, True):
+        grad_input = ops.backward(output, rois, 1.0, 2, 6, 7, *CUBIC, deterministic=deterministic)
+        assert grad_input.is_contiguous(memory_format=format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_deterministic_gradient_has_the_same_bits_in_any_order(emulation, format, dtype):
+    grad = random_features(40, 9, 7, 7).to(dtype).contiguous(memory_format=format)
+    rois = random_rois(40, 2, 20, 40, boxes_dtype(dtype))
+    ops = Operators(emulation, "cpu")
+    results = []
+    for order in (0, 1, 2, 2, 2):
+        emulation.set_block_order(order)
+        results.append(ops.backward(grad, rois, 1.0, 2, 20, 40, *CUBIC, deterministic=True))
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_deterministic_gradient_has_the_same_bits_every_time_on_a_gpu():
+    ops = Operators(torch.ops.mrcnn_plugin, "cuda")
+    grad, rois = random_features(300, 64, 7, 7), random_rois(300, 2, 40, 60, torch.float32)
+    results = [
+        ops.backward(grad, rois, 1.0, 2, 40, 60, *CUBIC, deterministic=True) for _ in range(5)
+    ]
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_no_rois_and_no_channels(ops):
+    for rois, channels in ((0, 3), (4, 0), (0, 0)):
+        boxes = torch.zeros(rois, 5)
+        output = ops.forward(torch.ones(2, channels, 8, 8), boxes, 1.0, 7, 7, *CUBIC)
+        assert output.shape == (rois, channels, 7, 7)
+        for deterministic in (False, True):
+            grad_input = ops.backward(
+                output, boxes, 1.0, 2, 8, 8, *CUBIC, deterministic=deterministic
+            )
+            assert torch.equal(grad_input, torch.zeros(2, channels, 8, 8))
+
+
+def test_many_bins_of_a_box_larger_than_any_tile(ops):
+    features = random_features(1, 2, 150, 170, dtype=torch.float64)
+    rois = torch.tensor([[0.0, -3.0, -2.0, 176.0, 151.0]], dtype=torch.float64)
+    for size in ((70, 3), (3, 80)):
+        expected = roi_align_reference(features, rois, 1.0, *size, *CUBIC)
+        assert_same(ops.forward(features, rois, 1.0, *size, *CUBIC), expected, 1e-12)
+        grad = random_features(1, 2, *size, dtype=torch.float64, seed=1)
+        options = (1.0, 1, 150, 170, *CUBIC)
+        expected = roi_align_backward_reference(grad, rois, *options)
+        for deterministic in (False, True):
+            actual = ops.backward(grad, rois, *options, deterministic=deterministic)
+            assert_same(actual, expected, 1e-12)
+
+
+def test_pixels_without_a_weight_are_not_read(ops):
+    features = random_features(1, 8, 20, 20)
+    rois = torch.tensor([[0.0, 5.0, 6.0, 12.0, 11.0]])
+    outside = torch.full_like(features, float("nan"))
+    outside[..., 4:13, 3:14] = features[..., 4:13, 3:14]
+    expected = ops.forward(features, rois, 1.0, 3, 3, *CUBIC)
+    assert torch.equal(ops.forward(outside, rois, 1.0, 3, 3, *CUBIC), expected)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    sampling_ratio=st.integers(0, 3),
+    aligned=st.booleans(),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    boxes=st.lists(
+        st.tuples(
+            *[
+                st.floats(-30, 50, width=32)
+                | st.sampled_from([1e9, -1e9, 1e30, -1e30, math.inf, -math.inf, math.nan])
+            ]
+            * 4
+        ),
+        max_size=4,
+    ),
+)
+def test_any_box_gives_what_the_reference_gives(
+    ops, height, width, size, sampling_ratio, aligned, interpolation, boxes
+):
+    features = random_features(1, 2, height, width, dtype=torch.float64)
+    rois = torch.nn.functional.pad(torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), (1, 0))
+    options = (sampling_ratio, aligned, interpolation, -0.5)
+    actual = ops.forward(features, rois, 0.5, *size, *options)
+    assert_same(actual, roi_align_reference(features, rois, 0.5, *size, *options), 1e-9)
+    options = (0.5, 1, height, width, *options)
+    expected = roi_align_backward_reference(actual, rois, *options)
+    for deterministic in (False, True):
+        grad_input = ops.backward(actual, rois, *options, deterministic=deterministic)
+        assert_same(grad_input, expected, 1e-9)
+
+
+@pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, math.nan])
+def test_a_batch_index_that_is_no_image(ops, index):
+    rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]], dtype=torch.float32)
+    message = r"boxes\[1, 0\] is the batch index .* batch size 2"
+    with pytest.raises(IndexError, match=message):
+        ops.forward(torch.ones(2, 3, 8, 8), rois, 1.0, 2, 2, *CUBIC)
+    with pytest.raises(IndexError, match=message):
+        ops.backward(torch.ones(2, 3, 2, 2), rois, 1.0, 2, 8, 8, *CUBIC)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+class TestOnGpu:
+    """What only a GPU can show: dispatch, streams, autograd, opcheck."""
+
+    def args(self):
+        features = random_features(2, 3, 8, 9).cuda().requires_grad_()
+        return (features, random_rois(6, 2, 8, 9, torch.float32).cuda(), 0.5, 2, 3, *CUBIC)
+
+    def test_opcheck(self):
+        torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align.default, self.args())
+
+    def test_on_a_stream_of_its_own(self):
+        features, *others = self.args()
+        expected = torch.ops.mrcnn_plugin.roi_align(features, *others)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            actual = torch.ops.mrcnn_plugin.roi_align(features, *others)
+        torch.cuda.synchronize()
+        assert torch.equal(actual, expected)
+
+    def test_gradcheck(self):
+        features, *others = self.args()
+        others[0] = others[0].double()
+        assert torch.autograd.gradcheck(
+            lambda x: torch.ops.mrcnn_plugin.roi_align(x, *others),
+            features.detach().double().requires_grad_(),
+        )
+
+    def test_autocast_leaves_the_dtype_of_features(self):
+        features, *others = self.args()
+        with torch.autocast("cuda", dtype=torch.float16):
+            output = torch.ops.mrcnn_plugin.roi_align(features.half(), *others)
+        assert output.dtype == torch.float16
