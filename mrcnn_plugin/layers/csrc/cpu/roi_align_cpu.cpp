@@ -11,6 +11,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/alignment.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -22,6 +23,15 @@
 namespace mrcnn_plugin::cpu {
 namespace {
 
+// work(0) and work(1), on two threads where there are.
+constexpr auto for_each_axis = [](const auto& work) {
+  at::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t axis = begin; axis < end; ++axis) {
+      work(axis);
+    }
+  });
+};
+
 template <typename T>
 Geometry<T> make_geometry(
     const at::Tensor& boxes, const Problem& problem, double spatial_scale, int64_t sampling_ratio, bool aligned,
@@ -31,7 +41,7 @@ Geometry<T> make_geometry(
   for (int64_t k = 0; k < boxes.size(0); ++k) {
     check_batch_index(data[k * 5], k, problem.batch);
   }
-  return Geometry<T>(data, boxes.size(0), problem, spatial_scale, sampling_ratio, aligned, a);
+  return Geometry<T>(data, boxes.size(0), problem, spatial_scale, sampling_ratio, aligned, a, for_each_axis);
 }
 
 template <typename scalar_t>
@@ -70,6 +80,14 @@ at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
   const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes()) & ~(kLargePage - 1);
   if (begin < end) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    if (at::get_num_threads() > 1) {
+      // Each page by one thread: those that touch a page at the same time would all clear it.
+      at::parallel_for(0, (end - begin) / kLargePage, 1, [&](int64_t first, int64_t last) {
+        for (int64_t page = first; page < last; ++page) {
+          *reinterpret_cast<volatile char*>(begin + page * kLargePage) = 0;
+        }
+      });
+    }
   }
 #endif
   return tensor;
@@ -124,7 +142,7 @@ at::Tensor roi_align_backward(
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
     using acc_t = accumulator_t<scalar_t>;
     auto geometry = make_geometry<acc_t>(rois, problem, spatial_scale, sampling_ratio, aligned, a);
-    geometry.transpose();
+    geometry.transpose(for_each_axis);
     const Kernels<scalar_t> kernels = best_kernels<scalar_t>();
     Task<scalar_t> task = geometry.template task<scalar_t>();
     task.source = bins.const_data_ptr<scalar_t>();

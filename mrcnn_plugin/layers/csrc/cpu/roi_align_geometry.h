@@ -36,15 +36,6 @@ struct SparseMatrix {
   }
 };
 
-struct Range {
-  int64_t begin;
-  int64_t end;
-
-  int64_t size() const {
-    return end - begin;
-  }
-};
-
 // The least range with the columns of the rows [first, first + count).
 template <typename T>
 Range reach(const SparseMatrix<T>& matrix, int64_t first, int64_t count) {
@@ -80,55 +71,67 @@ void append_transpose(
   }
 }
 
-// The weights of all RoIs.
+// The weights of all RoIs. Axes are worked on apart: for_each_axis(work) has to call work(0) and work(1), in any order or
+// at the same time.
 template <typename T>
 class Geometry {
  public:
   // boxes: [num_rois, 5], rows (batch index, x1, y1, x2, y2) with a valid batch index.
+  template <typename ForEachAxis>
   Geometry(
       const T* boxes, int64_t num_rois, const Problem& problem, double spatial_scale, int64_t sampling_ratio,
-      bool aligned, double a)
-      : problem_(problem), image_starts(problem.batch + 1, 0) {
-    rois.reserve(num_rois);
-    const auto add_axis = [&](const T* box, int axis, int64_t size, int64_t bins, SparseMatrix<T>& matrix) {
-      const Axis<T> samples = make_axis(
-          box[1 + axis], box[3 + axis], static_cast<T>(spatial_scale), bins, sampling_ratio, aligned);
-      return add_rows(samples, size, bins, static_cast<T>(a), matrix);
-    };
+      bool aligned, double a, const ForEachAxis& for_each_axis)
+      : problem_(problem), rois(num_rois), image_starts(problem.batch + 1, 0) {
+    for_each_axis([&](int64_t axis) {
+      const int64_t size = axis == 0 ? problem.width : problem.height;
+      const int64_t bins = axis == 0 ? problem.pooled_width : problem.pooled_height;
+      SparseMatrix<T>& matrix = axis == 0 ? x : y;
+      std::vector<T> scratch;
+      for (int64_t k = 0; k < num_rois; ++k) {
+        const T* box = boxes + k * 5 + 1 + axis;
+        const Axis<T> samples =
+            make_axis(box[0], box[2], static_cast<T>(spatial_scale), bins, sampling_ratio, aligned);
+        (axis == 0 ? rois[k].columns : rois[k].rows) = add_rows(samples, size, bins, static_cast<T>(a), scratch, matrix);
+      }
+    });
     for (int64_t k = 0; k < num_rois; ++k) {
-      const T* box = boxes + k * 5;
-      const Range columns = add_axis(box, 0, problem.width, problem.pooled_width, x);
-      const Range rows = add_axis(box, 1, problem.height, problem.pooled_height, y);
-      const int64_t image = static_cast<int64_t>(box[0]);
-      ++image_starts[image + 1];
-      rois.push_back({k, image, rows.begin, rows.end, columns.begin, columns.end, 0});
-      longest_row = std::max(longest_row, columns.size());
-      largest_window = std::max(largest_window, rows.size() * columns.size());
-      total_window += rows.size() * columns.size();
+      Roi& roi = rois[k];
+      roi.index = k;
+      roi.image = static_cast<int64_t>(boxes[k * 5]);
+      ++image_starts[roi.image + 1];
+      longest_row = std::max(longest_row, roi.columns.size());
+      largest_window = std::max(largest_window, roi.rows.size() * roi.columns.size());
+      total_window += roi.rows.size() * roi.columns.size();
     }
     std::partial_sum(image_starts.begin(), image_starts.end(), image_starts.begin());
     std::stable_sort(rois.begin(), rois.end(), [](const Roi& left, const Roi& right) {
-      return std::tie(left.image, left.row_begin) < std::tie(right.image, right.row_begin);
+      return std::tie(left.image, left.rows.begin) < std::tie(right.image, right.rows.begin);
     });
   }
 
   // Replaces the matrices by their transposes.
-  void transpose() {
+  template <typename ForEachAxis>
+  void transpose(const ForEachAxis& for_each_axis) {
     const int64_t bins_y = problem_.pooled_height, bins_x = problem_.pooled_width, count = num_groups(bins_y);
-    SparseMatrix<T> yt, xt;
     groups.resize(rois.size() * count);
-    for (Roi& roi : rois) {
-      roi.transposed_column = xt.rows();
-      append_transpose(x, roi.index * bins_x, bins_x, Range{0, roi.column_end - roi.column_begin}, xt);
-      for (int64_t group = 0; group < count; ++group) {
-        const int64_t p = group_begin(group, bins_y), rows = group_begin(group + 1, bins_y) - p;
-        const Range range = reach(y, roi.index * bins_y + p, rows);
-        groups[roi.index * count + group] = {roi.row_begin + range.begin, roi.row_begin + range.end, yt.rows()};
-        append_transpose(y, roi.index * bins_y + p, rows, range, yt);
+    for_each_axis([&](int64_t axis) {
+      SparseMatrix<T> transpose;
+      for (Roi& roi : rois) {
+        if (axis == 0) {
+          roi.transposed_column = transpose.rows();
+          append_transpose(x, roi.index * bins_x, bins_x, Range{0, roi.columns.size()}, transpose);
+          continue;
+        }
+        for (int64_t group = 0; group < count; ++group) {
+          const int64_t p = group_begin(group, bins_y), rows = group_begin(group + 1, bins_y) - p;
+          const Range range = reach(y, roi.index * bins_y + p, rows);
+          groups[roi.index * count + group] = {
+              {roi.rows.begin + range.begin, roi.rows.begin + range.end}, transpose.rows()};
+          append_transpose(y, roi.index * bins_y + p, rows, range, transpose);
+        }
       }
-    }
-    x = std::move(xt);
-    y = std::move(yt);
+      (axis == 0 ? x : y) = std::move(transpose);
+    });
   }
 
   // Everything of a task but its tensors.
@@ -157,17 +160,18 @@ class Geometry {
 
  private:
   // Appends the rows of the `bins` bins of an axis. Returns the pixels that they read; their columns count from its begin.
-  Range add_rows(const Axis<T>& axis, int64_t size, int64_t bins, T a, SparseMatrix<T>& matrix) {
+  Range add_rows(
+      const Axis<T>& axis, int64_t size, int64_t bins, T a, std::vector<T>& weights, SparseMatrix<T>& matrix) const {
     const int64_t first_row = matrix.rows();
     const int64_t first_entry = matrix.starts.back();
     for (int64_t p = 0; p < bins; ++p) {
       const Band band = bin_band(axis, p, size, problem_.interpolation);
-      band_.resize(band.count);
-      bin_weights(axis, p, band, size, problem_.interpolation, a, band_.data());
+      weights.resize(band.count);
+      bin_weights(axis, p, band, size, problem_.interpolation, a, weights.data());
       // Samples far apart leave gaps.
       for (int64_t j = 0; j < band.count; ++j) {
-        if (band_[j] != T(0)) {
-          matrix.add(band.first + j, band_[j]);
+        if (weights[j] != T(0)) {
+          matrix.add(band.first + j, weights[j]);
         }
       }
       matrix.end_row();
@@ -180,7 +184,6 @@ class Geometry {
   }
 
   Problem problem_;
-  std::vector<T> band_;
   std::vector<Roi> rois;
   std::vector<int64_t> image_starts;
   std::vector<RowGroup> groups;

@@ -40,21 +40,27 @@ inline constexpr int64_t group_begin(int64_t group, int64_t pooled_height) {
   return group * pooled_height / num_groups(pooled_height);
 }
 
+struct Range {
+  int64_t begin;
+  int64_t end;
+
+  int64_t size() const {
+    return end - begin;
+  }
+};
+
 struct Roi {
   int64_t index; // in boxes
   int64_t image;
-  int64_t row_begin; // the pixels that any of its bins reads
-  int64_t row_end;
-  int64_t column_begin;
-  int64_t column_end;
-  int64_t transposed_column; // backward: the row of `x` for column_begin
+  Range rows; // the pixels that any of its bins reads
+  Range columns;
+  int64_t transposed_column; // backward: the row of `x` for columns.begin
 };
 
 // Backward: the map rows that a group of a RoI's bin rows reads.
 struct RowGroup {
-  int64_t row_begin;
-  int64_t row_end;
-  int64_t transposed_row; // the row of `y` for row_begin
+  Range rows;
+  int64_t transposed_row; // the row of `y` for rows.begin
 };
 
 // Elements from one image (or RoI), channel, row and column to the next.
@@ -80,13 +86,13 @@ struct Task {
   int64_t pooled_height;
   int64_t pooled_width;
 
-  // Sorted by image, then by row_begin; those of image n are [image_starts[n], image_starts[n + 1]).
+  // Sorted by image, then by rows.begin; those of image n are [image_starts[n], image_starts[n + 1]).
   const Roi* rois;
   const int64_t* image_starts;
   int64_t longest_row; // of any RoI, in pixels
   int64_t largest_window; // of any RoI, in pixels
 
-  // Columns count from the RoI's row_begin or column_begin.
+  // Columns count from the RoI's rows.begin or columns.begin.
   //   forward: row index * pooled_height + p of y (x likewise) is row p of Wy.
   //   backward: rows of Wy^T restricted to a group of bins, whose columns count from the group's first bin; rows of Wx^T.
   SparseRows<acc_t> y;

@@ -508,7 +508,7 @@ inline void pool(
     for (int64_t b = 0; b * kLanes<T> < channels.count; ++b) {
       y_pass(
           task.y, roi.index * task.pooled_height + p, rows,
-          Pixels<const T>{map.data + b * scratch.pixels_stride, map.row_stride}, roi.column_end - roi.column_begin,
+          Pixels<const T>{map.data + b * scratch.pixels_stride, map.row_stride}, roi.columns.size(),
           scratch.strip);
       x_pass(
           task.x, roi.index * task.pooled_width, rows, task.pooled_width, scratch.strip,
@@ -527,16 +527,16 @@ void forward_shared(
   int64_t packed_end = 0;
   for (int64_t k = task.image_starts[image]; k < task.image_starts[image + 1]; ++k) {
     const Roi& roi = task.rois[k];
-    if (packed_end < roi.row_begin) {
-      packed_end = roi.row_begin;
+    if (packed_end < roi.rows.begin) {
+      packed_end = roi.rows.begin;
     }
-    for (; packed_end < roi.row_end; ++packed_end) {
+    for (; packed_end < roi.rows.end; ++packed_end) {
       pack(
           map_run(task.source, task, image, channels, packed_end, 0), task.width, channels.count,
           map.at(packed_end, 0), scratch.pixels_stride);
     }
     pool(
-        task, roi, channels, Pixels<const T>{map.at(roi.row_begin, roi.column_begin), map.row_stride}, scratch);
+        task, roi, channels, Pixels<const T>{map.at(roi.rows.begin, roi.columns.begin), map.row_stride}, scratch);
   }
 }
 
@@ -544,12 +544,12 @@ template <typename scalar_t>
 void forward_single(
     const Task<scalar_t>& task, const Roi& roi, Channels channels, const Scratch<scalar_t>& scratch) {
   using T = accumulator_t<scalar_t>;
-  const int64_t columns = roi.column_end - roi.column_begin;
+  const int64_t columns = roi.columns.size();
   const Pixels<T> map{scratch.pixels, columns * kLanes<T>};
-  for (int64_t row = roi.row_begin; row < roi.row_end; ++row) {
+  for (int64_t row = roi.rows.begin; row < roi.rows.end; ++row) {
     pack(
-        map_run(task.source, task, roi.image, channels, row, roi.column_begin), columns, channels.count,
-        map.at(row - roi.row_begin, 0), scratch.pixels_stride);
+        map_run(task.source, task, roi.image, channels, row, roi.columns.begin), columns, channels.count,
+        map.at(row - roi.rows.begin, 0), scratch.pixels_stride);
   }
   pool(task, roi, channels, Pixels<const T>{map.data, map.row_stride}, scratch);
 }
@@ -583,7 +583,7 @@ void forward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulator
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void scatter(
     const Task<scalar_t>& task, const Roi& roi, Channels channels, Pixels<T> map, const Scratch<scalar_t>& scratch) {
-  const int64_t columns = roi.column_end - roi.column_begin;
+  const int64_t columns = roi.columns.size();
   for (int64_t group = 0; group < num_groups(task.pooled_height); ++group) {
     const int64_t p = group_begin(group, task.pooled_height);
     const int64_t rows = group_begin(group + 1, task.pooled_height) - p;
@@ -596,8 +596,8 @@ inline void scatter(
           task.x, roi.transposed_column, columns, scratch.bins + b * scratch.bins_stride, rows, task.pooled_width,
           scratch.strip);
       y_pass_transposed(
-          task.y, reach.transposed_row, reach.row_end - reach.row_begin, scratch.strip, columns,
-          Pixels<T>{map.at(reach.row_begin, roi.column_begin) + b * scratch.pixels_stride, map.row_stride});
+          task.y, reach.transposed_row, reach.rows.size(), scratch.strip, columns,
+          Pixels<T>{map.at(reach.rows.begin, roi.columns.begin) + b * scratch.pixels_stride, map.row_stride});
     }
   }
 }
@@ -637,8 +637,8 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
     };
     for (int64_t k = task.image_starts[image]; k < task.image_starts[image + 1]; ++k) {
       const Roi& roi = task.rois[k];
-      if (roi.row_begin < roi.row_end) {
-        advance(roi.row_begin, roi.row_end);
+      if (roi.rows.begin < roi.rows.end) {
+        advance(roi.rows.begin, roi.rows.end);
         scatter(task, roi, channels, map, scratch);
       }
     }
