@@ -305,15 +305,15 @@ inline void unpack(const T* packed, int64_t block_stride, int64_t columns, int64
   }
 }
 
-// Asks for memory that is going to be written, so that it is there when the results are.
+// Asks for memory that is going to be read (if const) or written, so that it is there in time.
 template <typename scalar_t>
-inline void prefetch(Run<scalar_t> target, int64_t columns, int64_t channels) {
+inline void prefetch(Run<scalar_t> run, int64_t columns, int64_t channels) {
   constexpr int64_t kLine = 64 / sizeof(scalar_t);
-  const int64_t column_step = target.column_stride == 1 ? kLine : 1;
-  const int64_t channel_step = target.channel_stride == 1 ? kLine : 1;
+  const int64_t column_step = run.column_stride == 1 ? kLine : 1;
+  const int64_t channel_step = run.channel_stride == 1 ? kLine : 1;
   for (int64_t c = 0; c < channels; c += channel_step) {
     for (int64_t x = 0; x < columns; x += column_step) {
-      __builtin_prefetch(target.at(x, c), 1);
+      __builtin_prefetch(run.at(x, c), std::is_const_v<scalar_t> ? 0 : 1);
     }
   }
 }
@@ -639,6 +639,12 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
       const Roi& roi = task.rois[k];
       if (roi.rows.begin < roi.rows.end) {
         advance(roi.rows.begin, roi.rows.end);
+        if (task.bins.channel != 1 && k + 1 < task.image_starts[image + 1]) {
+          // RoIs lie far apart in memory, and a piece of 8 channels is too short for hardware to foresee.
+          prefetch(
+              bins_run(task.source, task, task.rois[k + 1], channels, 0), task.pooled_height * task.pooled_width,
+              channels.count);
+        }
         scatter(task, roi, channels, map, scratch);
       }
     }
