@@ -434,6 +434,11 @@ class TestErrors:
             (dict(spatial_scale=0.0), ValueError, "spatial_scale must be positive"),
             (dict(interpolation="cubic"), ValueError, '"bilinear" or "bicubic", got \'cubic\''),
             (dict(a=math.nan), ValueError, "a must be finite"),
+            (dict(a="-0.5"), TypeError, "a must be a number, got '-0.5'"),
+            (dict(spatial_scale=None), TypeError, "spatial_scale must be a number, got None"),
+            (dict(sampling_ratio=0.5), TypeError, "sampling_ratio must be a whole number, got 0.5"),
+            (dict(sampling_ratio=1025), ValueError, "sampling_ratio must be at most 1024, got"),
+            (dict(aligned=1), TypeError, "aligned must be True or False, got 1"),
         ],
     )
     def test_bad_arguments_are_named(self, arguments, error, message):
@@ -450,6 +455,7 @@ class TestErrors:
             ({"input": torch.ones(2, 3, 8, 0)}, ValueError),
             ({"pooled_width": 0}, ValueError),
             ({"sampling_ratio": -1}, ValueError),
+            ({"sampling_ratio": 1025}, ValueError),
             ({"interpolation": "cubic"}, ValueError),
         ],
     )

@@ -7,13 +7,13 @@ import itertools
 import math
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tests.emulation
 from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_reference,
@@ -29,8 +29,6 @@ from tests.layers.test_roi_align import (
 from tests.layers.test_roi_align_cpu import DTYPES, boxes_dtype, layouts
 from tests.layers.test_roi_align_cpu import TOLERANCE as CPU_TOLERANCE
 
-ROOT = Path(__file__).parents[2]
-CSRC = ROOT / "mrcnn_plugin/layers/csrc"
 FORMATS = [torch.contiguous_format, torch.channels_last]
 BLOCK_ORDERS = {"forward": 0, "reversed": 1, "host threads": 2}
 # Positions up to 70 are rounded in float32.
@@ -66,19 +64,10 @@ def some_layouts(ops, tensor):
 
 @pytest.fixture(scope="session")
 def emulation():
-    """The namespace of the emulated operators, compiled into torch's folder for extensions."""
+    """The namespace of the emulated operators."""
     if sys.platform != "linux" or shutil.which("c++") is None:
         pytest.skip("needs Linux and a C++ compiler")
-    from torch.utils.cpp_extension import load
-
-    load(
-        name="mrcnn_plugin_emulation",
-        sources=[str(ROOT / "tests/emulation/binding.cpp"), str(CSRC / "checks.cpp")],
-        extra_include_paths=[str(CSRC), str(ROOT / "tests/emulation")],
-        extra_cflags=["-O2", "-g0"],
-        is_python_module=False,
-    )
-    return torch.ops.mrcnn_plugin_emulation
+    return tests.emulation.load()
 
 
 @pytest.fixture(

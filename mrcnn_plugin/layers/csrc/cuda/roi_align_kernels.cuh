@@ -364,6 +364,9 @@ __global__ void backward_atomic_kernel(
       for (int64_t q0 = 0; q0 < problem.pooled_width; q0 += kBinColumns) {
         const TileWeights<T> tile(problem, workspace, k, p0, q0, tile_bins);
         const Range rows = tile.rows, columns = tile.columns;
+        if (rows.begin == rows.end) {
+          continue; // the barriers that keep the columns' weights apart are in the loop over rows
+        }
         load_bins(problem, place, grad, grad_strides, k, channel, p0, q0, bins);
         for (int64_t column = columns.begin; column < columns.end; column += Shape::columns) {
           tile.template load_columns<Shape::columns>(column, wx);
@@ -394,7 +397,6 @@ __global__ void backward_atomic_kernel(
           }
           __syncthreads();
         }
-        __syncthreads();
       }
     }
   }
