@@ -27,6 +27,7 @@ from torch import Tensor
 
 import mrcnn_plugin
 from mrcnn_plugin.layers import roi_align
+from mrcnn_plugin.layers.roi_align_reference import axis_matrix
 
 IMAGE_HEIGHT, IMAGE_WIDTH, BATCH, CHANNELS = 800, 1216, 2, 256
 # Boxes, shortest and longest side in pixels, stride of the map: as Detectron2 assigns boxes to the levels p2, p3, p4.
@@ -113,6 +114,17 @@ class Case:
                 True,
             ),
         }
+
+
+def multiply_adds(case: Case) -> int:
+    """How many the two passes need, in either direction."""
+    _, x1, y1, x2, y2 = case.boxes.unbind(1)
+    options = (case.size, case.scale, case.sampling_ratio, True, "bicubic", -0.5)
+    is_tap_x = axis_matrix(x1, x2, case.width, *options) != 0
+    is_tap_y = axis_matrix(y1, y2, case.height, *options) != 0
+    columns = is_tap_x.any(dim=1).sum(dim=1)
+    per_roi = is_tap_y.sum(dim=(1, 2)) * columns + case.size * is_tap_x.sum(dim=(1, 2))
+    return int(per_roi.sum()) * case.features.shape[1]
 
 
 def grid_sample_roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
@@ -208,6 +220,29 @@ def main_cases(device: str, seconds: float, **options: Any) -> List[Dict[str, An
                 times = milliseconds(functions, seconds, device)
                 rows.append(with_ratio({"pass": pass_name, **name}, times))
     return rows
+
+
+def arithmetic(rows: List[Dict[str, Any]], device: str, seconds: float) -> List[Dict[str, Any]]:
+    """The time that the multiply-adds of each main case would take at the rate of `torch.mm`."""
+    size = 1024
+    a, b = torch.randn(2, size, size, device=device)
+    of_mm = milliseconds({"mm": lambda: torch.mm(a, b)}, seconds, device)["mm"]
+    results = []
+    for row in rows:
+        level = next(level for level in LEVELS if level[3] == row["stride"])
+        millions = multiply_adds(Case(*level, row["size"], device)) / 1e6
+        limit = millions * 1e6 / size**3 * of_mm
+        name = {key: row[key] for key in ("pass", "size", "stride")}
+        results.append(
+            {
+                **name,
+                "millions": millions,
+                "limit_ms": limit,
+                "ours_ms": row["ours_ms"],
+                "share": limit / row["ours_ms"],
+            }
+        )
+    return results
 
 
 def growth(device: str, seconds: float) -> Dict[str, List[Dict[str, Any]]]:
@@ -400,6 +435,11 @@ def main() -> None:
         for name in ("forward", "backward")
     }
     print("\ngeometric mean of the ratios:", report["geometric_means"])
+    add(
+        "arithmetic",
+        "Multiply-adds, and the time of as many in torch.mm",
+        arithmetic(report["cases"], device, seconds),
+    )
     add(
         "others",
         "Other inputs, 512 boxes on stride 8 where nothing is said",
