@@ -39,10 +39,12 @@ sanitize: setup ## run the kernels, those for CUDA on the CPU, under the address
 	$(SANITIZE) -fsanitize=thread -o build/sanitize_thread
 	build/sanitize_thread tiny
 
-cuda: setup ## compile the CUDA kernels for all architectures, without a GPU; registers that spill are an error
+cuda: setup ## compile the CUDA kernels for all generations of GPUs, without one; registers that spill are an error
+	@rm -rf build/cuda
 	@mkdir -p build
-	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 NVCC_FLAGS=-Xptxas=-v $(BIN)/python setup.py -q build_ext --force \
+	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST= NVCC_FLAGS=-Xptxas=-v $(BIN)/python setup.py -q build_ext --force \
 	    --build-lib build/cuda --build-temp build/cuda/objects >build/cuda.log 2>&1 || { cat build/cuda.log; false; }
+	@grep -q "Used [0-9]* registers" build/cuda.log
 	@grep -E "^ptxas info +: Used" build/cuda.log | sed -E 's/.*Used ([0-9]+ registers).*/\1/' | sort -n | uniq -c
 	@! grep -E "[1-9][0-9]* bytes (stack frame|spill)" build/cuda.log
 	$(BIN)/python -m tests.built_for_cuda build/cuda/mrcnn_plugin/_C.abi3.so

@@ -48,13 +48,17 @@ def nvcc_version() -> Optional[str]:
 
 
 def architectures() -> str:
-    """All that nvcc compiles for, in the form of TORCH_CUDA_ARCH_LIST."""
+    """What runs on every GPU that nvcc compiles for, in the form of TORCH_CUDA_ARCH_LIST."""
     output = subprocess.check_output(
         [os.path.join(CUDA_HOME, "bin", "nvcc"), "--list-gpu-code"], text=True
     )
     codes = sorted({int(code) for code in re.findall(r"^sm_(\d+)$", output, re.MULTILINE)})
-    # sm_XY runs on every later minor version: of each generation, those that make a difference.
-    chosen = [code for code in codes if code in (50, 60, 70, 75, 80, 86, 89, 90, 100, 120)]
+    # Code for sm_XY runs on every later minor version: the first of each generation, and those that make a difference.
+    # Before sm_60 there is no atomic addition of doubles.
+    first = {code // 10: code for code in reversed(codes)}
+    chosen = [
+        code for code in codes if code >= 60 and (code in first.values() or code in (75, 86, 89))
+    ]
     return ";".join(f"{code // 10}.{code % 10}" for code in chosen) + "+PTX"
 
 
@@ -74,13 +78,16 @@ def wants_cuda() -> bool:
         problem = "there is no nvcc (CUDA_HOME says where the toolkit is)"
     elif nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
         problem = f"nvcc is of CUDA {nvcc}, but torch of CUDA {torch.version.cuda}"
-    elif not os.path.exists(os.path.join(CUDA_HOME, "include", "cuda_runtime_api.h")):
+    elif not any(
+        glob(f"{CUDA_HOME}/{folder}/cuda_runtime_api.h")
+        for folder in ("include", "targets/*/include")
+    ):
         problem = f"{CUDA_HOME}, where nvcc was found, holds no CUDA headers (CUDA_HOME says where the toolkit is)"
     else:
         return True
     if force_cuda:
         sys.exit(f"mrcnn_plugin: FORCE_CUDA=1, but {problem}.")
-    print(f"mrcnn_plugin is built for the CPU only: {problem}.")
+    print(f"mrcnn_plugin is built for the CPU only: {problem}.", file=sys.stderr)
     return False
 
 
@@ -91,7 +98,8 @@ def extension() -> Extension:
     if cuda:
         # Of the files in cuda/, nvcc compiles one.
         compile_args["nvcc"] = ["-O3", *os.environ.get("NVCC_FLAGS", "").split()]
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
     return (CUDAExtension if cuda else CppExtension)(
         "mrcnn_plugin._C",
         sources=sorted(

@@ -1,10 +1,20 @@
 """RoIAlign, bilinear or bicubic: the registration of the operator and its public face."""
 
+import functools
 import importlib
-import math
 import operator
 import warnings
-from typing import Any, List, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    List,
+    Optional,
+    Sequence,
+    SupportsFloat,
+    SupportsIndex,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +33,7 @@ __all__ = ["ROIAlign", "roi_align"]
 # maximum: its samples are about a pixel apart, and those outside of the map are skipped.
 MAX_SAMPLING_RATIO = 1024
 
+_FLOAT_MAX = torch.finfo(torch.float32).max
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _SCHEMAS = (
@@ -53,9 +64,33 @@ _library = torch.library.Library("mrcnn_plugin", "FRAGMENT")
 if not HAS_EXTENSION:
     for _schema in _SCHEMAS:
         _library.define(_schema)
+
+
+@functools.cache
+def _warn_of_missing_cuda_kernels() -> None:
+    warnings.warn(
+        "mrcnn_plugin runs RoIAlign on CUDA in its slower PyTorch implementation, because it was "
+        "built without CUDA kernels. To build them, set CUDA_HOME to a toolkit of torch's major "
+        "version and reinstall the package: "
+        "FORCE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps .",
+        stacklevel=2,
+    )
+
+
+def _on_any_device(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(features: Tensor, *arguments: Any) -> Tensor:
+        if features.is_cuda and HAS_EXTENSION:
+            _warn_of_missing_cuda_kernels()
+        return reference(features, *arguments)
+
+    return run
+
+
 # Every device without a kernel of its own runs the reference.
-_library.impl("roi_align", roi_align_reference, "CompositeExplicitAutograd")
-_library.impl("roi_align_backward", roi_align_backward_reference, "CompositeExplicitAutograd")
+_library.impl("roi_align", _on_any_device(roi_align_reference), "CompositeExplicitAutograd")
+_library.impl(
+    "roi_align_backward", _on_any_device(roi_align_backward_reference), "CompositeExplicitAutograd"
+)
 
 
 @torch.library.register_fake("mrcnn_plugin::roi_align")
@@ -304,9 +339,9 @@ def _check_options(
         ) from None
     if height < 1 or width < 1:
         raise ValueError(f"roi_align: output_size must be positive, got {output_size}")
-    if not 0 < spatial_scale < math.inf:
+    if not 0 < spatial_scale <= _FLOAT_MAX:
         raise ValueError(
-            f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}"
+            f"roi_align: spatial_scale must be positive and finite in float32, got {spatial_scale}"
         )
     if sampling_ratio > MAX_SAMPLING_RATIO:
         raise ValueError(
@@ -316,8 +351,8 @@ def _check_options(
         raise ValueError(
             f'roi_align: interpolation must be "bilinear" or "bicubic", got {interpolation!r}'
         )
-    if not -math.inf < a < math.inf:
-        raise ValueError(f"roi_align: a must be finite, got {a}")
+    if not -_FLOAT_MAX <= a <= _FLOAT_MAX:
+        raise ValueError(f"roi_align: a must be finite in float32, got {a}")
     return height, width
 
 

@@ -1,5 +1,7 @@
 """The CUDA kernels on the CPU."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ def load() -> Any:
     """
     from torch.utils import cpp_extension
 
+    # It runs ninja by its name, which may be installed beside this Python only.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cpp_extension.load(
         name="mrcnn_plugin_emulation",
         sources=[str(ROOT / "tests/emulation/binding.cpp"), str(CSRC / "checks.cpp")],

@@ -217,7 +217,7 @@ void run_cuda(const std::string& name, const Case& c, const Buffer<cpu::accumula
   const cuda::Boxes<T> call{boxes.data(), num_rois, static_cast<T>(c.scale), c.sampling_ratio, c.aligned, T(kA)};
   const Layout m = layout(c, c.problem.height, c.problem.width);
   const Layout b = layout(c, c.problem.pooled_height, c.problem.pooled_width);
-  const cuda::Strides map{m.item, m.channel, m.row, m.column}, bins{b.item, b.channel, b.row, b.column};
+  const Strides map{m.item, m.channel, m.row, m.column}, bins{b.item, b.channel, b.row, b.column};
   Buffer<double> memory((cuda::workspace_bytes<T>(c.problem, num_rois) + 7) / 8);
   std::vector<simt::BlockOrder> orders{simt::BlockOrder::kForward};
   if (sizeof(S) == sizeof(float)) {

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcnn_plugin.layers import ROIAlign, roi_align
-from mrcnn_plugin.layers.roi_align import _SCHEMAS, HAS_EXTENSION
+from mrcnn_plugin.layers.roi_align import _SCHEMAS, HAS_EXTENSION, _on_any_device
 from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_reference,
@@ -432,8 +433,9 @@ class TestErrors:
             (dict(boxes="box"), TypeError, "boxes must be a Tensor or a list"),
             (dict(output_size=0), ValueError, "output_size must be positive, got 0"),
             (dict(spatial_scale=0.0), ValueError, "spatial_scale must be positive"),
+            (dict(spatial_scale=1e39), ValueError, "spatial_scale must be .* finite in float32"),
             (dict(interpolation="cubic"), ValueError, '"bilinear" or "bicubic", got \'cubic\''),
-            (dict(a=math.nan), ValueError, "a must be finite"),
+            (dict(a=math.nan), ValueError, "a must be finite in float32"),
             (dict(a="-0.5"), TypeError, "a must be a number, got '-0.5'"),
             (dict(spatial_scale=None), TypeError, "spatial_scale must be a number, got None"),
             (dict(sampling_ratio=0.5), TypeError, "sampling_ratio must be a whole number, got 0.5"),
@@ -486,6 +488,18 @@ class TestErrors:
         values.update(interpolation="bicubic", a=-0.5)
         with pytest.raises(error, match="roi_align:"):
             torch.ops.mrcnn_plugin.roi_align_backward(**{**values, **changes})
+
+    def test_cuda_without_kernels_of_ours_warns_that_it_is_slow(self):
+        class OnGpu:
+            is_cuda = True
+
+        run = _on_any_device(lambda features, *others: (features, others))
+        features = OnGpu()
+        with pytest.warns(UserWarning, match="built without CUDA kernels.*FORCE_CUDA=1"):
+            assert run(features, 1, 2) == (features, (1, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(features)  # not again
 
     def test_the_reference_refuses_a_gradient_of_other_rois(self):
         with pytest.raises(ValueError, match="grad has 3 RoIs but boxes have 1"):

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tests.emulation
+from mrcnn_plugin.layers.roi_align import _SCHEMAS
 from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_reference,
@@ -59,7 +60,8 @@ class Operators:
 
 def some_layouts(ops, tensor):
     """All layouts; in other than the first order of blocks, the two that have kernels."""
-    return itertools.islice(layouts(tensor), None if ops.is_first else 2)
+    # On the device already: to move them there would make them dense.
+    return itertools.islice(layouts(tensor.to(ops.device)), None if ops.is_first else 2)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +87,9 @@ def ops(request):
 
 
 @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
-@pytest.mark.parametrize("aligned, sampling_ratio", itertools.product([True, False], [0, 1, 3]))
+@pytest.mark.parametrize(
+    "aligned, sampling_ratio", list(itertools.product([True, False], [0, 1, 3]))
+)
 def test_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
     features = random_features(2, 2, 9, 13, dtype=torch.float64)
     rois = random_rois(24, 2, 9 * 4, 13 * 4, torch.float64)
@@ -105,19 +109,19 @@ def test_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
 # Tiles are 8 x 16 bins, 32 rows and 8 or 32 columns of the map, 8 or 32 channels: less, as much, and more of each.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (8, 33, 7), (33, 12, 70)])
-@pytest.mark.parametrize("size", [(1, 1), (8, 16), (9, 17)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (8, 16), (9, 17)])
 def test_every_layout_and_tile(ops, dtype, channels, height, width, size):
     features = random_features(2, channels, height, width, dtype=torch.float64).to(dtype)
     rois = random_rois(8, 2, height, width, boxes_dtype(dtype))
     grad = random_features(8, channels, *size, dtype=torch.float64, seed=1).to(dtype)
     for name, map in some_layouts(ops, features):
-        expected = roi_align_reference(map.double(), rois.double(), 1.0, *size, *CUBIC)
+        expected = roi_align_reference(map.cpu().double(), rois.double(), 1.0, *size, *CUBIC)
         actual = ops.forward(map, rois, 1.0, *size, *CUBIC)
         assert actual.dtype == dtype, name
         assert_same(actual.double(), expected, TOLERANCE[dtype])
     options = (1.0, 2, height, width, *CUBIC)
     for name, gradient in some_layouts(ops, grad):
-        expected = roi_align_backward_reference(gradient.double(), rois.double(), *options)
+        expected = roi_align_backward_reference(gradient.cpu().double(), rois.double(), *options)
         for deterministic in (False, True):
             actual = ops.backward(gradient, rois, *options, deterministic=deterministic)
             assert actual.dtype == dtype, name
@@ -157,6 +161,22 @@ def test_the_deterministic_gradient_has_the_same_bits_every_time_on_a_gpu():
         ops.backward(grad, rois, 1.0, 2, 40, 60, *CUBIC, deterministic=True) for _ in range(5)
     ]
     assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_the_emulation_has_the_schemas_of_the_operators(emulation):
+    for schema in _SCHEMAS:
+        op = getattr(emulation, schema.split("(")[0]).default
+        assert str(op._schema) == f"mrcnn_plugin_emulation::{schema}"
+
+
+def test_bins_that_rounding_makes_overlap_are_not_lost(ops):
+    # In float32 the bins of such a box are rounded by more than a map, and two of them cover it.
+    rois = torch.tensor([[0.0, -1.27446393e11, 0.0, 2.5489279e10, 3.0]])
+    features = torch.full((1, 1, 3, 2152), 1e10)
+    options = (1.0, 1, 12, *CUBIC)
+    expected = torch.ops.mrcnn_plugin.roi_align(features, rois, *options)
+    assert (expected != 0).sum() == 2
+    assert_same(ops.forward(features, rois, *options), expected, 1e-6)
 
 
 def test_no_rois_and_no_channels(ops):
@@ -253,9 +273,12 @@ class TestOnGpu:
     def test_on_a_stream_of_its_own(self):
         features, *others = self.args()
         expected = torch.ops.mrcnn_plugin.roi_align(features, *others)
+        late = torch.zeros_like(features)
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
-            actual = torch.ops.mrcnn_plugin.roi_align(features, *others)
+            torch.cuda._sleep(100_000_000)  # on another stream the features would not be there yet
+            late.copy_(features)
+            actual = torch.ops.mrcnn_plugin.roi_align(late, *others)
         torch.cuda.synchronize()
         assert torch.equal(actual, expected)
 

@@ -77,6 +77,10 @@ MRCNN_HOST_DEVICE int64_t to_index(T x, int64_t bound) {
   return x > T(0) ? (x < static_cast<T>(bound) ? static_cast<int64_t>(x) : bound) : 0;
 }
 
+MRCNN_HOST_DEVICE int64_t clamp_index(int64_t i, int64_t count) {
+  return i < 0 ? 0 : (i >= count ? count - 1 : i);
+}
+
 // The band of bin p. A RoI with a coordinate that is not finite has no samples.
 template <typename T>
 MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, Interpolation interpolation) {
@@ -127,7 +131,8 @@ MRCNN_HOST_DEVICE void cubic_taps(T t, T a, T taps[4]) {
   taps[3] = a * s * t * t;
 }
 
-// Writes the `band.count` weights of bin p to `weights`.
+// Writes the `band.count` weights of bin p to `weights`. A tap beyond the border of the map belongs to the border pixel,
+// which is then the end of the band: taps are clamped to the band, so that no rounding can make them leave `weights`.
 template <typename T>
 MRCNN_HOST_DEVICE void bin_weights(
     const Axis<T>& axis, int64_t p, const Band& band, int64_t size, Interpolation interpolation, T a, T* weights) {
@@ -139,18 +144,15 @@ MRCNN_HOST_DEVICE void bin_weights(
     const int64_t low = static_cast<int64_t>(x);
     const T t = x - static_cast<T>(low);
     if (interpolation == Interpolation::kBilinear) {
-      // low + 1 lies beyond the map only where t = 0.
-      weights[low - band.first] += T(1) - t;
-      if (t > T(0)) {
-        weights[low + 1 - band.first] += t;
+      weights[clamp_index(low - band.first, band.count)] += T(1) - t;
+      if (t > T(0)) { // a NaN beyond the sample's own pixel must not reach it
+        weights[clamp_index(low + 1 - band.first, band.count)] += t;
       }
     } else {
       T taps[4];
       cubic_taps(t, a, taps);
       for (int64_t j = 0; j < 4; ++j) {
-        int64_t tap = low - 1 + j;
-        tap = tap < 0 ? 0 : (tap > size - 1 ? size - 1 : tap);
-        weights[tap - band.first] += taps[j];
+        weights[clamp_index(low - 1 + j - band.first, band.count)] += taps[j];
       }
     }
   }

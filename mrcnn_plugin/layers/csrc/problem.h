@@ -17,4 +17,22 @@ struct Problem {
   Interpolation interpolation;
 };
 
+// Pixels of a row or column.
+struct Range {
+  int64_t begin;
+  int64_t end;
+
+  MRCNN_HOST_DEVICE int64_t size() const {
+    return end - begin;
+  }
+};
+
+// Elements from one image (or RoI), channel, row and column to the next.
+struct Strides {
+  int64_t item;
+  int64_t channel;
+  int64_t row;
+  int64_t column;
+};
+
 } // namespace mrcnn_plugin

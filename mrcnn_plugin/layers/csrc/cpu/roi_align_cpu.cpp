@@ -136,8 +136,10 @@ at::Tensor roi_align_backward(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
   const Problem problem = check_backward(grad, rois, batch, height, width, sampling_ratio, interpolation);
-  // The bins of a RoI must lie at equal distances.
-  const at::Tensor bins = grad.stride(2) == grad.size(3) * grad.stride(3) ? grad : grad.contiguous();
+  // The bins of a RoI must lie at equal distances. The stride of an axis of size 1 can be anything.
+  const auto column_stride = [](const at::Tensor& t) { return t.size(3) == 1 ? t.stride(2) : t.stride(3); };
+  const bool is_run = grad.size(2) == 1 || grad.stride(2) == grad.size(3) * column_stride(grad);
+  const at::Tensor bins = is_run ? grad : grad.contiguous();
   const at::Tensor grad_input = empty({batch, problem.channels, height, width}, grad);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
     using acc_t = accumulator_t<scalar_t>;
@@ -146,7 +148,8 @@ at::Tensor roi_align_backward(
     const Kernels<scalar_t> kernels = best_kernels<scalar_t>();
     Task<scalar_t> task = geometry.template task<scalar_t>();
     task.source = bins.const_data_ptr<scalar_t>();
-    task.bins = strides_of(bins);
+    const int64_t column = column_stride(bins);
+    task.bins = {bins.stride(0), bins.stride(1), bins.size(3) * column, column};
     task.target = grad_input.mutable_data_ptr<scalar_t>();
     task.map = strides_of(grad_input);
     const int64_t parts = divide_channels(task, kernels);

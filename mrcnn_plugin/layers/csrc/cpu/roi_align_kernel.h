@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "../problem.h"
+
 namespace mrcnn_plugin::cpu {
 
 // Half-precision features are weighted and summed in float.
@@ -40,15 +42,6 @@ inline constexpr int64_t group_begin(int64_t group, int64_t pooled_height) {
   return group * pooled_height / num_groups(pooled_height);
 }
 
-struct Range {
-  int64_t begin;
-  int64_t end;
-
-  int64_t size() const {
-    return end - begin;
-  }
-};
-
 struct Roi {
   int64_t index; // in boxes
   int64_t image;
@@ -61,14 +54,6 @@ struct Roi {
 struct RowGroup {
   Range rows;
   int64_t transposed_row; // the row of `y` for rows.begin
-};
-
-// Elements from one image (or RoI), channel, row and column to the next.
-struct Strides {
-  int64_t item;
-  int64_t channel;
-  int64_t row;
-  int64_t column;
 };
 
 template <typename scalar_t>

@@ -10,7 +10,8 @@
 //   MRCNN_ISA            the namespace; one of its own keeps the linker from mixing instruction sets
 //   MRCNN_VECTOR_BYTES   16 or 32
 //   MRCNN_F16C           where float16 is converted in hardware
-// For the same reason nothing here may call an inline function of another header, save intrinsics.
+// For the same reason nothing here may call an inline function of a header that is not included before the instruction
+// set is switched on.
 
 namespace mrcnn_plugin::cpu::MRCNN_ISA {
 namespace {

@@ -1,8 +1,8 @@
 // The operators on CUDA.
 #include "roi_align_operators.h"
 
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -21,7 +21,7 @@ namespace {
 at::Tensor roi_align_on_device(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const c10::cuda::CUDAGuard guard(input.device());
+  const c10::DeviceGuard guard(input.device()); // of any type: the operator refuses what is not all on one device
   return roi_align(
       input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a);
 }
@@ -29,7 +29,7 @@ at::Tensor roi_align_on_device(
 at::Tensor roi_align_backward_on_device(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
     int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const c10::cuda::CUDAGuard guard(grad.device());
+  const c10::DeviceGuard guard(grad.device());
   return roi_align_backward(
       grad, rois, spatial_scale, batch, height, width, sampling_ratio, aligned, interpolation, a);
 }

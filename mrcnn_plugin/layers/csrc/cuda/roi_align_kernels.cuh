@@ -36,11 +36,6 @@ struct Tile {
   static constexpr int bins = kBinRows * kBinColumns / columns;
 };
 
-struct Range {
-  int64_t begin;
-  int64_t end;
-};
-
 // The pixels [first, first + count) of a bin, whose weights start at `offset` of the RoI's.
 struct BinWeights {
   int64_t first;
@@ -62,10 +57,11 @@ struct Workspace {
   T* weights; // [count, weights_per_roi]
 };
 
-// Samples of different bins do not overlap, so that the bands of an axis have no more than size + bins pixels and 4 more
-// per bin between them.
+// Samples of different bins do not overlap, so that the bands of an axis have no more than its pixels and 5 more per bin
+// between them: twice the pixels, since a box so large that its bins are rounded to multiples of the map can have two
+// neighbours that cover it.
 MRCNN_HOST_DEVICE int64_t weights_per_roi(const Problem& problem) {
-  return problem.height + problem.width + 5 * (problem.pooled_height + problem.pooled_width);
+  return 2 * (problem.height + problem.width) + 5 * (problem.pooled_height + problem.pooled_width);
 }
 
 MRCNN_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) {
@@ -124,7 +120,7 @@ __global__ void weights_kernel(Problem problem, Boxes<T> boxes, Workspace<T> wor
           extend(reach, firsts[i], counts[i]);
         }
         if (p < bins) {
-          // Cannot happen, but what memory is written must not depend on that.
+          // Does not happen; what memory is written does not depend on that.
           if (offset + band.count > capacity) {
             band.count = band.samples = 0;
           }
@@ -395,7 +391,6 @@ __global__ void backward_atomic_kernel(
             }
             __syncthreads();
           }
-          __syncthreads();
         }
       }
     }
@@ -432,9 +427,11 @@ __global__ void backward_gather_kernel(
       const int64_t mine = first + threadIdx.x;
       bool is_touched = false;
       if (mine < num_rois) {
-        const Roi roi = load_global(workspace.rois + mine);
-        is_touched = roi.image == image && overlap(roi.rows, row, row + kGatherRows) &&
-            overlap(roi.columns, column, column + Shape::columns);
+        const Roi* roi = workspace.rois + mine;
+        const Range rows{load_global(&roi->rows.begin), load_global(&roi->rows.end)};
+        const Range columns{load_global(&roi->columns.begin), load_global(&roi->columns.end)};
+        is_touched = load_global(&roi->image) == image && overlap(rows, row, row + kGatherRows) &&
+            overlap(columns, column, column + Shape::columns);
       }
       touches[threadIdx.x] = is_touched;
       __syncthreads();
@@ -464,7 +461,6 @@ __global__ void backward_gather_kernel(
                 }
               }
             }
-            __syncthreads();
           }
         }
       }

@@ -11,14 +11,6 @@ namespace mrcnn_plugin::cuda {
 
 using cuda_stream_t = CUstream_st*; // cudaStream_t
 
-// Elements from one image (or RoI), channel, row and column to the next.
-struct Strides {
-  int64_t item;
-  int64_t channel;
-  int64_t row;
-  int64_t column;
-};
-
 template <typename T>
 struct Boxes {
   const T* data; // [count, 5], rows (batch index, x1, y1, x2, y2) with a valid batch index
