@@ -10,7 +10,10 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
 
 import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config
@@ -34,7 +37,8 @@ def run(*command, cwd, **environment):
 
 
 def test_importing_registers_every_component():
-    assert "FocalROIHeads" in ROI_HEADS_REGISTRY
+    for name in ("FocalROIHeads", "FocalCascadeROIHeads", "FocalRes5ROIHeads"):
+        assert name in ROI_HEADS_REGISTRY
     assert "build_resnet_pafpn_backbone" in BACKBONE_REGISTRY
     assert {"shapes_train", "shapes_val"} <= set(DatasetCatalog.list())
 
