@@ -36,8 +36,9 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     # (Detectron2's own).
     _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "sigmoid_focal")
 
-    # Focal loss, arXiv 1708.02002, in the paper's symbols.
-    for head in (cfg.MODEL.ROI_BOX_HEAD,):
+    # Focal loss, arXiv 1708.02002, in the paper's symbols: of the box head, and of the objectness
+    # of FocalRPN.
+    for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.RPN):
         if "FOCAL" not in head:
             head.FOCAL = type(cfg)()
         # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.

@@ -2,6 +2,7 @@
 
 from . import analysis  # noqa: F401
 from .backbone import PAFPN, build_resnet_pafpn_backbone
+from .proposal_generator import FocalRPN
 from .roi_heads import (
     FocalCascadeROIHeads,
     FocalFastRCNNOutputLayers,
@@ -13,6 +14,7 @@ __all__ = [
     "FocalCascadeROIHeads",
     "FocalFastRCNNOutputLayers",
     "FocalROIHeads",
+    "FocalRPN",
     "FocalRes5ROIHeads",
     "PAFPN",
     "build_resnet_pafpn_backbone",
