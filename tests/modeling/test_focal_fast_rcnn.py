@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -336,6 +337,25 @@ def test_scores_at_inference(scores, cls_loss):
     assert [len(p) for p in probabilities] == [3, 5]
     expected = scores.sigmoid() if cls_loss in SIGMOID else scores.softmax(dim=1)
     assert torch.equal(torch.cat(probabilities), expected)
+
+
+@pytest.mark.parametrize("cls_loss", ALL)
+def test_a_trace_takes_another_number_of_proposals(cls_loss):
+    layer = focal(cls_loss=cls_loss)
+
+    class Probabilities(torch.nn.Module):
+        def forward(self, scores, boxes):
+            (probabilities,) = layer.predict_probs(
+                (scores, None), [Instances((32, 32), proposal_boxes=Boxes(boxes))]
+            )
+            return probabilities
+
+    module = Probabilities()
+    with patch_builtin_len():
+        traced = torch.jit.trace(module, (torch.randn(5, 4), torch.randn(5, 4)))
+    for count in (15, 1, 0):
+        inputs = torch.randn(count, 4), torch.randn(count, 4)
+        assert torch.equal(traced(*inputs), module(*inputs))
 
 
 @pytest.mark.parametrize("cls_loss", SIGMOID)

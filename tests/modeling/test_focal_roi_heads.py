@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Keypoints
+from detectron2.structures import Boxes, Keypoints
 from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.layers import ROIAlign
@@ -196,3 +197,49 @@ def test_the_mask_head_of_point_rend():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     (output,) = detect(model, small.batch((64, 96)))
     assert output["pred_masks"].shape[1:] == (64, 96) and len(output["pred_masks"]) > 0
+
+
+def detected(instances):
+    return instances.pred_boxes.tensor, instances.scores, instances.pred_classes
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|Tracer|Converting a tensor)")
+class TestTorchScript:
+    """Detectron2's export. It cannot script its own cascade, nor the super() of PAFPN."""
+
+    images = [small.batch(size)[0]["image"] for size in [(64, 96), (80, 64)]]
+
+    def run(self, model, image):
+        with torch.no_grad():
+            return model.inference([{"image": image}], do_postprocess=False)[0]
+
+    @pytest.mark.parametrize(
+        "name, cls_loss",
+        [("FocalROIHeads", "sigmoid_focal"), ("FocalRes5ROIHeads", "cross_entropy")],
+    )
+    def test_scripted(self, name, cls_loss):
+        backbone = NEEDS[name].get("MODEL__BACKBONE__NAME", "build_resnet_fpn_backbone")
+        cfg = config(name, MODEL__BACKBONE__NAME=backbone, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss)
+        model = build_model(cfg).eval()
+        tensors = ("objectness_logits", "scores", "pred_classes", "pred_masks")
+        fields = dict(
+            proposal_boxes=Boxes, pred_boxes=Boxes, **dict.fromkeys(tensors, torch.Tensor)
+        )
+        scripted = scripting_with_instances(model, fields)
+        for image in self.images:
+            actual, expected = self.run(scripted, image), self.run(model, image)
+            assert len(expected) > 0
+            for one, other in zip(detected(actual), detected(expected), strict=True):
+                torch.testing.assert_close(one, other)
+
+    @every_class
+    def test_traced(self, name):
+        model = build_model(config(name)).eval()
+        adapter = TracingAdapter(
+            model, [{"image": self.images[0]}], lambda m, x: self.run(m, x[0]["image"])
+        )
+        traced = torch.jit.trace(adapter.eval(), (self.images[0],), check_trace=False)
+        for image in self.images:
+            actual = adapter.outputs_schema(traced(image))
+            for one, other in zip(detected(actual), detected(self.run(model, image)), strict=True):
+                torch.testing.assert_close(one, other)

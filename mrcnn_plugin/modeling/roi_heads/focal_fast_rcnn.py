@@ -92,6 +92,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         if normalizer not in NORMALIZERS:
             raise ValueError(f"{focal}.NORMALIZER must be one of {NORMALIZERS}, got {normalizer!r}")
         self.cls_loss = cls_loss
+        self.scores_are_sigmoids = cls_loss in SIGMOID_LOSSES or kwargs.get("use_sigmoid_ce", False)
         if isinstance(focal_alpha, (int, float)):
             self.focal_alpha = focal_alpha
         else:
@@ -186,6 +187,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
     ) -> List[Tensor]:
         """As the parent's: [Ri, K + 1] for each image; sigmoids for the sigmoid losses."""
-        if self.cls_loss not in SIGMOID_LOSSES:
-            return super().predict_probs(predictions, proposals)
-        return predictions[0].sigmoid().split([len(p) for p in proposals])
+        # TorchScript knows no super(), and len() would become a constant of a trace.
+        scores = predictions[0]
+        probs = scores.sigmoid() if self.scores_are_sigmoids else F.softmax(scores, dim=-1)
+        return probs.split([p.__len__() for p in proposals])

@@ -12,6 +12,7 @@ Parameters have the names that they have in the parent, so its checkpoints load.
 
 from typing import Any, Dict
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
@@ -39,6 +40,11 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNN
 @ROI_HEADS_REGISTRY.register()
 class FocalROIHeads(StandardROIHeads):
     """Detectron2's StandardROIHeads with focal loss and bicubic poolers, see above."""
+
+    # Detectron2 annotates StandardROIHeads so when it exports to TorchScript, which does not look
+    # at the annotations of a parent.
+    mask_on: torch.jit.Final[bool]  # type: ignore[name-defined]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[name-defined]
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
