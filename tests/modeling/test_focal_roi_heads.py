@@ -1,11 +1,14 @@
 """The ROI heads with focal loss in whole models, against the Detectron2 classes they derive from."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.export import TracingAdapter, scripting_with_instances
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Keypoints
+from detectron2.structures import Boxes, ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.layers import ROIAlign
@@ -197,6 +200,81 @@ def test_the_mask_head_of_point_rend():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     (output,) = detect(model, small.batch((64, 96)))
     assert output["pred_masks"].shape[1:] == (64, 96) and len(output["pred_masks"]) > 0
+
+
+class TestHeadsAlone:
+    """Of features, proposals and targets, as Detectron2's own tests of ROI heads call them."""
+
+    sizes = [(48, 64), (60, 40), (64, 64)]
+    #          nothing, no area or outside of the image, plain
+    proposals = [
+        [],
+        [[5.0, 5.0, 5.0, 20.0], [9.0, 9.0, 9.0, 9.0], [70.0, 10.0, 90.0, 30.0]],
+        [[3.0, 4.0, 30.0, 33.0], [20.0, 8.0, 60.0, 50.0], [0.0, 0.0, 64.0, 64.0]],
+    ]
+    objects = [([], []), ([[4.0, 4.0, 20.0, 30.0]], [1]), ([[3.0, 5.0, 31.0, 30.0]], [2])]
+
+    def inputs(self, name, images):
+        shapes = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
+        if "Res5" in name:
+            shapes = {"res4": ShapeSpec(channels=128, stride=16)}
+        generator = torch.Generator().manual_seed(0)
+        features = {
+            key: torch.randn(
+                len(images), s.channels, 64 // s.stride, 64 // s.stride, generator=generator
+            )
+            for key, s in shapes.items()
+        }
+        proposals, targets = [], []
+        for i in images:
+            boxes = Boxes(torch.tensor(self.proposals[i]).reshape(-1, 4))
+            logits = torch.zeros(len(boxes))
+            proposals.append(
+                Instances(self.sizes[i], proposal_boxes=boxes, objectness_logits=logits)
+            )
+            targets.append(small.instances(*self.objects[i], self.sizes[i]))
+        padded = ImageList(torch.zeros(len(images), 3, 64, 64), [self.sizes[i] for i in images])
+        return shapes, (padded, features, proposals, targets)
+
+    def run(self, heads, inputs):
+        torch.manual_seed(0)
+        with EventStorage():
+            _, losses = heads.train()(*copy.deepcopy(inputs))
+        with torch.no_grad():
+            detections, _ = heads.eval()(*copy.deepcopy(inputs[:3]))
+        return losses, detections
+
+    @every_class
+    @pytest.mark.parametrize("images", [[0, 1, 2], [0], [0, 0], [1]])
+    def test_with_cross_entropy_it_is_the_parent(self, name, images):
+        shapes, inputs = self.inputs(name, images)
+        parent = build_roi_heads(parent_config(name), shapes)
+        cross_entropy = {"MODEL__ROI_BOX_HEAD__CLS_LOSS": "cross_entropy"}
+        ours = build_roi_heads(config(name, **STOCK_POOLERS, **cross_entropy), shapes)
+        ours.load_state_dict(parent.state_dict())
+        (expected, theirs), (actual, own) = self.run(parent, inputs), self.run(ours, inputs)
+        assert expected.keys() == actual.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, actual[key]), key
+        for one, other in zip(theirs, own, strict=True):
+            for a, b in zip(detected(one), detected(other), strict=True):
+                assert torch.equal(a, b)
+
+    @every_class
+    @pytest.mark.parametrize("cls_loss", LOSSES)
+    @pytest.mark.parametrize("images", [[0, 1, 2], [0, 0]])
+    def test_images_without_proposals_and_boxes_without_area(self, name, cls_loss, images):
+        shapes, inputs = self.inputs(name, images)
+        heads = build_roi_heads(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss), shapes)
+        losses, detections = self.run(heads, inputs)
+        assert all(loss.isfinite() for loss in losses.values())
+        sum(losses.values()).backward()
+        assert all(p.grad.isfinite().all() for p in heads.parameters() if p.grad is not None)
+        for i, found in zip(images, detections, strict=True):
+            assert len(found) <= 3 * len(self.proposals[i])
+            assert found.pred_masks.shape[0] == len(found)
+        if images == [0, 0]:
+            assert all(v == 0 for key, v in losses.items() if key.startswith("loss_cls"))
 
 
 def detected(instances):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from detectron2.export import scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_proposal_generator
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -24,17 +25,21 @@ def rpn(name="FocalRPN", **changes):
     return build_proposal_generator(config(name, **changes), SHAPES)
 
 
-def run(generator, objects=True):
-    """Losses of two images, and the number of foreground anchors."""
+def inputs(objects=True):
     random = torch.Generator().manual_seed(0)
     features = {
-        name: torch.randn(2, 32, 64 // shape.stride, 96 // shape.stride or 1, generator=random)
+        name: torch.randn(2, 32, 64 // shape.stride, 96 // shape.stride, generator=random)
         for name, shape in SHAPES.items()
     }
     targets = [x["instances"] for x in small.batch(*SIZES, objects=objects)]
+    return ImageList(torch.zeros(2, 3, 64, 96), SIZES), features, targets
+
+
+def run(generator, objects=True):
+    """Losses of two images, and the number of foreground anchors."""
     with EventStorage() as storage:
-        _, losses = generator(ImageList(torch.zeros(2, 3, 64, 96), SIZES), features, targets)
-    return losses, storage.latest()["rpn/num_pos_anchors"][0] * len(targets)
+        _, losses = generator(*inputs(objects))
+    return losses, storage.latest()["rpn/num_pos_anchors"][0] * len(SIZES)
 
 
 @pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (-1.0, 0.5), (0.6, 0.0)])
@@ -74,6 +79,30 @@ def test_the_loss_of_boxes_is_that_of_rpn(no_focus):
     actual, _ = run(ours)
     assert expected["loss_rpn_loc"] > 0
     torch.testing.assert_close(actual["loss_rpn_loc"], expected["loss_rpn_loc"])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_proposals_are_those_of_rpn(training):
+    stock, ours = rpn("RPN").train(training), rpn().train(training)
+    ours.load_state_dict(stock.state_dict())
+    images, features, targets = inputs()
+    with EventStorage():
+        (expected, _), (actual, _) = (rpn(images, features, targets) for rpn in (stock, ours))
+    for one, other in zip(expected, actual, strict=True):
+        assert len(one) > 0 and one.image_size == other.image_size
+        assert torch.equal(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
+        assert torch.equal(one.objectness_logits, other.objectness_logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_can_be_scripted():
+    generator = rpn().eval()
+    fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor}
+    scripted = scripting_with_instances(generator, fields)
+    images, features, _ = inputs()
+    (expected, _), (actual, _) = (m(images, features) for m in (generator, scripted))
+    for one, other in zip(expected, actual, strict=True):
+        assert torch.equal(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
 
 
 def test_the_weights_of_losses_apply():
