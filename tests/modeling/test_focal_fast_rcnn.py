@@ -115,6 +115,15 @@ def test_cross_entropy_is_the_parent(scores, options):
     assert all(torch.equal(ours[key], expected[key]) for key in ours)
 
 
+@pytest.mark.parametrize("cls_loss", ALL)
+def test_the_same_seed_gives_the_weights_of_the_parent(cls_loss):
+    torch.manual_seed(0)
+    expected = stock().state_dict()
+    torch.manual_seed(0)
+    actual = focal(cls_loss=cls_loss, prior_prob=0.5).state_dict()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize("cls_loss", FOCAL)
 @pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (-1.0, 0.5), ([0.1, 0.9, 0.5], 1.0)])
 @pytest.mark.parametrize("normalizer, divisor", [("foreground", 4), ("proposals", 8)])
