@@ -152,9 +152,9 @@ class TestFederatedLoss:
         torch.manual_seed(seed)
         return losses(layer, scores, proposals(self.labels))["loss_cls"]
 
-    @pytest.mark.parametrize("cls_loss", SIGMOID)
+    @pytest.mark.parametrize("cls_loss", [*SIGMOID, "cross_entropy"])
     def test_without_focus_it_is_that_of_the_parent(self, cls_loss):
-        ours = focal(cls_loss=cls_loss, **NO_FOCUS[cls_loss], **FED)
+        ours = focal(cls_loss=cls_loss, **NO_FOCUS.get(cls_loss, {}), **FED)
         parent = stock(**FED)
         scores = self.scores.clone().requires_grad_()
         values = set()
