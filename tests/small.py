@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+import detectron2
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -11,6 +12,8 @@ from mrcnn_plugin import add_mrcnn_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+# Detectron2's own scripts stand beside the package, in a source checkout as in the wheel.
+STOCK_TOOLS = Path(detectron2.__file__).parents[1] / "tools"
 
 # Small enough for a forward and backward pass in about a second.
 TINY = {
@@ -28,6 +31,12 @@ TINY = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
     "TEST.DETECTIONS_PER_IMAGE": 5,
+}
+
+# Every anchor and proposal takes part in the losses: nothing is drawn by chance.
+ALL_SAMPLES = {
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100000,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1000,
 }
 
 
