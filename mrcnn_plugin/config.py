@@ -30,20 +30,30 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     # aligned with boxes; -0.75 is the kernel of OpenCV and torch's grid_sample.
     _add(cfg.MODEL.ROI_ALIGN, "A", -0.5)
 
-    # Classification loss of FocalROIHeads: "sigmoid_focal" (K one-against-all classifiers,
-    # RetinaNet's loss), "softmax_focal" (K + 1 classes) or "cross_entropy" (Detectron2's own).
+    # Classification loss of FocalROIHeads, FocalCascadeROIHeads and FocalRes5ROIHeads:
+    # "sigmoid_focal" (K one-against-all classifiers, RetinaNet's loss), "sigmoid_focal_star" (the
+    # same with FL* of the paper's appendix A), "softmax_focal" (K + 1 classes) or "cross_entropy"
+    # (Detectron2's own).
     _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "sigmoid_focal")
 
-    # Focal loss, arXiv 1708.02002, in the paper's symbols.
-    if "FOCAL" not in cfg.MODEL.ROI_BOX_HEAD:
-        cfg.MODEL.ROI_BOX_HEAD.FOCAL = type(cfg)()
+    # Focal loss, arXiv 1708.02002, in the paper's symbols: of the box head, and of the objectness
+    # of FocalRPN.
+    for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.RPN):
+        if "FOCAL" not in head:
+            head.FOCAL = type(cfg)()
+        # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.
+        _add(head.FOCAL, "ALPHA", 0.25)
+        # γ >= 0: how much well-classified examples are weighted down. 0.0 for none.
+        # sigmoid_focal_star: γ > 0.
+        _add(head.FOCAL, "GAMMA", 2.0)
+        # π in (0, 1): foreground probability that a sigmoid starts from (section 3.3 of the paper).
+        _add(head.FOCAL, "PRIOR_PROB", 0.01)
+    # These are of the box head only.
     focal = cfg.MODEL.ROI_BOX_HEAD.FOCAL
-    # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.
-    _add(focal, "ALPHA", 0.25)
-    # γ >= 0: how much well-classified examples are weighted down. 0.0 for none.
-    _add(focal, "GAMMA", 2.0)
-    # π in (0, 1): foreground probability that sigmoid_focal starts from (section 3.3 of the paper).
-    _add(focal, "PRIOR_PROB", 0.01)
+    # α of each class, NUM_CLASSES numbers in [0, 1] that replace ALPHA. [] for ALPHA.
+    _add(focal, "ALPHA_PER_CLASS", [])
+    # β of sigmoid_focal_star: p* = sigmoid(γ x + β).
+    _add(focal, "BETA", 1.0)
     # What the summed loss is divided by: the number of "foreground" proposals of the batch (at
     # least 1), as in the paper, or of all "proposals", as Detectron2's cross entropy is.
     _add(focal, "NORMALIZER", "foreground")

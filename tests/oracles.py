@@ -1,12 +1,13 @@
 """Independent truths, written from the definitions in plain float64 loops."""
 
 import math
-from typing import Callable, Tuple
+from typing import Callable, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Alpha = Union[float, Sequence[float]]
 
 
 def linear_kernel(x: float) -> float:
@@ -77,7 +78,7 @@ def roi_align(
     return output
 
 
-def sigmoid_focal_loss(logits: Array, targets: Array, alpha: float, gamma: float) -> Array:
+def sigmoid_focal_loss(logits: Array, targets: Array, alpha: Alpha, gamma: float) -> Array:
     """arXiv 1708.02002, eq. 5, one scalar at a time in float64."""
     loss = np.empty(logits.shape)
     for index, x in np.ndenumerate(logits):
@@ -85,19 +86,42 @@ def sigmoid_focal_loss(logits: Array, targets: Array, alpha: float, gamma: float
         signed = float(x) if positive else -float(x)  # p_t = sigmoid(signed)
         log_pt = -np.logaddexp(0.0, -signed)
         one_minus_pt = math.exp(-np.logaddexp(0.0, signed))
-        alpha_t = 1.0 if alpha < 0 else (alpha if positive else 1 - alpha)
-        loss[index] = -alpha_t * one_minus_pt**gamma * log_pt
+        loss[index] = -balance(alpha, positive, index[-1]) * one_minus_pt**gamma * log_pt
+    return loss
+
+
+def sigmoid_focal_star_loss(
+    logits: Array, targets: Array, alpha: Alpha, gamma: float, beta: float
+) -> Array:
+    """arXiv 1708.02002, appendix A: -α_t log(sigmoid(γ y x + β)) / γ with y = ±1."""
+    loss = np.empty(logits.shape)
+    for index, x in np.ndenumerate(logits):
+        positive = targets[index] == 1
+        xt = float(x) if positive else -float(x)
+        log_pt = -np.logaddexp(0.0, -(gamma * xt + beta))
+        loss[index] = -balance(alpha, positive, index[-1]) * log_pt / gamma
     return loss
 
 
 def softmax_focal_loss(
-    logits: Array, classes: NDArray[np.int64], alpha: float, gamma: float
+    logits: Array, classes: NDArray[np.int64], alpha: Alpha, gamma: float
 ) -> Array:
     """-α_t (1 - p_t)^γ log p_t with p the softmax; the last column is background."""
     loss = np.empty(len(logits))
     for row, (x, target) in enumerate(zip(logits.astype(np.float64), classes, strict=True)):
         log_p = x - np.logaddexp.reduce(x)
         one_minus_pt = sum(math.exp(v) for j, v in enumerate(log_p) if j != target)
-        alpha_t = 1.0 if alpha < 0 else (alpha if target < len(x) - 1 else 1 - alpha)
+        alpha_t = balance(alpha, target < len(x) - 1, target)
         loss[row] = -alpha_t * one_minus_pt**gamma * log_p[target]
     return loss
+
+
+def balance(alpha: Alpha, positive: bool, column: int) -> float:
+    """α_t: α or 1 - α, of the column where there is one for each; 1 where α is below 0.
+
+    The background of a softmax is a column without its own α: 1 - the mean.
+    """
+    if not isinstance(alpha, float):
+        mean = sum(alpha) / len(alpha)
+        alpha = alpha[column] if column < len(alpha) else mean
+    return 1.0 if alpha < 0 else (alpha if positive else 1 - alpha)

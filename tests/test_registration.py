@@ -8,7 +8,11 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
 
 import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config
@@ -28,7 +32,9 @@ def run(*command, cwd, **environment):
 
 
 def test_importing_registers_every_component():
-    assert "FocalROIHeads" in ROI_HEADS_REGISTRY
+    for name in ("FocalROIHeads", "FocalCascadeROIHeads", "FocalRes5ROIHeads"):
+        assert name in ROI_HEADS_REGISTRY
+    assert "FocalRPN" in PROPOSAL_GENERATOR_REGISTRY
     assert "build_resnet_pafpn_backbone" in BACKBONE_REGISTRY
     assert {"shapes_train", "shapes_val"} <= set(DatasetCatalog.list())
 
@@ -50,6 +56,7 @@ def test_only_keys_of_this_package_are_added():
     stock = yaml.safe_load(get_cfg().dump())
     del added["DATASETS"]["COCO_JSON"], added["MODEL"]["ROI_ALIGN"]
     del added["MODEL"]["ROI_BOX_HEAD"]["CLS_LOSS"], added["MODEL"]["ROI_BOX_HEAD"]["FOCAL"]
+    del added["MODEL"]["RPN"]["FOCAL"]
     assert added == stock
 
 

@@ -1,6 +1,12 @@
 """Building blocks that need torch only."""
 
-from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
+from .focal_loss import sigmoid_focal_loss, sigmoid_focal_star_loss, softmax_focal_loss
 from .roi_align import ROIAlign, roi_align
 
-__all__ = ["ROIAlign", "roi_align", "sigmoid_focal_loss", "softmax_focal_loss"]
+__all__ = [
+    "ROIAlign",
+    "roi_align",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_star_loss",
+    "softmax_focal_loss",
+]

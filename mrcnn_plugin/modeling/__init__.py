@@ -2,6 +2,20 @@
 
 from . import analysis  # noqa: F401
 from .backbone import PAFPN, build_resnet_pafpn_backbone
-from .roi_heads import FocalFastRCNNOutputLayers, FocalROIHeads
+from .proposal_generator import FocalRPN
+from .roi_heads import (
+    FocalCascadeROIHeads,
+    FocalFastRCNNOutputLayers,
+    FocalRes5ROIHeads,
+    FocalROIHeads,
+)
 
-__all__ = ["FocalFastRCNNOutputLayers", "FocalROIHeads", "PAFPN", "build_resnet_pafpn_backbone"]
+__all__ = [
+    "FocalCascadeROIHeads",
+    "FocalFastRCNNOutputLayers",
+    "FocalROIHeads",
+    "FocalRPN",
+    "FocalRes5ROIHeads",
+    "PAFPN",
+    "build_resnet_pafpn_backbone",
+]

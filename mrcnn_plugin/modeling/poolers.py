@@ -37,28 +37,29 @@ def init_head(
     cfg: CfgNode,
     input_shape: Dict[str, ShapeSpec],
     name: str,
+    pooler: str,
 ) -> Dict[str, Any]:
-    """Calls `init`, a `_init_*_head` of Detectron2's StandardROIHeads, so that it knows
-    ROIAlignBicubic.
+    """Calls `init`, a method of a Detectron2 class of ROI heads that builds a pooler from a config,
+    so that it knows ROIAlignBicubic.
 
     Args:
-        init: the method of the parent class.
+        init: the method of the parent class, such as `_init_box_head`.
         cfg, input_shape: its arguments.
-        name: "box", "mask" or "keypoint".
+        name: the config node, "ROI_BOX_HEAD", "ROI_MASK_HEAD" or "ROI_KEYPOINT_HEAD".
+        pooler: the key of the pooler in what `init` returns.
 
     Returns:
-        What `init` returns, with the pooler that `cfg.MODEL.ROI_<NAME>_HEAD.POOLER_TYPE` asks for.
+        What `init` returns, with the pooler that `cfg.MODEL.<name>.POOLER_TYPE` asks for.
     """
-    key = f"ROI_{name.upper()}_HEAD"
-    if cfg.MODEL[key].POOLER_TYPE != "ROIAlignBicubic":
+    if cfg.MODEL[name].POOLER_TYPE != "ROIAlignBicubic":
         return init(cfg, input_shape)
     a = cfg.MODEL.ROI_ALIGN.A
     # ROIPooler only builds the types it knows: let it build the bilinear one with the same
     # alignment.
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL[key].POOLER_TYPE = "ROIAlignV2"
+    cfg.MODEL[name].POOLER_TYPE = "ROIAlignV2"
     head = init(cfg, input_shape)
     if head:  # {} if cfg switches the head off
-        use_bicubic(head[f"{name}_pooler"], a)
+        use_bicubic(head[pooler], a)
     return head

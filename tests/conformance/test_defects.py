@@ -22,6 +22,7 @@ from mrcnn_plugin.layers.roi_align_reference import roi_align_reference
 from tests import oracles, small
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
+FOCAL = ["sigmoid_focal", "sigmoid_focal_star", "softmax_focal"]
 LOSS_NAMES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
 
 
@@ -45,7 +46,7 @@ def predictor_loss(scores, classes, **settings):
 
 
 class TestFocalLossWasDeadCode:
-    @pytest.mark.parametrize("loss", ["sigmoid_focal", "softmax_focal"])
+    @pytest.mark.parametrize("loss", FOCAL)
     def test_alpha_and_gamma_change_the_loss_of_a_model(self, loss):
         inputs = small.batch((64, 64))
         values = {
@@ -58,24 +59,40 @@ class TestFocalLossWasDeadCode:
                 inputs,
             )[1]["loss_cls"].item()
             for alpha in (-1.0, 0.25, 0.6)
-            for gamma in (0.0, 1.0, 2.0)
+            for gamma in (0.5, 1.0, 2.0)
         }
         assert len(set(values.values())) == len(values)
 
-    def test_without_focus_it_is_the_cross_entropy(self):
+    @pytest.mark.parametrize(
+        "loss, gamma, stock_is_sigmoid",
+        [("softmax_focal", 0.0, False), ("sigmoid_focal", 0.0, True)]
+        + [("sigmoid_focal_star", 1.0, True)],
+    )
+    def test_without_focus_it_is_the_cross_entropy(self, loss, gamma, stock_is_sigmoid):
         scores = torch.randn(6, 4) * 3
         classes = [0, 1, 2, 3, 3, 3]
-        off = dict(MODEL__ROI_BOX_HEAD__FOCAL__ALPHA=-1.0, MODEL__ROI_BOX_HEAD__FOCAL__GAMMA=0.0)
-        off["MODEL__ROI_BOX_HEAD__FOCAL__NORMALIZER"] = "proposals"
-        softmax = predictor_loss(
-            scores, classes, MODEL__ROI_BOX_HEAD__CLS_LOSS="softmax_focal", **off
+        actual = predictor_loss(
+            scores,
+            classes,
+            MODEL__ROI_BOX_HEAD__CLS_LOSS=loss,
+            MODEL__ROI_BOX_HEAD__FOCAL__ALPHA=-1.0,
+            MODEL__ROI_BOX_HEAD__FOCAL__GAMMA=gamma,
+            MODEL__ROI_BOX_HEAD__FOCAL__BETA=0.0,
+            MODEL__ROI_BOX_HEAD__FOCAL__NORMALIZER="proposals",
         )
-        stock = predictor_loss(scores, classes, MODEL__ROI_BOX_HEAD__CLS_LOSS="cross_entropy")
-        torch.testing.assert_close(softmax, stock, rtol=2e-7, atol=0)
+        stock = predictor_loss(
+            scores,
+            classes,
+            MODEL__ROI_HEADS__NAME="StandardROIHeads",
+            MODEL__ROI_BOX_HEAD__POOLER_TYPE="ROIAlignV2",
+            MODEL__ROI_MASK_HEAD__POOLER_TYPE="ROIAlignV2",
+            MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE=stock_is_sigmoid,
+        )
+        torch.testing.assert_close(actual, stock, rtol=2e-7, atol=0)
 
 
 class TestLabelsWereOffByOne:
-    @pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_focal", "softmax_focal"])
+    @pytest.mark.parametrize("loss", ["cross_entropy", *FOCAL])
     @pytest.mark.parametrize("label", [0, 1, 2])
     def test_the_score_of_a_class_is_raised_in_its_own_column(self, loss, label):
         scores = torch.zeros(1, 4, requires_grad=True)
@@ -88,14 +105,15 @@ class TestLabelsWereOffByOne:
         predictor_loss(scores, [3], MODEL__ROI_BOX_HEAD__CLS_LOSS=loss).backward()
         assert (scores.grad[0] < 0).nonzero()[:, 0].tolist() == [3]
 
-    def test_background_lowers_every_class_of_a_sigmoid(self):
+    @pytest.mark.parametrize("loss", ["sigmoid_focal", "sigmoid_focal_star"])
+    def test_background_lowers_every_class_of_a_sigmoid(self, loss):
         scores = torch.zeros(1, 4, requires_grad=True)
-        predictor_loss(scores, [3], MODEL__ROI_BOX_HEAD__CLS_LOSS="sigmoid_focal").backward()
+        predictor_loss(scores, [3], MODEL__ROI_BOX_HEAD__CLS_LOSS=loss).backward()
         assert (scores.grad[0, :3] > 0).all() and scores.grad[0, 3] == 0
 
 
 class TestDivisionByZeroPositivesAndLogOfZero:
-    @pytest.mark.parametrize("loss", ["sigmoid_focal", "softmax_focal"])
+    @pytest.mark.parametrize("loss", FOCAL)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("classes", [[], [3, 3], [0, 3]])
     def test_value_and_gradient_are_finite(self, loss, dtype, classes):
@@ -127,6 +145,15 @@ class TestCoordinatesWereScaledByHeightMinusOne:
         pooled = roi_align(self.x.expand(1, 1, 32, 32), rois, (2, 6))
         centres = 3.3 + (torch.arange(6, dtype=torch.float64) + 0.5) * (24.9 - 3.3) / 6
         torch.testing.assert_close(pooled[0, 0], centres.expand(2, 6), rtol=0, atol=1e-12)
+
+    def test_moving_the_image_and_the_box_by_pixels_changes_nothing(self):
+        features = torch.randn(1, 2, 20, 20, dtype=torch.float64)
+        rois = torch.tensor([[0, 3.3, 4.1, 11.2, 12.6]], dtype=torch.float64)
+        moved = torch.roll(features, (2, 5), dims=(2, 3))
+        offset = torch.tensor([0, 5, 2, 5, 2], dtype=torch.float64)
+        torch.testing.assert_close(
+            roi_align(moved, rois + offset, 4), roi_align(features, rois, 4), rtol=0, atol=1e-12
+        )
 
     def test_the_same_place_is_pooled_from_every_stride(self):
         rois = torch.tensor([[0, 64.0, 72.0, 160.0, 176.0]], dtype=torch.float64)
@@ -199,8 +226,11 @@ class TestZeroDetectionsCrashed:
         assert pooler(features, boxes).shape == (1, 32, 7, 7)
 
 
-def test_negatives_counted_only_when_there_were_positives():
-    model, losses = training_losses(small.config(), small.batch((64, 64), objects=False))
+@pytest.mark.parametrize("loss", ["cross_entropy", *FOCAL])
+def test_negatives_counted_only_when_there_were_positives(loss):
+    model, losses = training_losses(
+        small.config(MODEL__ROI_BOX_HEAD__CLS_LOSS=loss), small.batch((64, 64), objects=False)
+    )
     assert losses.keys() == LOSS_NAMES
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_cls"] > 0

@@ -11,9 +11,12 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ...layers import sigmoid_focal_loss, softmax_focal_loss
+from ...layers import sigmoid_focal_loss, sigmoid_focal_star_loss, softmax_focal_loss
+from ...layers.focal_loss import is_class
+from ..focal_options import Alpha, check_focal_options, prior_bias
 
-CLS_LOSSES = ("cross_entropy", "sigmoid_focal", "softmax_focal")
+SIGMOID_LOSSES = ("sigmoid_focal", "sigmoid_focal_star")
+CLS_LOSSES = ("cross_entropy", *SIGMOID_LOSSES, "softmax_focal")
 NORMALIZERS = ("foreground", "proposals")
 
 
@@ -25,10 +28,15 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     * "sigmoid_focal": eq. 5 of the paper on the K foreground columns. Scores are sigmoids, and the
       layer starts from the foreground probability `prior_prob`. The background column is kept, so
       that checkpoints fit, but not trained.
+    * "sigmoid_focal_star": the same with the loss FL* of the paper's appendix A.
     * "softmax_focal": (1 - p_t)^γ times the softmax cross entropy over all K + 1 columns.
 
-    With gamma 0, alpha -1 and the normalizer "proposals" the latter two are sigmoid and softmax
-    cross entropy as Detectron2 computes them.
+    With alpha -1, the normalizer "proposals" and gamma 0 (FL*: gamma 1, beta 0) they are sigmoid
+    and softmax cross entropy as Detectron2 computes them.
+
+    The parent's federated loss (`use_fed_loss`, with `use_sigmoid_ce` as the parent demands) works
+    with the sigmoid losses: only the columns of its classes count. `use_sigmoid_ce` alone asks
+    them for what they do anyway.
     """
 
     @configurable
@@ -37,8 +45,9 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         input_shape: ShapeSpec,
         *,
         cls_loss: str = "sigmoid_focal",
-        focal_alpha: float = 0.25,
+        focal_alpha: Alpha = 0.25,
         focal_gamma: float = 2.0,
+        focal_beta: float = 1.0,
         prior_prob: float = 0.01,
         normalizer: str = "foreground",
         **kwargs: Any,
@@ -46,48 +55,55 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         Args:
             input_shape: shape of the input features.
-            cls_loss: "cross_entropy", "sigmoid_focal" or "softmax_focal".
+            cls_loss: "cross_entropy", "sigmoid_focal", "sigmoid_focal_star" or "softmax_focal".
             focal_alpha: α, weight of foreground in [0, 1] (1 - α that of background), or -1 for no
-                weighting.
-            focal_gamma: γ >= 0.
-            prior_prob: π in (0, 1), used by "sigmoid_focal".
+                weighting. Or K such weights, one for each class: those of the positive term of its
+                column, 1 - α of the negative term. "softmax_focal" has one row for background
+                instead, with 1 - their mean.
+            focal_gamma: γ >= 0, and > 0 for "sigmoid_focal_star".
+            focal_beta: β, used by "sigmoid_focal_star".
+            prior_prob: π in (0, 1), used by the sigmoid losses.
             normalizer: the summed loss is divided by the number of "foreground" proposals, at least
                 1, or of all "proposals". Used by the focal losses.
             kwargs: as for :class:`FastRCNNOutputLayers`.
 
         Raises:
             ValueError: one of them is out of its range, or the parent's `use_sigmoid_ce` or
-                `use_fed_loss` is on and cls_loss is not "cross_entropy".
+                `use_fed_loss` is on and cls_loss is "softmax_focal".
         """
-        super().__init__(input_shape, **kwargs)
         if cls_loss not in CLS_LOSSES:
             raise ValueError(
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS must be one of {CLS_LOSSES}, got {cls_loss!r}"
             )
+        for option in ("use_sigmoid_ce", "use_fed_loss"):
+            if cls_loss == "softmax_focal" and kwargs.get(option, False):
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{option.upper()} is for independent sigmoids, but "
+                    f"CLS_LOSS {cls_loss!r} is a softmax: switch it off, or choose a CLS_LOSS of "
+                    f"{('cross_entropy', *SIGMOID_LOSSES)}"
+                )
+        super().__init__(input_shape, **kwargs)
         focal = "MODEL.ROI_BOX_HEAD.FOCAL"
-        if not (0 <= focal_alpha <= 1 or focal_alpha == -1):
-            raise ValueError(
-                f"{focal}.ALPHA must lie in [0, 1], or be -1 for no weighting, got {focal_alpha}"
-            )
-        if not (focal_gamma >= 0 and math.isfinite(focal_gamma)):
-            raise ValueError(f"{focal}.GAMMA must be finite and at least 0, got {focal_gamma}")
-        if not 0 < prior_prob < 1:
-            raise ValueError(f"{focal}.PRIOR_PROB must lie between 0 and 1, got {prior_prob}")
+        check_focal_options(focal, focal_alpha, focal_gamma, prior_prob, self.num_classes)
+        if cls_loss == "sigmoid_focal_star" and focal_gamma == 0:
+            raise ValueError(f"{focal}.GAMMA must be above 0 for CLS_LOSS {cls_loss!r}, got 0")
+        if not math.isfinite(focal_beta):
+            raise ValueError(f"{focal}.BETA must be finite, got {focal_beta}")
         if normalizer not in NORMALIZERS:
             raise ValueError(f"{focal}.NORMALIZER must be one of {NORMALIZERS}, got {normalizer!r}")
-        for option in ("use_sigmoid_ce", "use_fed_loss"):
-            if cls_loss != "cross_entropy" and getattr(self, option, False):
-                raise ValueError(
-                    f"MODEL.ROI_BOX_HEAD.{option.upper()} replaces the loss of CLS_LOSS "
-                    f"'cross_entropy' and cannot be combined with CLS_LOSS {cls_loss!r}: "
-                    f"set one of the two"
-                )
         self.cls_loss = cls_loss
-        self.focal_alpha = focal_alpha
+        self.scores_are_sigmoids = cls_loss in SIGMOID_LOSSES or kwargs.get("use_sigmoid_ce", False)
+        if isinstance(focal_alpha, (int, float)):
+            self.focal_alpha = focal_alpha
+        else:
+            # Not persistent, so that checkpoints stay those of the parent.
+            alpha = torch.tensor(focal_alpha, dtype=torch.float32)
+            self.register_buffer("focal_alpha", alpha, persistent=False)
         self.focal_gamma = focal_gamma
+        self.focal_beta = focal_beta
         self.normalizer = normalizer
-        if cls_loss == "sigmoid_focal":
-            nn.init.constant_(self.cls_score.bias[:-1], -math.log((1 - prior_prob) / prior_prob))
+        if cls_loss in SIGMOID_LOSSES:
+            nn.init.constant_(self.cls_score.bias[:-1], prior_bias(prior_prob))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> Dict[str, Any]:
@@ -95,8 +111,9 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {
             **super().from_config(cfg, input_shape),
             "cls_loss": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS,
-            "focal_alpha": focal.ALPHA,
+            "focal_alpha": focal.ALPHA_PER_CLASS or focal.ALPHA,
             "focal_gamma": focal.GAMMA,
+            "focal_beta": focal.BETA,
             "prior_prob": focal.PRIOR_PROB,
             "normalizer": focal.NORMALIZER,
         }
@@ -106,16 +123,25 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> Dict[str, Tensor]:
         """As :meth:`FastRCNNOutputLayers.losses`, with `loss_cls` by `cls_loss`."""
         scores, deltas = predictions
-        if self.cls_loss == "sigmoid_focal":
+        if self.cls_loss in SIGMOID_LOSSES:
             # The parent logs accuracies by the largest column. With the score threshold in place of
             # the background column, which is not trained, they tell what would be detected.
-            threshold = torch.tensor(self.test_score_thresh).logit(eps=1e-6).item()
-            predictions = F.pad(scores[:, :-1], (0, 1), value=threshold), deltas
+            threshold = min(max(self.test_score_thresh, 1e-6), 1 - 1e-6)
+            logit = math.log(threshold / (1 - threshold))
+            predictions = F.pad(scores[:, :-1], (0, 1), value=logit), deltas
         losses = super().losses(predictions, proposals)
-        if self.cls_loss != "cross_entropy":
-            loss_cls = self.focal_loss(scores, cat([p.gt_classes for p in proposals]))
+        if self.cls_loss != "cross_entropy" and not getattr(self, "use_sigmoid_ce", False):
+            gt_classes = cat([p.gt_classes for p in proposals]) if proposals else torch.empty(0)
+            loss_cls = self.focal_loss(scores, gt_classes)
             losses["loss_cls"] = loss_cls * self.loss_weight.get("loss_cls", 1.0)
         return losses
+
+    def sigmoid_cross_entropy_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        """What the parent's `losses` calls where `use_sigmoid_ce` is on. A second call of
+        `focal_loss` would draw other classes for the federated loss."""
+        if self.cls_loss == "cross_entropy":
+            return super().sigmoid_cross_entropy_loss(scores, gt_classes)
+        return self.focal_loss(scores, gt_classes)
 
     def focal_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """
@@ -126,20 +152,42 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         Returns:
             Scalar, 0 if R is 0.
         """
-        is_foreground = gt_classes < self.num_classes
-        if self.cls_loss == "sigmoid_focal":
-            targets = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1]
-            loss = sigmoid_focal_loss(scores[:, :-1], targets, self.focal_alpha, self.focal_gamma)
+        if len(gt_classes) == 0:
+            # Of no images the parent's `losses` makes classes of another type and device. The
+            # gradient is 0 and not None: all workers of a distributed training need one.
+            return scores.sum() * 0
+        alpha, gamma = self.focal_alpha, self.focal_gamma
+        if self.cls_loss == "softmax_focal":
+            loss = softmax_focal_loss(scores, gt_classes, alpha, gamma)
         else:
-            loss = softmax_focal_loss(scores, gt_classes, self.focal_alpha, self.focal_gamma)
+            logits, targets = scores[:, :-1], is_class(gt_classes, self.num_classes)
+            if self.cls_loss == "sigmoid_focal":
+                loss = sigmoid_focal_loss(logits, targets, alpha, gamma)
+            else:
+                loss = sigmoid_focal_star_loss(logits, targets, alpha, gamma, self.focal_beta)
+            if getattr(self, "use_fed_loss", False):
+                loss = loss * self._federated_columns(gt_classes)
         if self.normalizer == "foreground":
-            return loss.sum() / is_foreground.sum().clamp(min=1)
-        return loss.sum() / max(len(gt_classes), 1)
+            return loss.sum() / (gt_classes < self.num_classes).sum().clamp(min=1)
+        return loss.sum() / len(gt_classes)
+
+    def _federated_columns(self, gt_classes: Tensor) -> Tensor:
+        """[K], 1 for the classes that the parent chooses for its federated loss, otherwise 0."""
+        chosen = self.get_fed_loss_classes(
+            gt_classes,
+            num_fed_loss_classes=self.fed_loss_num_classes,
+            num_classes=self.num_classes,
+            weight=self.fed_loss_cls_weights,
+        )
+        # What is chosen may hold the background's number, K.
+        columns = self.fed_loss_cls_weights.new_zeros(self.num_classes + 1)
+        return columns.index_fill(0, chosen, 1)[:-1]
 
     def predict_probs(
         self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
     ) -> List[Tensor]:
-        """As the parent's: [Ri, K + 1] for each image; sigmoids for "sigmoid_focal"."""
-        if self.cls_loss != "sigmoid_focal":
-            return super().predict_probs(predictions, proposals)
-        return predictions[0].sigmoid().split([len(p) for p in proposals])
+        """As the parent's: [Ri, K + 1] for each image; sigmoids for the sigmoid losses."""
+        # TorchScript knows no super(), and len() would become a constant of a trace.
+        scores = predictions[0]
+        probs = scores.sigmoid() if self.scores_are_sigmoids else F.softmax(scores, dim=-1)
+        return probs.split([p.__len__() for p in proposals])

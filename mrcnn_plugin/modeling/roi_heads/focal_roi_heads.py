@@ -1,38 +1,88 @@
-"""StandardROIHeads with a focal-loss box predictor and bicubic poolers."""
+"""Detectron2's ROI heads with focal-loss box predictors and bicubic poolers.
+
+Each class is its parent with two more choices in the config:
+
+* `MODEL.ROI_BOX_HEAD.CLS_LOSS` chooses the classification loss, see
+  :class:`FocalFastRCNNOutputLayers`;
+* `POOLER_TYPE: "ROIAlignBicubic"` is known wherever the parent reads a pooler type, beside every
+  stock type; `MODEL.ROI_ALIGN.A` sets the kernel.
+
+Parameters have the names that they have in the parent, so its checkpoints load.
+"""
 
 from typing import Any, Dict
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
 
 from ..poolers import init_head
 from .focal_fast_rcnn import FocalFastRCNNOutputLayers
 
 
+def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
+    """What takes the place of a predictor that the parent builds: it hard-codes the class."""
+    return FocalFastRCNNOutputLayers(
+        cfg,
+        ShapeSpec(channels=stock.cls_score.in_features),
+        # A stage of a cascade has its own.
+        box2box_transform=stock.box2box_transform,
+    )
+
+
 @ROI_HEADS_REGISTRY.register()
 class FocalROIHeads(StandardROIHeads):
-    """Detectron2's StandardROIHeads with two more choices in the config.
+    """Detectron2's StandardROIHeads with focal loss and bicubic poolers, see above."""
 
-    * `MODEL.ROI_BOX_HEAD.CLS_LOSS` chooses the classification loss, see
-      :class:`FocalFastRCNNOutputLayers`.
-    * `POOLER_TYPE: "ROIAlignBicubic"` is known in ROI_BOX_HEAD, ROI_MASK_HEAD and
-      ROI_KEYPOINT_HEAD, beside every stock type; `MODEL.ROI_ALIGN.A` sets the kernel.
-
-    Parameters have the names that they have in StandardROIHeads, so its checkpoints load.
-    """
+    # Detectron2 annotates StandardROIHeads so when it exports to TorchScript, which does not look
+    # at the annotations of a parent.
+    mask_on: torch.jit.Final[bool]  # type: ignore[name-defined]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[name-defined]
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
-        head = init_head(super()._init_box_head, cfg, input_shape, "box")
-        # The parent hard-codes FastRCNNOutputLayers.
-        head["box_predictor"] = FocalFastRCNNOutputLayers(cfg, head["box_head"].output_shape)
+        head = init_head(super()._init_box_head, cfg, input_shape, "ROI_BOX_HEAD", "box_pooler")
+        if "box_predictors" in head:
+            head["box_predictors"] = [_focal_predictor(cfg, p) for p in head["box_predictors"]]
+        else:
+            head["box_predictor"] = _focal_predictor(cfg, head["box_predictor"])
         return head
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
-        return init_head(super()._init_mask_head, cfg, input_shape, "mask")
+        return init_head(super()._init_mask_head, cfg, input_shape, "ROI_MASK_HEAD", "mask_pooler")
 
     @classmethod
     def _init_keypoint_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
-        return init_head(super()._init_keypoint_head, cfg, input_shape, "keypoint")
+        return init_head(
+            super()._init_keypoint_head, cfg, input_shape, "ROI_KEYPOINT_HEAD", "keypoint_pooler"
+        )
+
+
+@ROI_HEADS_REGISTRY.register()
+class FocalCascadeROIHeads(FocalROIHeads, CascadeROIHeads):
+    """Detectron2's CascadeROIHeads with focal loss in every stage and bicubic poolers, see above.
+
+    The `super()` of :class:`FocalROIHeads` is CascadeROIHeads here, which builds what it changes.
+    """
+
+
+@ROI_HEADS_REGISTRY.register()
+class FocalRes5ROIHeads(Res5ROIHeads):
+    """Detectron2's Res5ROIHeads ("C4") with focal loss and bicubic pooling, see above.
+
+    Boxes and masks share one pooler, whose type is that of ROI_BOX_HEAD.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+        heads = init_head(super().from_config, cfg, input_shape, "ROI_BOX_HEAD", "pooler")
+        heads["box_predictor"] = _focal_predictor(cfg, heads["box_predictor"])
+        return heads

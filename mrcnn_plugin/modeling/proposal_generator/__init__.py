@@ -1,0 +1,3 @@
+from .focal_rpn import FocalRPN
+
+__all__ = ["FocalRPN"]

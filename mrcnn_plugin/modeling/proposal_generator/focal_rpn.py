@@ -1,0 +1,108 @@
+"""RPN that learns objectness by focal loss."""
+
+from typing import Any, Dict, List
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from ...layers import sigmoid_focal_loss
+from ..focal_options import check_focal_options, prior_bias
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class FocalRPN(RPN):
+    """Detectron2's RPN with the focal loss (arXiv 1708.02002, eq. 5) of objectness.
+
+    The loss takes the place of sampling: every anchor that the labelling does not ignore takes
+    part. `loss_rpn_cls` is the sum divided by the number of foreground anchors of the batch, at
+    least 1, as in RetinaNet.
+
+    `loss_rpn_loc` is the parent's, and divided as the parent divides it: by BATCH_SIZE_PER_IMAGE
+    times the number of images. So it does not change with the loss of objectness, as long as an
+    image has no more foreground anchors than the parent would have sampled (POSITIVE_FRACTION ·
+    BATCH_SIZE_PER_IMAGE); beyond that it counts them all.
+
+    Parameters have the names that they have in RPN, so its checkpoints load.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        head: nn.Module,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        prior_prob: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            head: as for :class:`RPN`, with the layer `objectness_logits` that Detectron2's
+                StandardRPNHead has.
+            focal_alpha: α, weight of foreground in [0, 1] (1 - α that of background), or -1 for no
+                weighting.
+            focal_gamma: γ >= 0.
+            prior_prob: π in (0, 1), the objectness that the head starts from.
+            kwargs: as for :class:`RPN`.
+
+        Raises:
+            ValueError: one of them is out of its range, or the head has no such layer.
+        """
+        check_focal_options("MODEL.RPN.FOCAL", focal_alpha, focal_gamma, prior_prob)
+        super().__init__(head=head, **kwargs)
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        bias = getattr(getattr(head, "objectness_logits", None), "bias", None)
+        if bias is None:
+            raise ValueError(
+                "MODEL.PROPOSAL_GENERATOR.NAME 'FocalRPN' needs a MODEL.RPN.HEAD_NAME whose head "
+                f"has a layer `objectness_logits` with a bias, as 'StandardRPNHead' has, got "
+                f"{type(head).__name__}"
+            )
+        nn.init.constant_(bias, prior_bias(prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+        return {
+            **super().from_config(cfg, input_shape),
+            "focal_alpha": cfg.MODEL.RPN.FOCAL.ALPHA,
+            "focal_gamma": cfg.MODEL.RPN.FOCAL.GAMMA,
+            "prior_prob": cfg.MODEL.RPN.FOCAL.PRIOR_PROB,
+        }
+
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        return label
+
+    @torch.jit.unused
+    def losses(
+        self,
+        anchors: List[Boxes],
+        pred_objectness_logits: List[Tensor],
+        gt_labels: List[Tensor],
+        pred_anchor_deltas: List[Tensor],
+        gt_boxes: List[Tensor],
+    ) -> Dict[str, Tensor]:
+        """As :meth:`RPN.losses`, with `loss_rpn_cls` by focal loss."""
+        losses = super().losses(
+            anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        loss_cls = self.focal_loss(cat(pred_objectness_logits, dim=1), torch.stack(gt_labels))
+        losses["loss_rpn_cls"] = loss_cls * self.loss_weight.get("loss_rpn_cls", 1.0)
+        return losses
+
+    def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """
+        Args:
+            logits: [N, R], of the R anchors of N images.
+            labels: [N, R], 1 for foreground, 0 for background and -1 for anchors that are ignored.
+
+        Returns:
+            Scalar.
+        """
+        foreground = labels == 1
+        loss = sigmoid_focal_loss(logits, foreground, self.focal_alpha, self.focal_gamma)
+        return loss.masked_fill(labels < 0, 0).sum() / foreground.sum().clamp(min=1)
