@@ -1,6 +1,7 @@
 """Building blocks that need torch only."""
 
+from .carafe import CARAFE
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .roi_align import ROIAlign, roi_align
 
-__all__ = ["ROIAlign", "roi_align", "sigmoid_focal_loss", "softmax_focal_loss"]
+__all__ = ["CARAFE", "ROIAlign", "roi_align", "sigmoid_focal_loss", "softmax_focal_loss"]
