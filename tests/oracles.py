@@ -118,7 +118,7 @@ def convolve(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def carafe(x: Array, compressor: Tuple[Array, Array], encoder: Tuple[Array, Array]) -> Array:
-    """arXiv 1905.02188, eq. 1 to 4, for upsampling by 2: [C, H, W] to [C, 2H, 2W].
+    """arXiv 1905.02188, section 3, for upsampling by 2: [C, H, W] to [C, 2H, 2W].
 
     compressor, encoder: weight and bias. The encoder's channels are, from slow to fast, the tap,
     and the row and column of the output within its input pixel.

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 
 class CARAFE(nn.Module):
-    """Content-aware reassembly of features to twice the size (Wang et al., arXiv 1905.02188, eq. 1
-    to 4), with the kernel sizes that the paper settles on (its section 5.3).
+    """Content-aware reassembly of features to twice the size (Wang et al., arXiv 1905.02188,
+    section 3), by default with the kernel sizes that the paper settles on.
 
     The value at (y, x) is the sum over the k_up x k_up neighbourhood of the input at (⌊y/2⌋, ⌊x/2⌋),
     zero beyond the border, with weights that are a softmax over the neighbourhood: one set for each

@@ -128,6 +128,7 @@ class BiFPN(Pyramid):
         out_channels: int,
         norm: str = "",
         top_block: Optional[nn.Module] = None,
+        fuse_type: str = "sum",
         upsample: str = "nearest",
         num_repeats: int = 3,
         depthwise: bool = True,
@@ -136,6 +137,7 @@ class BiFPN(Pyramid):
         """
         Args:
             bottom_up, in_features, out_channels, top_block: as for Detectron2's FPN.
+            fuse_type: "sum", the only one.
             norm: of the lateral convolutions and of those of the blocks.
             upsample: "nearest", "bilinear", "bicubic" or "carafe".
             num_repeats: number of blocks, at least 1.
@@ -145,10 +147,10 @@ class BiFPN(Pyramid):
             ValueError: as for :class:`Pyramid`; `fuse_type` is not "sum", `num_repeats` is below 1,
                 there are fewer than two levels, or `upsample` is unknown.
         """
-        super().__init__(bottom_up, in_features, out_channels, norm, top_block, **kwargs)
-        if self._fuse_type != "sum":
+        super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type, **kwargs)
+        if fuse_type != "sum":
             raise ValueError(
-                f"MODEL.FPN.FUSE_TYPE is {self._fuse_type!r}, but BiFPN learns how to weight what "
+                f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}, but BiFPN learns how to weight what "
                 f"it fuses: leave it at 'sum'"
             )
         if num_repeats < 1:
@@ -161,7 +163,7 @@ class BiFPN(Pyramid):
             )
         for name in list(self._out_features)[: len(in_features)]:
             delattr(self, f"fpn_output{name[1:]}")
-        self.output_convs: List[nn.Module] = []
+        self.output_convs.clear()
         self._size_divisibility = max(self._out_feature_strides.values())
         self.bifpn = nn.ModuleList(
             BiFPNBlock(num_levels, out_channels, norm, upsample, depthwise)

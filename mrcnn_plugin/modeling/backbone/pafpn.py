@@ -64,13 +64,14 @@ class PAFPN(UpsampleFPN):
         in_features: List[str],
         out_channels: int,
         norm: str = "",
+        *args: Any,
         **kwargs: Any,
     ) -> None:
         """
         Args:
             As for :class:`UpsampleFPN`. `norm` also normalises the convolutions of the second path.
         """
-        super().__init__(bottom_up, in_features, out_channels, norm, **kwargs)
+        super().__init__(bottom_up, in_features, out_channels, norm, *args, **kwargs)
         arrivals = list(self._out_features)[1 : len(in_features)]
         self.pafpn = nn.ModuleDict({name[1:]: PAFPNStep(out_channels, norm) for name in arrivals})
 
