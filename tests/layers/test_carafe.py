@@ -29,7 +29,7 @@ def test_computes_the_equations(k_up, k_encoder):
 
 
 def test_a_constant_stays_one_away_from_the_border():
-    upsampled = carafe(4)(torch.full((1, 4, 7, 8), 3.0, dtype=torch.float64))
+    upsampled = carafe(4, compressed_channels=2)(torch.full((1, 4, 7, 8), 3.0, dtype=torch.float64))
     inner, border = upsampled[:, :, 4:-4, 4:-4], upsampled[:, :, 0]
     torch.testing.assert_close(inner, torch.full_like(inner, 3.0), rtol=0, atol=1e-12)
     assert border.max() < 3.0  # zeros beyond it have their share of the weight
