@@ -68,6 +68,20 @@ def test_trains_on_odd_sizes_and_an_image_does_not_see_its_neighbour(name, upsam
         torch.testing.assert_close(a["instances"].scores, b["instances"].scores)
 
 
+@pytest.mark.parametrize("upsample", ["nearest", "bicubic", "carafe"])
+@pytest.mark.parametrize("pyramid", CLASSES)
+def test_mixed_precision_computes_the_same(pyramid, upsample):
+    torch.manual_seed(0)
+    fpn = pyramid(BottomUp(), FEATURES, 32, "GN", LastLevelMaxPool(), upsample=upsample)
+    images = torch.randn(1, 3, 128, 192)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        levels = fpn(images)
+    for name, expected in fpn(images).items():
+        torch.testing.assert_close(levels[name].float(), expected, rtol=0.1, atol=0.3)
+    sum(level.float().square().mean() for level in levels.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in fpn.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backbone_can_be_scripted_and_traced(name):
     backbone = moved(build_backbone(config(name, MODEL__FPN__UPSAMPLE="carafe")))
