@@ -5,7 +5,10 @@ from typing import Any, Dict, List, Tuple
 
 import detectron2
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from mrcnn_plugin import add_mrcnn_config
@@ -82,3 +85,17 @@ def batch(*sizes: Tuple[int, int], objects: bool = True) -> List[Dict[str, Any]]
             }
         )
     return inputs
+
+
+class BottomUp(Backbone):
+    """A bottom-up network that halves its input four times; one channel more at each stage."""
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        return {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        shapes = self.output_shape()
+        return {
+            name: F.avg_pool2d(x.mean(1, keepdim=True), s.stride).repeat(1, s.channels, 1, 1)
+            for name, s in shapes.items()
+        }
