@@ -1,6 +1,7 @@
 """Every YAML of configs/ builds its model, detects, is evaluated and takes a training step."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -212,3 +213,14 @@ def settings(node, prefix=""):
         else:
             flat[prefix + key] = value
     return flat
+
+
+@pytest.mark.filterwarnings("ignore:pkg_resources")
+def test_the_readme_lists_every_config_and_names_checkpoints_that_there_are():
+    text = (small.CONFIGS / "README.md").read_text()
+    assert sorted(re.findall(r"^\| `([\w-]+\.yaml)`", text, re.MULTILINE)) == NAMES
+    checkpoints = re.findall(r"detectron2://(.*?\.pkl)", text)
+    assert len(checkpoints) == 6
+    for checkpoint in checkpoints:
+        config_path = "/".join(checkpoint.split("/")[:2]) + ".yaml"
+        assert model_zoo.get_checkpoint_url(config_path).endswith(checkpoint)

@@ -16,7 +16,6 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
@@ -392,26 +391,56 @@ def test_1203_classes_with_repeated_rare_images(tmp_path, four_images):
     assert len(output["instances"]) == 300
 
 
-def inference(model, inputs):
-    """As Detectron2's tools/deploy/export_model.py exports it."""
-    return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+def test_keypoints(environment, tmp_path, register):
+    """The corners of a shape's box and what lies between, as the 17 keypoints that COCO has."""
+    json_file = generate_shapes(str(tmp_path / "data"), 2, seed=3)
+    with open(json_file) as f:
+        content = json.load(f)
+    content["categories"] = content["categories"][:1]
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["category_id"] = content["categories"][0]["id"]
+        annotation["num_keypoints"] = 17
+        annotation["keypoints"] = [
+            value
+            for i in range(17)
+            for value in (x + i % 5 * width / 5, y + i // 5 * height / 5, 2)
+        ]
+    with open(json_file, "w") as f:
+        json.dump(content, f)
+    name = f"keypoints_of_{tmp_path.name}"
+    register(name, json_file)
+    # What no COCO file holds: Detectron2 wants it in the metadata.
+    MetadataCatalog.get(name).set(keypoint_names=list(map(str, range(17))), keypoint_flip_map=[])
+    cfg = tiny_config(
+        tmp_path,
+        name,
+        **{
+            "DATASETS.TEST": (name,),
+            "MODEL.MASK_ON": False,
+            "MODEL.KEYPOINT_ON": True,
+            "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+            "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": "ROIAlignBicubic",
+            "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": (16,),
+            "SOLVER.IMS_PER_BATCH": 2,
+        },
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    load_stock("train_net").main(default_argument_parser().parse_args(["--config-file", str(path)]))
+    metrics = {}
+    for line in (tmp_path / "metrics.json").read_text().splitlines():
+        metrics.update(json.loads(line))
+    assert metrics["loss_keypoint"] > 0 and math.isfinite(metrics["total_loss"])
+    assert {"bbox/AP", "keypoints/AP"} <= metrics.keys()
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_traced_model_detects_the_same_at_other_sizes():
-    torch.manual_seed(0)
-    model = build_model(small.config()).eval()
-    image = {"image": small.batch((64, 96))[0]["image"]}
-    adapter = TracingAdapter(model, [image], inference)
-    traced = torch.jit.trace(adapter, adapter.flattened_inputs)
-    for size in ((64, 96), (100, 60)):
-        image = small.batch(size)[0]["image"]
-        ((actual,), (expected,)) = (
-            adapter.outputs_schema(traced(image)),
-            inference(model, [{"image": image}]),
-        )
-        actual, expected = actual["instances"], expected["instances"]
-        assert len(actual) == len(expected) > 0
-        for name, value in expected.get_fields().items():
-            value, other = (getattr(v, "tensor", v) for v in (value, actual.get(name)))
-            torch.testing.assert_close(other, value, msg=name)
+def test_the_table_names_tests_that_there_are():
+    text = (small.ROOT / "docs" / "detectron2.md").read_text()
+    defined = "".join(path.read_text() for path in (small.ROOT / "tests").rglob("*.py"))
+    names = re.findall(r"::(\w+)", text)
+    assert len(names) > 10
+    for name in names:
+        assert re.search(rf"^(def|class|    def) {name}\b", defined, re.MULTILINE), name
+    for file in re.findall(r"`((?:\w+/)?test_\w+\.py)", text):
+        assert (small.ROOT / "tests" / file).exists(), file
