@@ -24,6 +24,19 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     # scripts see mrcnn_plugin.env.
     _add(cfg.DATASETS, "COCO_JSON", [])
 
+    # Upsampling in the top-down path of this package's pyramids (build_resnet_upsample_fpn_backbone,
+    # …_pafpn_…, …_bifpn_… and their RetinaNet kin): "nearest" as in Detectron2's FPN, "bilinear",
+    # "bicubic", or "carafe", which learns it (arXiv 1905.02188).
+    _add(cfg.MODEL.FPN, "UPSAMPLE", "nearest")
+
+    # BiFPN, section 3 of EfficientDet, arXiv 1911.09070. Channels and norm are MODEL.FPN's.
+    if "BIFPN" not in cfg.MODEL:
+        cfg.MODEL.BIFPN = type(cfg)()
+    # How often its top-down and bottom-up path follow each other, at least 1.
+    _add(cfg.MODEL.BIFPN, "NUM_REPEATS", 3)
+    # Depthwise separable convolutions as in the paper; False for full 3x3 ones.
+    _add(cfg.MODEL.BIFPN, "DEPTHWISE", True)
+
     if "ROI_ALIGN" not in cfg.MODEL:
         cfg.MODEL.ROI_ALIGN = type(cfg)()
     # Parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features

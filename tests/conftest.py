@@ -1,12 +1,14 @@
 import importlib.util
+from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 import hypothesis
 import pytest
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mrcnn_plugin.data import register_coco_json
-from tests.small import ROOT
+from mrcnn_plugin.data import generate_shapes, register_coco_json
+from tests.small import CONFIGS, ROOT
 
 # How long an example takes says nothing about what it checks.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -19,8 +21,8 @@ def train_net() -> Any:
     return load_tool("train_net")
 
 
-def load_tool(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+def load_tool(name: str, folder: Path = ROOT / "tools") -> Any:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,3 +42,22 @@ def register() -> Iterator[Callable[[str, str], None]]:
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="session")
+def user_config(tmp_path_factory):
+    """A user's config: the quickstart's, on their own data sets in DATASETS.COCO_JSON."""
+    root = tmp_path_factory.mktemp("user")
+    entries = []
+    for seed, name in enumerate(["my_train", "my_val"]):
+        json_file = generate_shapes(str(root / name), 4, seed=seed)
+        entries.append([name, json_file, str(root / name / "images")])
+    content = {
+        "_BASE_": str(CONFIGS / "quickstart.yaml"),
+        "DATASETS": {"COCO_JSON": entries, "TRAIN": ["my_train"], "TEST": ["my_val"]},
+        "SOLVER": {"MAX_ITER": 2, "IMS_PER_BATCH": 2},
+        "DATALOADER": {"NUM_WORKERS": 0},
+    }
+    path = root / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path

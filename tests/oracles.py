@@ -125,3 +125,38 @@ def balance(alpha: Alpha, positive: bool, column: int) -> float:
         mean = sum(alpha) / len(alpha)
         alpha = alpha[column] if column < len(alpha) else mean
     return 1.0 if alpha < 0 else (alpha if positive else 1 - alpha)
+
+
+def convolve(x: Array, weight: Array, bias: Array) -> Array:
+    """[C, H, W] with [C', C, k, k] to [C', H, W], zeros beyond the border."""
+    _, height, width = x.shape
+    radius = weight.shape[-1] // 2
+    output = np.zeros((len(weight), height, width))
+    for o, y, column in np.ndindex(*output.shape):
+        output[o, y, column] = bias[o]
+        for c, i, j in np.ndindex(*weight.shape[1:]):
+            row, col = y + i - radius, column + j - radius
+            if 0 <= row < height and 0 <= col < width:
+                output[o, y, column] += weight[o, c, i, j] * x[c, row, col]
+    return output
+
+
+def carafe(x: Array, compressor: Tuple[Array, Array], encoder: Tuple[Array, Array]) -> Array:
+    """arXiv 1905.02188, section 3, for upsampling by 2: [C, H, W] to [C, 2H, 2W].
+
+    compressor, encoder: weight and bias. The encoder's channels are, from slow to fast, the tap,
+    and the row and column of the output within its input pixel.
+    """
+    channels, height, width = x.shape
+    encoded = convolve(convolve(x, *compressor), *encoder)
+    k = math.isqrt(len(encoded) // 4)
+    output = np.zeros((channels, 2 * height, 2 * width))
+    for y, column in np.ndindex(2 * height, 2 * width):
+        centre_y, centre_x = y // 2, column // 2
+        logits = encoded[(y % 2) * 2 + column % 2 :: 4, centre_y, centre_x]
+        weights = np.exp(logits) / np.exp(logits).sum()
+        for tap, weight in enumerate(weights):
+            row, col = centre_y + tap // k - k // 2, centre_x + tap % k - k // 2
+            if 0 <= row < height and 0 <= col < width:
+                output[:, y, column] += weight * x[:, row, col]
+    return output

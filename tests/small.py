@@ -3,14 +3,20 @@
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+import detectron2
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from mrcnn_plugin import add_mrcnn_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+# Detectron2's own scripts stand beside the package, in a source checkout as in the wheel.
+STOCK_TOOLS = Path(detectron2.__file__).parents[1] / "tools"
 
 # Small enough for a forward and backward pass in about a second.
 TINY = {
@@ -28,6 +34,12 @@ TINY = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
     "TEST.DETECTIONS_PER_IMAGE": 5,
+}
+
+# Every anchor and proposal takes part in the losses: nothing is drawn by chance.
+ALL_SAMPLES = {
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100000,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1000,
 }
 
 
@@ -73,3 +85,17 @@ def batch(*sizes: Tuple[int, int], objects: bool = True) -> List[Dict[str, Any]]
             }
         )
     return inputs
+
+
+class BottomUp(Backbone):
+    """A bottom-up network that halves its input four times; one channel more at each stage."""
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        return {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        shapes = self.output_shape()
+        return {
+            name: F.avg_pool2d(x.mean(1, keepdim=True), s.stride).repeat(1, s.channels, 1, 1)
+            for name, s in shapes.items()
+        }

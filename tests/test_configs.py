@@ -1,17 +1,26 @@
-"""Every YAML of configs/ builds its model, takes a training step and detects."""
+"""Every YAML of configs/ builds its model, detects, is evaluated and takes a training step."""
+
+import json
+import re
 
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.solver import build_optimizer
-from detectron2.structures import PolygonMasks
+from detectron2.structures import Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.layers import ROIAlign
 from tests import small
 
 NAMES = sorted(str(p.relative_to(small.CONFIGS)) for p in small.CONFIGS.rglob("*.yaml"))
+
+NUM_KEYPOINTS = 17  # of a person in COCO
 
 
 def config(name):
@@ -23,27 +32,92 @@ def config(name):
     return cfg
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_builds_steps_and_detects(name):
+def one_of_each_model():
+    """Schedules and data sets change nothing of what is built."""
+    names = {}
+    for name in NAMES:
+        cfg = config(name)
+        names.setdefault(f"{cfg.MODEL} {cfg.INPUT.MASK_FORMAT}", name)
+    return list(names.values())
+
+
+@pytest.mark.parametrize("name", one_of_each_model())
+def test_builds_detects_is_evaluated_and_steps(name, tmp_path):
     torch.manual_seed(0)
     cfg = config(name)
+    # So that an untrained model detects something, and does not take long over it.
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
+    cfg.TEST.DETECTIONS_PER_IMAGE = 20
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     model = build_model(cfg)
+    # Where frozen statistics are not those of pretrained weights, features grow with every block.
+    for module in model.modules():
+        if isinstance(module, BottleneckBlock):
+            torch.nn.init.zeros_(module.conv3.norm.weight)
+    (image,) = small.batch((64, 96))
+    evaluator = COCOEvaluator(dataset(tmp_path, image, num_classes), output_dir=str(tmp_path))
+    results = inference_on_dataset(model, [[{**image, "image_id": 1}]], evaluator)
+    tasks = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    assert results.keys() == {task for task, on in tasks.items() if on}
+    detections = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert detections and all(d["image_id"] == 1 for d in detections)
+
     optimizer = build_optimizer(cfg, model)
     before = [p.detach().clone() for p in model.parameters()]
     inputs = small.batch((64, 96), (96, 64))
     for x in inputs:
-        x["instances"].gt_classes %= cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if cfg.INPUT.MASK_FORMAT == "polygon":
-            x["instances"].gt_masks = polygons(x["instances"].gt_boxes)
+        annotate(x["instances"], cfg, num_classes)
     with EventStorage():
-        losses = model(inputs)
+        losses = model.train()(inputs)
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     optimizer.step()
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-    with torch.no_grad():
-        outputs = model.eval()(small.batch((64, 96)))
-    assert outputs[0]["instances"].pred_masks.shape[1:] == (64, 96)
+
+
+def annotate(instances, cfg, num_classes):
+    """Gives objects what the config's losses compare with."""
+    instances.gt_classes %= num_classes
+    if cfg.INPUT.MASK_FORMAT == "polygon":
+        instances.gt_masks = polygons(instances.gt_boxes)
+    if cfg.MODEL.KEYPOINT_ON:
+        centres = instances.gt_boxes.get_centers()[:, None].expand(-1, NUM_KEYPOINTS, -1)
+        visible = torch.full((len(instances), NUM_KEYPOINTS, 1), 2.0)
+        instances.gt_keypoints = Keypoints(torch.cat([centres, visible], dim=2))
+
+
+def dataset(folder, image, num_classes):
+    """Name of a data set of the one image, with the ground truth of its first object."""
+    height, width = image["height"], image["width"]
+    x1, y1, x2, y2 = image["instances"].gt_boxes.tensor[0].tolist()
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+        "keypoints": [x1, y1, 2] * NUM_KEYPOINTS,
+        "num_keypoints": NUM_KEYPOINTS,
+    }
+    content = {
+        "info": {},
+        "images": [{"id": 1, "file_name": "1.png", "height": height, "width": width}],
+        "annotations": [annotation],
+        "categories": [{"id": i + 1, "name": str(i)} for i in range(num_classes)],
+    }
+    json_file = folder / "instances.json"
+    json_file.write_text(json.dumps(content))
+    name = f"one_image_of_{folder}"
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(num_classes)},
+    )
+    return name
 
 
 def polygons(boxes):
@@ -83,3 +157,70 @@ def test_the_model_has_the_classes_of_its_data(name, classes):
     if classes is None:
         classes = len(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
+
+
+COMPONENTS = {
+    "MODEL.BACKBONE.NAME",
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE",
+    "OUTPUT_DIR",
+}
+
+
+@pytest.mark.parametrize(
+    "name, stock, others",
+    [
+        ("mask_rcnn_focal", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {}),
+        ("mask_rcnn_focal_R_50_PAFPN_3x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", {}),
+        ("mask_rcnn_focal_R_101_PAFPN_3x", "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x", {}),
+        ("mask_rcnn_focal_R_50_FPN_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {}),
+        (
+            "mask_rcnn_focal_R_50_BiFPN_1x",
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+            {"MODEL.FPN.NORM"},
+        ),
+        (
+            "mask_rcnn_focal_R_50_PAFPN_1x_focal_rpn",
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+            {},
+        ),
+        ("mask_rcnn_focal_R_50_C4_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x", {}),
+        ("cascade_mask_rcnn_focal_R_50_PAFPN_1x", "Misc/cascade_mask_rcnn_R_50_FPN_1x", {}),
+        ("cascade_mask_rcnn_focal_R_50_PAFPN_3x", "Misc/cascade_mask_rcnn_R_50_FPN_3x", {}),
+        ("keypoint_rcnn_focal_R_50_PAFPN_1x", "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", {}),
+        ("retinanet_R_50_PAFPN_1x", "COCO-Detection/retinanet_R_50_FPN_1x", {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:pkg_resources")
+def test_only_the_components_differ_from_the_stock_config(name, stock, others):
+    ours = settings(config(f"{name}.yaml"))
+    theirs = small.get_cfg()
+    small.add_mrcnn_config(theirs)
+    theirs.merge_from_file(model_zoo.get_config_file(f"{stock}.yaml"))
+    theirs.MODEL.DEVICE, theirs.MODEL.WEIGHTS = "cpu", ""
+    assert {k for k, v in settings(theirs).items() if ours[k] != v} <= COMPONENTS | set(others)
+
+
+def settings(node, prefix=""):
+    """A config as one dictionary of KEY.SUBKEY."""
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat.update(settings(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@pytest.mark.filterwarnings("ignore:pkg_resources")
+def test_the_readme_lists_every_config_and_names_checkpoints_that_there_are():
+    text = (small.CONFIGS / "README.md").read_text()
+    assert sorted(re.findall(r"^\| `([\w-]+\.yaml)`", text, re.MULTILINE)) == NAMES
+    checkpoints = re.findall(r"detectron2://(.*?\.pkl)", text)
+    assert len(checkpoints) == 6
+    for checkpoint in checkpoints:
+        config_path = "/".join(checkpoint.split("/")[:2]) + ".yaml"
+        assert model_zoo.get_checkpoint_url(config_path).endswith(checkpoint)

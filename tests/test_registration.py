@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import detectron2
 import pytest
 import yaml
 from detectron2.config import get_cfg
@@ -18,11 +16,7 @@ from detectron2.modeling import (
 
 import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config
-from mrcnn_plugin.data import generate_shapes
-from tests.small import CONFIGS, TINY
-
-# Detectron2's own scripts stand beside the package, in a source checkout as in the wheel.
-STOCK_TOOLS = Path(detectron2.__file__).parents[1] / "tools"
+from tests.small import STOCK_TOOLS, TINY
 
 
 def run(*command, cwd, **environment):
@@ -61,6 +55,7 @@ def test_only_keys_of_this_package_are_added():
     added = yaml.safe_load(cfg.dump())
     stock = yaml.safe_load(get_cfg().dump())
     del added["DATASETS"]["COCO_JSON"], added["MODEL"]["ROI_ALIGN"]
+    del added["MODEL"]["FPN"]["UPSAMPLE"], added["MODEL"]["BIFPN"]
     del added["MODEL"]["ROI_BOX_HEAD"]["CLS_LOSS"], added["MODEL"]["ROI_BOX_HEAD"]["FOCAL"]
     del added["MODEL"]["RPN"]["FOCAL"]
     assert added == stock
@@ -95,25 +90,6 @@ def test_another_missing_module_is_not_taken_for_detectron2(tmp_path):
     result = run("-c", "import mrcnn_plugin", cwd=tmp_path, DETECTRON2_ENV_MODULE="not_there")
     assert "No module named 'not_there'" in result.stderr
     assert "which is not installed" not in result.stderr
-
-
-@pytest.fixture(scope="module")
-def user_config(tmp_path_factory):
-    """A user's config: the quickstart's, on their own data sets in DATASETS.COCO_JSON."""
-    root = tmp_path_factory.mktemp("user")
-    entries = []
-    for seed, name in enumerate(["my_train", "my_val"]):
-        json_file = generate_shapes(str(root / name), 4, seed=seed)
-        entries.append([name, json_file, str(root / name / "images")])
-    content = {
-        "_BASE_": str(CONFIGS / "quickstart.yaml"),
-        "DATASETS": {"COCO_JSON": entries, "TRAIN": ["my_train"], "TEST": ["my_val"]},
-        "SOLVER": {"MAX_ITER": 2, "IMS_PER_BATCH": 2},
-        "DATALOADER": {"NUM_WORKERS": 0},
-    }
-    path = root / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 @pytest.mark.parametrize("script", ["train_net.py", "plain_train_net.py"])

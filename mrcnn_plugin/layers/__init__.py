@@ -1,9 +1,11 @@
 """Building blocks that need torch only."""
 
+from .carafe import CARAFE
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_star_loss, softmax_focal_loss
 from .roi_align import ROIAlign, roi_align
 
 __all__ = [
+    "CARAFE",
     "ROIAlign",
     "roi_align",
     "sigmoid_focal_loss",

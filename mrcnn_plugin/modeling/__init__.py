@@ -1,7 +1,17 @@
 """Components that Detectron2 builds from a config. Importing this package registers them."""
 
 from . import analysis  # noqa: F401
-from .backbone import PAFPN, build_resnet_pafpn_backbone
+from .backbone import (
+    PAFPN,
+    BiFPN,
+    UpsampleFPN,
+    build_resnet_bifpn_backbone,
+    build_resnet_pafpn_backbone,
+    build_resnet_upsample_fpn_backbone,
+    build_retinanet_resnet_bifpn_backbone,
+    build_retinanet_resnet_pafpn_backbone,
+    build_retinanet_resnet_upsample_fpn_backbone,
+)
 from .proposal_generator import FocalRPN
 from .roi_heads import (
     FocalCascadeROIHeads,
@@ -11,11 +21,18 @@ from .roi_heads import (
 )
 
 __all__ = [
+    "BiFPN",
     "FocalCascadeROIHeads",
     "FocalFastRCNNOutputLayers",
     "FocalROIHeads",
     "FocalRPN",
     "FocalRes5ROIHeads",
     "PAFPN",
+    "UpsampleFPN",
+    "build_resnet_bifpn_backbone",
     "build_resnet_pafpn_backbone",
+    "build_resnet_upsample_fpn_backbone",
+    "build_retinanet_resnet_bifpn_backbone",
+    "build_retinanet_resnet_pafpn_backbone",
+    "build_retinanet_resnet_upsample_fpn_backbone",
 ]

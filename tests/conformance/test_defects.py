@@ -270,15 +270,13 @@ class TestCheckpoints:
                 DATASETS__TRAIN=("one_image",),
                 DATASETS__TEST=(),
                 MODEL__ROI_HEADS__NUM_CLASSES=4,
-                # Every anchor and proposal takes part: nothing is drawn by chance.
-                MODEL__RPN__BATCH_SIZE_PER_IMAGE=100000,
-                MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=1000,
                 INPUT__RANDOM_FLIP="none",
                 SOLVER__IMS_PER_BATCH=1,
                 SOLVER__MAX_ITER=4,
                 SOLVER__CHECKPOINT_PERIOD=2,
                 SOLVER__WARMUP_ITERS=3,
                 DATALOADER__NUM_WORKERS=0,
+                **small.ALL_SAMPLES,
             )
             (tmp_path / name).mkdir()
             return train_net.Trainer(cfg)

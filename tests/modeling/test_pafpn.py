@@ -3,34 +3,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import FPN, Backbone, build_backbone, build_model
+from detectron2.modeling import FPN, build_backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from mrcnn_plugin.modeling import PAFPN
 from tests import small
-
-
-class Pyramid(Backbone):
-    """A bottom-up network that halves its input four times; one channel more at each stage."""
-
-    def output_shape(self):
-        return {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
-
-    def forward(self, x):
-        shapes = self.output_shape()
-        return {
-            name: F.avg_pool2d(x.mean(1, keepdim=True), s.stride).repeat(1, s.channels, 1, 1)
-            for name, s in shapes.items()
-        }
+from tests.small import BottomUp
 
 
 def pyramids(norm="", top_block=LastLevelMaxPool, in_features=("res2", "res3", "res4", "res5")):
     """A stock FPN and a PAFPN with its parameters."""
-    stock = FPN(Pyramid(), list(in_features), 32, norm, top_block=top_block and top_block())
-    ours = PAFPN(Pyramid(), list(in_features), 32, norm, top_block=top_block and top_block())
+    stock = FPN(BottomUp(), list(in_features), 32, norm, top_block=top_block and top_block())
+    ours = PAFPN(BottomUp(), list(in_features), 32, norm, top_block=top_block and top_block())
     missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
-    assert not unexpected and all(key.startswith("pafpn_") for key in missing)
+    assert not unexpected and all(key.startswith("pafpn.") for key in missing)
     return stock, ours
 
 
@@ -83,8 +69,8 @@ def test_computes_the_equation():
     levels = stock(images)
     for i in (3, 4):
         p = levels[f"p{i + 1}"]
-        down = conv(f"pafpn_downsample{i}", levels[f"p{i}"], 2).relu()
-        levels[f"p{i + 1}"] = p + conv(f"pafpn_output{i + 1}", p + down, 1)
+        down = conv(f"pafpn.{i + 1}.downsample", levels[f"p{i}"], 2).relu()
+        levels[f"p{i + 1}"] = p + conv(f"pafpn.{i + 1}.output", p + down, 1)
     levels["p6"] = F.max_pool2d(levels["p5"], 1, 2)
     actual = ours(images)
     for level, expected in levels.items():
@@ -117,7 +103,7 @@ def test_a_whole_model_with_a_stock_checkpoint_gives_the_stock_outputs():
     stock = build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")).eval()
     ours = build_model(small.config()).eval()
     missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
-    assert not unexpected and all(key.startswith("backbone.pafpn_") for key in missing)
+    assert not unexpected and all(key.startswith("backbone.pafpn.") for key in missing)
     with torch.no_grad():
         expected, actual = (
             stock(small.batch((64, 96), (96, 64))),

@@ -1,3 +1,23 @@
-from .pafpn import PAFPN, build_resnet_pafpn_backbone
+from .bifpn import BiFPN
+from .build import (
+    build_resnet_bifpn_backbone,
+    build_resnet_pafpn_backbone,
+    build_resnet_upsample_fpn_backbone,
+    build_retinanet_resnet_bifpn_backbone,
+    build_retinanet_resnet_pafpn_backbone,
+    build_retinanet_resnet_upsample_fpn_backbone,
+)
+from .pafpn import PAFPN
+from .upsample_fpn import UpsampleFPN
 
-__all__ = ["PAFPN", "build_resnet_pafpn_backbone"]
+__all__ = [
+    "BiFPN",
+    "PAFPN",
+    "UpsampleFPN",
+    "build_resnet_bifpn_backbone",
+    "build_resnet_pafpn_backbone",
+    "build_resnet_upsample_fpn_backbone",
+    "build_retinanet_resnet_bifpn_backbone",
+    "build_retinanet_resnet_pafpn_backbone",
+    "build_retinanet_resnet_upsample_fpn_backbone",
+]

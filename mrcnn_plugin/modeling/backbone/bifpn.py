@@ -1,0 +1,181 @@
+"""BiFPN: repeated top-down and bottom-up fusion with learned weights."""
+
+from typing import Any, Dict, List, Optional
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
+from detectron2.modeling.backbone import Backbone
+from torch import Tensor, nn
+
+from .upsample_fpn import Pyramid, build_upsample
+
+
+class FusionNode(nn.Module):
+    """Fast normalised fusion of I_1 … I_n (EfficientDet, section 3.3), then a 3x3 convolution:
+
+        conv(swish(Σ_i w_i I_i)),    w_i = relu(weight_i) / (ε + Σ_j relu(weight_j)),    ε = 1e-4
+
+    The last input is the neighbouring level, resized. All weights start equal.
+    """
+
+    def __init__(
+        self, num_inputs: int, resize: nn.Module, channels: int, norm: str, depthwise: bool
+    ) -> None:
+        """
+        Args:
+            num_inputs: n, the neighbour included.
+            resize: brings the neighbour to the size of the others.
+            channels: of inputs and output.
+            norm: follows the convolution, as for Detectron2's `get_norm`.
+            depthwise: a 3x3 convolution of each channel and a 1x1 convolution instead of a full one.
+        """
+        super().__init__()
+        self.eps = 1e-4
+        self.weight = nn.Parameter(torch.ones(num_inputs))
+        self.resize = resize
+        if depthwise:
+            self.conv = DepthwiseSeparableConv2d(channels, channels, norm2=norm)
+        else:
+            self.conv = Conv2d(
+                channels,
+                channels,
+                kernel_size=3,
+                padding=1,
+                bias=norm == "",
+                norm=get_norm(norm, channels),
+            )
+            weight_init.c2_xavier_fill(self.conv)
+
+    def fusion_weights(self) -> Tensor:
+        """[num_inputs], not negative, of a sum just below 1."""
+        weight = F.relu(self.weight)
+        return weight / (self.eps + weight.sum())
+
+    def forward(self, inputs: List[Tensor], neighbour: Tensor) -> Tensor:
+        weights = self.fusion_weights()
+        fused = weights[-1] * self.resize(neighbour)
+        for i, x in enumerate(inputs):
+            fused = fused + weights[i] * x
+        return self.conv(F.silu(fused))
+
+
+class BiFPNBlock(nn.Module):
+    """One top-down and one bottom-up path over all levels (EfficientDet, figure 2 (d))."""
+
+    def __init__(
+        self, num_levels: int, channels: int, norm: str, upsample: str, depthwise: bool
+    ) -> None:
+        """
+        Args:
+            num_levels: of the pyramid, at least 2.
+            upsample: as for :func:`build_upsample`.
+            others: as for :class:`FusionNode`.
+        """
+        super().__init__()
+        options = (channels, norm, depthwise)
+        # From the second lowest resolution upwards. There is no node at the lowest: it would have
+        # one input and fuse nothing.
+        self.top_down = nn.ModuleList(
+            FusionNode(2, build_upsample(upsample, channels), *options)
+            for _ in range(num_levels - 1)
+        )
+        # From the second highest resolution downwards. At the highest the top-down node is the
+        # output; the lowest has no top-down node to take in.
+        self.bottom_up = nn.ModuleList(
+            FusionNode(3 if i < num_levels - 2 else 2, nn.MaxPool2d(3, 2, 1), *options)
+            for i in range(num_levels - 1)
+        )
+
+    def forward(self, levels: List[Tensor]) -> List[Tensor]:
+        """Levels come and go high resolution first."""
+        middle = [levels[-1]]
+        for i, node in enumerate(self.top_down):
+            middle.insert(0, node([levels[-2 - i]], middle[0]))
+        outputs = [middle[0]]
+        for i, node in enumerate(self.bottom_up):
+            inputs = [levels[i + 1]]
+            if i + 2 < len(levels):
+                inputs.append(middle[i + 1])
+            outputs.append(node(inputs, outputs[-1]))
+        return outputs
+
+
+class BiFPN(Pyramid):
+    """Weighted bi-directional feature pyramid (Tan et al., EfficientDet, arXiv 1911.09070, section
+    3).
+
+    The levels that enter the first block are FPN's lateral 1x1 convolutions of the bottom-up
+    features, under the names that they have in Detectron2's FPN (`fpn_lateral{stage}`), and the top
+    block's levels on top of them: with LastLevelMaxPool, which continues from the highest lateral,
+    p2 to p6 for Mask R-CNN; with LastLevelP6P7 p3 to p7 for RetinaNet. So all levels that the model
+    reads are fused. There are no `fpn_output` convolutions; the blocks are `bifpn.{repeat}`.
+
+    As in the authors' code, Swish stands before each convolution and not after it, so that levels
+    leave as linear as FPN's. Unlike there, the first block takes one lateral convolution for both
+    uses of a feature.
+
+    Each level must be half the size of the one before, so that height and width of images must be
+    divisible by the stride of the top block's last level (`size_divisibility`: 64 for p6, 128 for
+    p7); Detectron2's models pad them to that.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: List[str],
+        out_channels: int,
+        norm: str = "",
+        top_block: Optional[nn.Module] = None,
+        fuse_type: str = "sum",
+        upsample: str = "nearest",
+        num_repeats: int = 3,
+        depthwise: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            bottom_up, in_features, out_channels, top_block: as for Detectron2's FPN.
+            fuse_type: "sum", the only one.
+            norm: of the lateral convolutions and of those of the blocks.
+            upsample: "nearest", "bilinear", "bicubic" or "carafe".
+            num_repeats: number of blocks, at least 1.
+            depthwise: depthwise separable convolutions as in the paper, or full ones.
+
+        Raises:
+            ValueError: as for :class:`Pyramid`; `fuse_type` is not "sum", `num_repeats` is below 1,
+                there are fewer than two levels, or `upsample` is unknown.
+        """
+        super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type, **kwargs)
+        if fuse_type != "sum":
+            raise ValueError(
+                f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}, but BiFPN learns how to weight what "
+                f"it fuses: leave it at 'sum'"
+            )
+        if num_repeats < 1:
+            raise ValueError(f"MODEL.BIFPN.NUM_REPEATS must be at least 1, got {num_repeats}")
+        num_levels = len(self._out_features)
+        if num_levels < 2:
+            raise ValueError(
+                f"MODEL.FPN.IN_FEATURES is {list(in_features)} and there is no top block, but "
+                f"BiFPN needs at least two levels to fuse"
+            )
+        for name in list(self._out_features)[: len(in_features)]:
+            delattr(self, f"fpn_output{name[1:]}")
+        self.output_convs.clear()
+        self._size_divisibility = max(self._out_feature_strides.values())
+        self.bifpn = nn.ModuleList(
+            BiFPNBlock(num_levels, out_channels, norm, upsample, depthwise)
+            for _ in range(num_repeats)
+        )
+
+    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+        """From images [N, 3, H, W] to levels "p<stage>", high resolution first, of
+        [N, out_channels, H / 2^stage, W / 2^stage]."""
+        bottom_up_features = self.bottom_up(x)
+        levels = self.lateral_levels(bottom_up_features)
+        levels = self.add_top_levels(levels, bottom_up_features)
+        for block in self.bifpn:
+            levels = block(levels)
+        return self.name_levels(levels)

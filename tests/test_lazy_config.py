@@ -1,0 +1,66 @@
+"""configs/lazy/: the headline config for Detectron2's tools/lazyconfig_train_net.py."""
+
+import os
+import sys
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
+
+from tests import small
+from tests.environments import run
+from tests.test_configs import config
+
+LAZY = small.CONFIGS / "lazy" / "mask_rcnn_focal.py"
+
+# Deprecations of what Detectron2's model zoo imports.
+pytestmark = pytest.mark.filterwarnings("ignore:pkg_resources")
+
+
+def test_it_is_the_model_of_the_yaml():
+    torch.manual_seed(0)
+    lazy = instantiate(LazyConfig.load(str(LAZY)).model)
+    torch.manual_seed(0)
+    model = build_model(config("mask_rcnn_focal.yaml"))
+    assert str(lazy) == str(model)
+    expected, actual = model.state_dict(), lazy.state_dict()
+    assert {k: v.shape for k, v in actual.items()} == {k: v.shape for k, v in expected.items()}
+    assert {n for n, p in lazy.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+    predictors = [m.roi_heads.box_predictor for m in (lazy, model)]
+    settings = ("cls_loss", "focal_alpha", "focal_gamma", "normalizer", "test_score_thresh")
+    for name in settings:
+        assert len({getattr(p, name) for p in predictors}) == 1, name
+    torch.testing.assert_close(*(p.cls_score.bias for p in predictors), rtol=0, atol=0)
+
+
+def test_the_stock_script_trains_and_evaluates_it(tmp_path):
+    """Without DETECTRON2_ENV_MODULE: the config imports the package."""
+    overrides = {
+        "model.roi_heads.num_classes": 4,
+        "train.device": "cpu",
+        "train.init_checkpoint": "''",
+        "train.max_iter": 2,
+        "train.output_dir": tmp_path / "out",
+        "dataloader.train.total_batch_size": 2,
+        "dataloader.train.mapper.instance_mask_format": "bitmask",
+        "dataloader.train.mapper.augmentations.0.short_edge_length": "[32]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length": 32,
+    }
+    for split in ("train", "test"):
+        overrides[f"dataloader.{split}.dataset.names"] = "shapes_val"
+        overrides[f"dataloader.{split}.num_workers"] = 0
+    log = run(
+        sys.executable,
+        small.STOCK_TOOLS / "lazyconfig_train_net.py",
+        "--config-file",
+        LAZY,
+        *[f"{key}={value}" for key, value in overrides.items()],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(small.ROOT)},
+    )
+    assert "FocalROIHeads" in log and "PAFPN" in log
+    assert "copypaste: Task: segm" in log or "No predictions from the model" in log
+    assert (tmp_path / "out" / "model_final.pth").exists()

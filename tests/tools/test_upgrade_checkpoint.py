@@ -1,0 +1,108 @@
+"""tools/upgrade_checkpoint.py, run as a user would."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from tests import small
+from tests.conftest import load_tool
+
+upgrade_checkpoint = load_tool("upgrade_checkpoint")
+CHANGES = {"MODEL__FPN__UPSAMPLE": "carafe"}  # on the PAFPN of the config
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone"))
+
+
+@pytest.fixture
+def upgrade(tmp_path, capsys):
+    """Runs the script on a state dict; returns what it printed and the file that it wrote."""
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(small.config(**CHANGES).dump())
+
+    def run(state, format="pth", output="folder/new.pth"):
+        weights = tmp_path / f"stock.{format}"
+        if format == "pth":
+            torch.save({"model": state, "iteration": 9}, weights)
+        else:  # as in Detectron2's model zoo
+            arrays = {name: value.numpy() for name, value in state.items()}
+            weights.write_bytes(pickle.dumps({"model": arrays, "__author__": "a test"}))
+        arguments = ["--config-file", config_file, "--weights", weights]
+        arguments += ["--output", tmp_path / output]
+        upgrade_checkpoint.main([*map(str, arguments), "SEED", "7"])
+        return capsys.readouterr().out, tmp_path / output
+
+    return run
+
+
+def printed(text, what):
+    """The names below the line "N what", whose number is theirs."""
+    number, names = re.search(rf"^(\d+) {what}\n((?:  .*\n)*)", text, re.MULTILINE).groups()
+    names = [line.strip() for line in names.splitlines()]
+    assert len(names) == int(number)
+    return names
+
+
+@pytest.mark.parametrize("format", ["pth", "pkl"])
+def test_writes_a_checkpoint_that_lacks_nothing(upgrade, stock, format, caplog):
+    text, file = upgrade(stock.state_dict(), format)
+    model = build_model(small.config(**CHANGES))
+    assert set(torch.load(file)["model"]) == set(model.state_dict())
+    with caplog.at_level("WARNING"):
+        rest = DetectionCheckpointer(model).load(str(file))
+    assert not caplog.records  # of missing, unexpected or misshapen parameters
+    assert not rest  # an iteration would have a training resume at its end
+    for name, value in stock.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    new = set(model.state_dict()) - set(stock.state_dict())
+    assert set(printed(text, "from the checkpoint")) == set(stock.state_dict())
+    assert set(printed(text, "new, as initialised")) == new
+    assert not printed(text, "in the checkpoint only, not used")
+    assert not printed(text, "of another shape, as initialised")
+
+
+def test_new_parameters_follow_from_the_seed(upgrade, stock):
+    (_, first), (_, second) = (upgrade(stock.state_dict(), output=f"{i}.pth") for i in "12")
+    first, second = (torch.load(file)["model"] for file in (first, second))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["backbone.upsample.2.encoder.weight"].any()
+
+
+def test_says_what_did_not_fit(upgrade, stock):
+    state = stock.state_dict()
+    state["backbone.fpn_output5.weight"] = torch.ones(8, 8, 3, 3)
+    state["backbone.other.weight"] = torch.ones(1)
+    text, file = upgrade(state)
+    assert printed(text, "in the checkpoint only, not used") == ["backbone.other.weight"]
+    (misfit,) = printed(text, "of another shape, as initialised")
+    assert re.match(r"backbone.fpn_output5.weight: \(8, 8, 3, 3\) .*\(32, 32, 3, 3\)", misfit)
+    assert "backbone.fpn_output5.weight" not in printed(text, "new, as initialised")
+    assert "backbone.fpn_output5.weight" not in printed(text, "from the checkpoint")
+    written = torch.load(file)["model"]
+    assert written["backbone.fpn_output5.weight"].shape == (32, 32, 3, 3)
+    assert "backbone.other.weight" not in written
+
+
+def test_a_checkpoint_of_something_else_is_an_error(upgrade, tmp_path):
+    with pytest.raises(ValueError, match="stock.pth: nothing in it fits the model of"):
+        upgrade({"encoder.weight": torch.ones(1)})
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    "output, message", [("kept.pth", "exists already"), ("new.pkl", "must end in .pth")]
+)
+def test_bad_outputs_are_refused_before_anything_is_done(
+    upgrade, stock, tmp_path, capsys, output, message
+):
+    (tmp_path / "kept.pth").write_text("kept")
+    with pytest.raises(SystemExit):
+        upgrade(stock.state_dict(), output=output)
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "kept.pth").read_text() == "kept" and not (tmp_path / "new.pkl").exists()

@@ -1,0 +1,139 @@
+#!/usr/bin/env python
+"""Parameters, multiply-adds and CPU time of each pyramid of this project and of Detectron2's FPN.
+
+    python tools/compare_pyramids.py
+
+Features have the shapes that a ResNet-50 gives of an image padded as Detectron2's models pad it.
+Times are those of one thread; the variants take turns in one process, and a figure is the median of
+the turns. Prints a Markdown table.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from typing import Any, Callable, List, Optional, Sequence
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+from detectron2.utils.analysis import FlopCountAnalysis
+from tabulate import tabulate
+from torch import nn
+
+from mrcnn_plugin import add_mrcnn_config
+
+# What the table calls it; MODEL.BACKBONE.NAME; other keys and values.
+VARIANTS = [
+    ("FPN of Detectron2", "build_resnet_fpn_backbone", []),
+    *[
+        (
+            f"UpsampleFPN, {upsample}",
+            "build_resnet_upsample_fpn_backbone",
+            ["MODEL.FPN.UPSAMPLE", upsample],
+        )
+        for upsample in ("nearest", "bilinear", "bicubic", "carafe")
+    ],
+    ("PAFPN", "build_resnet_pafpn_backbone", []),
+    ("BiFPN", "build_resnet_bifpn_backbone", []),
+    ("BiFPN, full convolutions", "build_resnet_bifpn_backbone", ["MODEL.BIFPN.DEPTHWISE", False]),
+]
+
+
+class Case:
+    """A module and its input."""
+
+    def __init__(self, name: str, module: nn.Module, x: Any) -> None:
+        self.name, self.module, self.x = name, module, x
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.module(self.x)
+
+    def forward_and_backward(self) -> None:
+        torch.stack([level.sum() for level in self.module(self.x).values()]).sum().backward()
+        self.module.zero_grad()
+
+
+def build_cases(height: int, width: int, channels: int) -> List[Case]:
+    cases: List[Case] = []
+    for name, builder, opts in VARIANTS:
+        cfg = get_cfg()
+        add_mrcnn_config(cfg)
+        cfg.MODEL.BACKBONE.NAME = builder
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.FPN.OUT_CHANNELS = channels
+        cfg.merge_from_list(opts)
+        pyramid = build_backbone(cfg)
+        resnet, pyramid.bottom_up = pyramid.bottom_up, nn.Identity()
+        if not cases:
+            image = torch.randn(1, 3, *padded(height, width, pyramid.size_divisibility))
+            cases.append(Case("ResNet-50, below each", resnet, image))
+        h, w = padded(height, width, pyramid.size_divisibility)
+        features = {
+            level: torch.randn(1, s.channels, h // s.stride, w // s.stride, requires_grad=True)
+            for level, s in resnet.output_shape().items()
+        }
+        cases.append(Case(name, pyramid, features))
+    return cases
+
+
+def padded(height: int, width: int, multiple: int) -> List[int]:
+    return [math.ceil(side / multiple) * multiple for side in (height, width)]
+
+
+def count_multiply_adds(case: Case) -> int:
+    """Of convolutions, and of CARAFE's reassembly, which fvcore does not know."""
+    counter = FlopCountAnalysis(case.module, case.x)
+    counter.set_op_handle("aten::addcmul", lambda _, outputs: math.prod(outputs[0].type().sizes()))
+    counts = counter.unsupported_ops_warnings(False).by_operator()
+    return counts["conv"] + counts["addcmul"]
+
+
+def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> List[float]:
+    """Of each, after one turn that warms up."""
+    times: List[List[float]] = [[] for _ in functions]
+    for _ in range(turns + 1):
+        for function, record in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            record.append(time.perf_counter() - start)
+    return [statistics.median(record[1:]) for record in times]
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--height", type=int, default=800, help="of the image, in pixels")
+    parser.add_argument("--width", type=int, default=1216)
+    parser.add_argument("--channels", type=int, default=256, help="of the pyramid")
+    parser.add_argument("--turns", type=int, default=5)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    cases = build_cases(args.height, args.width, args.channels)
+    forward = median_seconds([c.forward for c in cases], args.turns)
+    training = median_seconds([c.forward_and_backward for c in cases], args.turns)
+    table = tabulate(
+        [
+            [
+                case.name,
+                f"{sum(p.numel() for p in case.module.parameters()) / 1e6:.2f}",
+                f"{count_multiply_adds(case) / 1e9:.1f}",
+                f"{seconds:.2f}",
+                f"{seconds_of_training:.2f}",
+            ]
+            for case, seconds, seconds_of_training in zip(cases, forward, training, strict=True)
+        ],
+        headers=["", "M parameters", "G multiply-adds", "s forward", "s forward + backward"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    print(table)
+    options = " ".join(f"--{name} {value}" for name, value in vars(args).items())
+    print(f"\n`python tools/compare_pyramids.py {options}`, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
