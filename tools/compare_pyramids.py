@@ -4,8 +4,8 @@
     python tools/compare_pyramids.py
 
 Features have the shapes that a ResNet-50 gives of an image padded as Detectron2's models pad it.
-Times are those of one thread; the variants take turns in one process, and a figure is the median of
-the turns. Prints a Markdown table.
+Times are CPU times of one thread, which other processes disturb less than the clock's; the variants
+take turns in one process, and a figure is the median of the turns. Prints a Markdown table.
 """
 
 import argparse
@@ -96,9 +96,9 @@ def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> List[
     times: List[List[float]] = [[] for _ in functions]
     for _ in range(turns + 1):
         for function, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            record.append(time.perf_counter() - start)
+            record.append(time.process_time() - start)
     return [statistics.median(record[1:]) for record in times]
 
 
@@ -126,7 +126,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             ]
             for case, seconds, seconds_of_training in zip(cases, forward, training, strict=True)
         ],
-        headers=["", "M parameters", "G multiply-adds", "s forward", "s forward + backward"],
+        headers=[
+            "",
+            "M parameters",
+            "G multiply-adds",
+            "CPU s forward",
+            "CPU s forward and backward",
+        ],
         tablefmt="github",
         disable_numparse=True,
     )

@@ -40,7 +40,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         misfits = [name for name, *_ in shapes]
         state = self.model.state_dict()
         return {
-            "from the checkpoint": [n for n in state if n not in missing and n not in misfits],
+            "from the checkpoint": [n for n in state if n not in missing],
             "new, as initialised": [n for n in missing if n not in misfits],
             "in the checkpoint only, not used": list(unused),
             "of another shape, as initialised": [

@@ -129,6 +129,7 @@ class BiFPN(Pyramid):
         norm: str = "",
         top_block: Optional[nn.Module] = None,
         fuse_type: str = "sum",
+        *,
         upsample: str = "nearest",
         num_repeats: int = 3,
         depthwise: bool = True,

@@ -117,6 +117,7 @@ class UpsampleFPN(Pyramid):
         norm: str = "",
         top_block: Optional[nn.Module] = None,
         fuse_type: str = "sum",
+        *,
         upsample: str = "nearest",
         **kwargs: Any,
     ) -> None:
