@@ -16,6 +16,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
@@ -433,6 +434,39 @@ def test_keypoints(environment, tmp_path, register):
         metrics.update(json.loads(line))
     assert metrics["loss_keypoint"] > 0 and math.isfinite(metrics["total_loss"])
     assert {"bbox/AP", "keypoints/AP"} <= metrics.keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # those of tracing, of Detectron2 and of the old exporter
+def test_onnx_of_a_whole_model(tmp_path):
+    """As Detectron2's tools/deploy/export_model.py, for images of any size."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = build_model(small.config()).eval()
+
+    def inference(model, inputs):
+        return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+    (image,) = small.batch((64, 96))
+    traceable = TracingAdapter(model, [{"image": image["image"]}], inference).eval()
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        traceable,
+        traceable.flattened_inputs,
+        path,
+        dynamo=False,
+        input_names=["image"],
+        dynamic_axes={"image": {1: "height", 2: "width"}},
+    )
+    session = onnxruntime.InferenceSession(path)
+    # Few boxes on four levels: some levels have none.
+    for size in ((64, 96), (128, 160)):
+        (image,) = small.batch(size)
+        with torch.no_grad():
+            expected = traceable(image["image"])
+        actual = session.run(None, {"image": image["image"].numpy()})
+        assert len(expected[0]) > 0
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), e, rtol=1e-3, atol=1e-3)
 
 
 def test_the_table_names_tests_that_there_are():

@@ -9,7 +9,7 @@ arithmetic than the bands of the kernels, and multiply every pixel of the map, i
 is infinite or NaN makes all that is pooled from its map NaN, not only what lies near it.
 """
 
-from typing import Iterator, Tuple
+from typing import Any, Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -65,9 +65,12 @@ def axis_matrix(
     end = (
         torch.where(inward, torch.ceil((size - origin) / step) + 2, grid).clamp(min=0).minimum(grid)
     )
-    # Not int(): when exported, the number is a symbol.
-    longest = (end - first).clamp(min=0).max().long().item() if low.numel() else 0
-    torch._check(longest >= 0)
+    # Of no RoIs, too. Where this is exported the number is a symbol: not int(), and in a trace not even
+    # item(), which would make it a constant.
+    longest: Any = torch.cat([(end - first).flatten(), low.new_zeros(1)]).max().long()
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        longest = longest.item()
+        torch._check(longest >= 0)
     i = first + torch.arange(longest, dtype=low.dtype, device=low.device)
     x = start + p * bin_size + (i + 0.5) * bin_size / grid
     on_map = used[:, None, None] & (i < end) & (x >= -1) & (x <= size)
@@ -198,8 +201,11 @@ def roi_align_dense(
     # Rows of all images, of which those of other images than the RoI's have no weight.
     images = torch.arange(batch, dtype=index.dtype, device=index.device)
     is_image = (index[:, None] == images).to(wy.dtype)
-    strip = torch.einsum("kn,kph,nchw->kcpw", is_image, wy, features)
-    return torch.einsum("kcpw,kqw->kcpq", strip, wx).to(input.dtype)
+    wy = (is_image[:, None, :, None] * wy[:, :, None]).reshape(-1, pooled_height, batch * height)
+    rows = features.transpose(1, 2).reshape(batch * height, channels * width)
+    # Not einsum: that of onnxruntime divides by the number of RoIs, which may be zero.
+    strip = (wy @ rows).reshape(-1, pooled_height, channels, width).transpose(1, 2)
+    return (strip @ wx[:, None].transpose(2, 3)).to(input.dtype)
 
 
 def roi_align_backward_reference(

@@ -163,22 +163,25 @@ class TestOnnx:
         )
 
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-    def test_onnxruntime_computes_the_same(self, interpolation, tmp_path):
+    @pytest.mark.parametrize("dynamo", [True, False])
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+    def test_onnxruntime_computes_the_same(self, interpolation, dynamo, tmp_path):
         onnxruntime = pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
         model = Model(interpolation=interpolation).eval()
         path = tmp_path / "model.onnx"
+        dynamic = {"features": {2: "height"}, "rois": {0: "num_rois"}}
         torch.onnx.export(
             model,
             inputs(),
             path,
-            dynamo=True,
+            dynamo=dynamo,
             verbose=False,
             input_names=["features", "rois"],
-            dynamic_shapes={"features": {2: "height"}, "rois": {0: "num_rois"}},
+            **{"dynamic_shapes" if dynamo else "dynamic_axes": dynamic},
         )
         session = onnxruntime.InferenceSession(path)
-        for shape in ({}, dict(num_rois=1), dict(num_rois=13, height=31)):
+        for shape in ({}, dict(num_rois=1), dict(num_rois=0), dict(num_rois=13, height=31)):
             features, rois = inputs(**shape)
             (actual,) = session.run(None, {"features": features.numpy(), "rois": rois.numpy()})
             assert_same(torch.from_numpy(actual), model(features, rois), 1e-5)
