@@ -54,6 +54,7 @@ def test_writes_a_checkpoint_that_lacks_nothing(upgrade, stock, format, caplog):
     text, file = upgrade(stock.state_dict(), format)
     model = build_model(small.config(**CHANGES))
     assert set(torch.load(file)["model"]) == set(model.state_dict())
+    caplog.clear()
     with caplog.at_level("WARNING"):
         rest = DetectionCheckpointer(model).load(str(file))
     assert not caplog.records  # of missing, unexpected or misshapen parameters
