@@ -34,6 +34,7 @@ SANITIZE = $(CXX) -std=c++20 -O1 -g -pthread -Wno-attributes -Imrcnn_plugin/laye
 
 sanitize: setup ## run the kernels, those for CUDA on the CPU, under the address, undefined behaviour and thread sanitizers
 	@mkdir -p build
+	@echo "Some minutes. That makecontext is not fully supported is no fault: the emulation tells ASan of its stacks."
 	$(SANITIZE) -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -o build/sanitize_address
 	build/sanitize_address
 	$(SANITIZE) -fsanitize=thread -o build/sanitize_thread
@@ -41,6 +42,7 @@ sanitize: setup ## run the kernels, those for CUDA on the CPU, under the address
 
 cuda: setup ## compile the CUDA kernels for all generations of GPUs, without one; registers that spill are an error
 	@rm -rf build/cuda
+	@echo "Compiling; build/cuda.log holds what it prints."
 	@mkdir -p build
 	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST= NVCC_FLAGS=-Xptxas=-v $(BIN)/python setup.py -q build_ext --force \
 	    --build-lib build/cuda --build-temp build/cuda/objects >build/cuda.log 2>&1 || { cat build/cuda.log; false; }

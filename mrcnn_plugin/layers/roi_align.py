@@ -33,6 +33,7 @@ __all__ = ["ROIAlign", "roi_align"]
 # maximum: its samples are about a pixel apart, and those outside of the map are skipped.
 MAX_SAMPLING_RATIO = 1024
 
+_MAX_BINS = 2**20
 _FLOAT_MAX = torch.finfo(torch.float32).max
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -245,6 +246,9 @@ def roi_align(
     average; the others are clamped to the map, and taps beyond its border read the border pixel.
     With "bilinear", value and gradient equal those of `torchvision.ops.roi_align`.
 
+    Forward-mode derivatives are not there (torch takes them for zero, as for every operator that is
+    registered so), nor is `torch.func.grad`.
+
     Autocast changes nothing: the result has the dtype of `input`. `torch.onnx.export` gets standard
     operators instead (:func:`.roi_align_reference.roi_align_dense`).
 
@@ -255,7 +259,7 @@ def roi_align(
             each of the N images; in units of the image. Gradients do not flow into them.
             Coordinates are computed in float32 (float64 for float64 input) whatever the dtype of
             the features, so give boxes of at least float32. A box with a coordinate that is not
-            finite, or of no size along an axis while `sampling_ratio` is 0, pools zeros.
+            finite, or of no size along an axis while `sampling_ratio` is 0 and `aligned`, pools zeros.
         output_size: bins (height, width) of a box, or one number for both.
         spatial_scale: feature pixels per unit of the boxes: 1/stride.
         sampling_ratio: samples per bin and axis, at most MAX_SAMPLING_RATIO; 0 (or less, as in
@@ -277,9 +281,9 @@ def roi_align(
         ValueError: an argument has the wrong shape, device or value.
         IndexError: a batch index is not a whole number in [0, N).
     """
-    if not isinstance(input, Tensor) or input.dtype not in _DTYPES:
+    if not isinstance(input, Tensor) or input.dtype not in _DTYPES or not _is_dense(input):
         raise TypeError(
-            f"roi_align: input must be a Tensor of float64, float32, float16 or bfloat16, "
+            f"roi_align: input must be a dense Tensor of float64, float32, float16 or bfloat16, "
             f"got {_describe(input)}"
         )
     if input.dim() != 4 or 0 in input.shape[2:]:
@@ -308,8 +312,15 @@ def roi_align(
 torch.fx.wrap("roi_align")
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def _describe(value: Any) -> str:
-    return f"Tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kind = "" if _is_dense(value) else "nested " if value.is_nested else f"{value.layout} "
+    return f"{kind}Tensor of {value.dtype}"
 
 
 def _check_options(
@@ -337,8 +348,10 @@ def _check_options(
             f"roi_align: output_size must be a whole number or a pair (height, width) of them, "
             f"got {output_size!r}"
         ) from None
-    if height < 1 or width < 1:
-        raise ValueError(f"roi_align: output_size must be positive, got {output_size}")
+    if height < 1 or width < 1 or height > _MAX_BINS or width > _MAX_BINS:
+        raise ValueError(
+            f"roi_align: output_size must be positive and at most {_MAX_BINS}, got {output_size}"
+        )
     if not 0 < spatial_scale <= _FLOAT_MAX:
         raise ValueError(
             f"roi_align: spatial_scale must be positive and finite in float32, got {spatial_scale}"
@@ -360,15 +373,7 @@ def _to_rois(input: Tensor, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
     """Boxes in either form as [K, 5] in the dtype that coordinates are computed in."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     if isinstance(boxes, Tensor):
-        if boxes.dim() != 2 or boxes.shape[1] != 5:
-            raise ValueError(
-                f"roi_align: boxes as a Tensor must have shape (K, 5), rows (batch index, x1, y1, "
-                f"x2, y2), got {tuple(boxes.shape)}"
-            )
-        if boxes.device != input.device:
-            raise ValueError(
-                f"roi_align: boxes are on {boxes.device} but input is on {input.device}"
-            )
+        _check_boxes(input, boxes, "boxes as a Tensor", "K", "batch index, x1, y1, x2, y2")
         return boxes.to(dtype)
     if not isinstance(boxes, (list, tuple)) or not all(isinstance(b, Tensor) for b in boxes):
         raise TypeError(
@@ -381,18 +386,25 @@ def _to_rois(input: Tensor, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
         )
     rois: List[Tensor] = [input.new_empty((0, 5), dtype=dtype)]
     for image, of_image in enumerate(boxes):
-        if of_image.dim() != 2 or of_image.shape[1] != 4:
-            raise ValueError(
-                f"roi_align: boxes[{image}] must have shape (L, 4), rows (x1, y1, x2, y2), "
-                f"got {tuple(of_image.shape)}"
-            )
-        if of_image.device != input.device:
-            raise ValueError(
-                f"roi_align: boxes[{image}] is on {of_image.device} but input is on {input.device}"
-            )
+        _check_boxes(input, of_image, f"boxes[{image}]", "L", "x1, y1, x2, y2")
         index = of_image.new_full((of_image.shape[0], 1), image, dtype=dtype)
         rois.append(torch.cat([index, of_image.to(dtype)], dim=1))
     return torch.cat(rois)
+
+
+def _check_boxes(input: Tensor, boxes: Tensor, name: str, rows: str, columns: str) -> None:
+    if boxes.is_complex() or boxes.dtype == torch.bool or not _is_dense(boxes):
+        raise TypeError(f"roi_align: {name} must be dense real numbers, got {_describe(boxes)}")
+    count = len(columns.split(", "))
+    if boxes.dim() != 2 or boxes.shape[1] != count:
+        raise ValueError(
+            f"roi_align: {name} must have shape ({rows}, {count}), rows ({columns}), "
+            f"got {tuple(boxes.shape)}"
+        )
+    if boxes.device != input.device:
+        raise ValueError(
+            f"roi_align: {name} must be on the device of input, {input.device}, got {boxes.device}"
+        )
 
 
 class ROIAlign(nn.Module):
@@ -413,11 +425,12 @@ class ROIAlign(nn.Module):
         self.output_size = _check_options(
             output_size, spatial_scale, sampling_ratio, aligned, interpolation, a
         )
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
+        # Of these very types: TorchScript converts none.
+        self.spatial_scale = float(spatial_scale)
+        self.sampling_ratio = operator.index(sampling_ratio)
         self.aligned = aligned
         self.interpolation = interpolation
-        self.a = a
+        self.a = float(a)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """

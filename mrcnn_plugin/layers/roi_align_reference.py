@@ -43,7 +43,7 @@ def axis_matrix(
     start = low * spatial_scale - offset
     extent = high * spatial_scale - offset - start
     if not aligned:
-        extent = extent.clamp(min=1.0)
+        extent = torch.where(extent.isfinite(), extent.clamp(min=1.0), extent)
     bin_size = extent / bins
     if sampling_ratio > 0:
         grid = torch.full_like(extent, sampling_ratio)

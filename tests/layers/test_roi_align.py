@@ -64,6 +64,13 @@ def test_the_fallback_defines_the_schemas_of_the_extension():
         )
 
 
+def through_reference(features, boxes, size, scale, sampling_ratio, aligned):
+    rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
+    return roi_align_reference(
+        features, rois, scale, size, size, sampling_ratio, aligned, "bicubic", -0.5
+    )
+
+
 class TestValues:
     @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
     @pytest.mark.parametrize("aligned", [True, False])
@@ -269,10 +276,18 @@ class TestProperties:
         output = roi_align(torch.ones(1, 1, 4, 4, dtype=dtype), rois, 2)
         assert output.isfinite().all() and output.abs().max() < 1e-10
 
-    @pytest.mark.parametrize(
-        "box", [[math.nan, 0, 4, 4], [0, 0, math.inf, 4], [-math.inf, 0, 4, 4], [3, 1, 3, 6]]
-    )
-    def test_a_box_that_is_not_finite_or_has_no_area_pools_zeros(self, box):
+    @pytest.mark.parametrize("op", [roi_align, through_reference])
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("aligned, sampling_ratio", ALIGNED_AND_RATIO)
+    def test_a_box_that_is_not_finite_pools_zeros(self, op, value, aligned, sampling_ratio):
+        for coordinate in range(4):
+            box = torch.tensor([[1.0, 2.0, 6.0, 7.0]])
+            box[0, coordinate] = value
+            output = op(torch.ones(1, 2, 8, 8), [box], 3, 1.0, sampling_ratio, aligned)
+            assert torch.equal(output, torch.zeros(1, 2, 3, 3))
+
+    @pytest.mark.parametrize("box", [[3, 1, 3, 6], [3, 1, 2, 6]])
+    def test_a_box_without_extent_pools_zeros(self, box):
         output = roi_align(torch.ones(1, 2, 8, 8), [torch.tensor([box])], 3)
         assert torch.equal(output, torch.zeros(1, 2, 3, 3))
 
@@ -404,18 +419,28 @@ class TestErrors:
         "arguments, error, message",
         [
             (dict(input=torch.ones(2, 3, 8, 8).int()), TypeError, "got Tensor of torch.int32"),
-            (dict(input=[1.0]), TypeError, "input must be a Tensor of float64, .*, got list"),
+            (dict(input=[1.0]), TypeError, "input must be a dense Tensor of float64, .*, got list"),
             (
                 dict(output_size=(1, 2, 3)),
                 TypeError,
                 "output_size must be a whole number or a pair",
             ),
+            (dict(input=torch.ones(2, 3, 8, 8).to_sparse()), TypeError, "got torch.sparse_coo"),
+            (
+                dict(input=torch.nested.nested_tensor([torch.ones(3, 8, 8)] * 2)),
+                TypeError,
+                "got nested Tensor",
+            ),
+            (dict(boxes=torch.zeros(1, 5) + 1j), TypeError, "real numbers, got .*complex64"),
+            (dict(boxes=torch.zeros(1, 5).bool()), TypeError, "real numbers, got .*bool"),
+            (dict(boxes=torch.zeros(1, 5).to_sparse()), TypeError, "dense real .* got torch.spa"),
+            (dict(output_size=2**63), ValueError, "output_size must be positive and at most"),
             (dict(output_size=7.5), TypeError, "output_size must be a whole number .*, got 7.5"),
-            (dict(boxes=torch.zeros(1, 5, device="meta")), ValueError, "boxes are on meta"),
+            (dict(boxes=torch.zeros(1, 5, device="meta")), ValueError, "of input, cpu, got meta"),
             (
                 dict(boxes=[torch.zeros(1, 4, device="meta")] * 2),
                 ValueError,
-                r"boxes\[0\] is on meta",
+                r"boxes\[0\] must be on the device of input, cpu, got meta",
             ),
             (dict(input=torch.ones(3, 8, 8)), ValueError, r"input must have shape \(N, C, H, W\)"),
             (dict(input=torch.ones(2, 3, 0, 8)), ValueError, "H and W at least 1"),
@@ -431,7 +456,7 @@ class TestErrors:
                 r"boxes\[0\] must have shape \(L, 4\)",
             ),
             (dict(boxes="box"), TypeError, "boxes must be a Tensor or a list"),
-            (dict(output_size=0), ValueError, "output_size must be positive, got 0"),
+            (dict(output_size=0), ValueError, "output_size must be positive .*, got 0"),
             (dict(spatial_scale=0.0), ValueError, "spatial_scale must be positive"),
             (dict(spatial_scale=1e39), ValueError, "spatial_scale must be .* finite in float32"),
             (dict(interpolation="cubic"), ValueError, '"bilinear" or "bicubic", got \'cubic\''),

@@ -85,6 +85,12 @@ def test_traces(trace):
     assert torch.equal(traced(features, rois), Model()(features, rois))
 
 
+def test_a_module_with_whole_numbers_for_options_can_be_scripted():
+    features, rois = inputs()
+    pooler = ROIAlign(2, 1, 0, a=-1)
+    assert torch.equal(torch.jit.script(pooler)(features, rois), pooler(features, rois))
+
+
 def test_gradients_that_nobody_needs_are_not_computed():
     features, rois = inputs()
     calls = []

@@ -47,7 +47,7 @@ MRCNN_HOST_DEVICE Axis<T> make_axis(T low, T high, T scale, int64_t bins, int64_
   Axis<T> axis;
   axis.start = low * scale - offset;
   T size = high * scale - offset - axis.start;
-  if (!aligned && size < T(1)) {
+  if (!aligned && size < T(1) && std::isfinite(size)) {
     size = T(1);
   }
   axis.bin = size / static_cast<T>(bins);
