@@ -191,14 +191,20 @@ def test_evaluates_periodically_and_keeps_the_best_checkpoint(tmp_path, four_ima
     trainer = make_trainer(
         tmp_path,
         four_images,
-        **{"DATASETS.TEST": (four_images,), "SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 1},
+        **{"DATASETS.TEST": (four_images,), "SOLVER.MAX_ITER": 3, "TEST.EVAL_PERIOD": 1},
     )
-    trainer.register_hooks([hooks.BestCheckpointer(1, trainer.checkpointer, "segm/AP")])
+    # In the place of the precision, which two steps leave at zero, one that rises and falls.
+    quality = iter([1.0, 3.0, 2.0])
+    trainer.register_hooks(
+        [
+            hooks.CallbackHook(after_step=lambda t: t.storage.put_scalar("quality", next(quality))),
+            hooks.BestCheckpointer(1, trainer.checkpointer, "quality"),
+        ]
+    )
     trainer.train()
     evaluations = trainer.storage.history("segm/AP").values()
-    assert [iteration for _, iteration in evaluations] == [0, 2]  # 2: after the training
-    best = torch.load(tmp_path / "model_best.pth", weights_only=False)
-    assert best["iteration"] == max(evaluations, key=lambda pair: pair[0])[1]
+    assert [iteration for _, iteration in evaluations] == [0, 1, 3]  # 3: after the training
+    assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 1
 
 
 def test_frozen_stages_stay_as_they_are(tmp_path, four_images):

@@ -6,8 +6,9 @@
 
 Loads the checkpoint, in any format that Detectron2 reads, into the config's model, says what fitted
 and what did not, and writes all parameters of the model: those of the checkpoint, and those that it
-lacks as the model initialises them. MODEL.WEIGHTS can then name a file that lacks nothing, and
-every training that starts from it starts from the same values.
+lacks as the model initialises them. The classifier of a box head with a sigmoid loss stays as
+initialised too: trained by softmax it would start with every class near 1/2. MODEL.WEIGHTS can then
+name a file that lacks nothing, and every training that starts from it starts from the same values.
 """
 
 import argparse
@@ -20,19 +21,19 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
 
 from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
+from mrcnn_plugin.modeling.roi_heads.focal_fast_rcnn import SIGMOID_LOSSES
 
 
 class ReportingCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer that keeps what the last load came to."""
 
-    def _load_model(self, checkpoint: Any) -> Any:
-        self.incompatible = super()._load_model(checkpoint)
-        return self.incompatible
-
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Nothing: the report says it."""
+        """Keeps them instead: the report says it."""
+        self.incompatible = incompatible
 
     def report(self) -> Dict[str, List[str]]:
         """Names of parameters and buffers by what became of them."""
@@ -50,12 +51,27 @@ class ReportingCheckpointer(DetectionCheckpointer):
         }
 
 
+def sigmoid_classifiers(model: nn.Module) -> Dict[str, Tensor]:
+    """Names and present values of the parameters of classification layers that end in sigmoids."""
+    return {
+        f"{name}.cls_score.{key}": value.clone()
+        for name, module in model.named_modules()
+        if isinstance(module, FocalFastRCNNOutputLayers) and module.cls_loss in SIGMOID_LOSSES
+        for key, value in module.cls_score.state_dict().items()
+    }
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="stock checkpoint")
+    parser.add_argument(
+        "--keep-classifier",
+        action="store_true",
+        help="use the box head's classifier of the checkpoint, which was trained with sigmoids",
+    )
     parser.add_argument("--output", required=True, metavar="FILE.pth", help="to be written")
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
@@ -71,9 +87,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg.merge_from_list(args.opts)
     cfg.MODEL.DEVICE = "cpu"
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
-    checkpointer = ReportingCheckpointer(build_model(cfg))
+    model = build_model(cfg)
+    fresh = {} if args.keep_classifier else sigmoid_classifiers(model)
+    checkpointer = ReportingCheckpointer(model)
     checkpointer.load(args.weights, checkpointables=[])
     report = checkpointer.report()
+    dropped = [name for name in report["from the checkpoint"] if name in fresh]
+    model.load_state_dict(fresh, strict=False)
+    report["from the checkpoint"] = [n for n in report["from the checkpoint"] if n not in fresh]
+    report["of a classifier by sigmoids, as initialised"] = dropped
     for what, names in report.items():
         print(f"{len(names)} {what}", *names, sep="\n  ")
     if not report["from the checkpoint"]:

@@ -42,13 +42,16 @@ class CARAFE(nn.Module):
         n, channels, height, width = x.shape
         k = self.k_up
         weights = self.encoder(self.compressor(x)).view(n, k * k, 2, 2, height, width)
-        weights = weights.softmax(1).to(x.dtype)
-        padded = F.pad(x, [k // 2] * 4)
+        # 25 terms are summed in float32 and rounded once.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weights = weights.to(dtype).softmax(1)
+        padded = F.pad(x.to(dtype), [k // 2] * 4)
         # Tap by tap, on views: the k_up² times larger unfolded input is never in memory, and the
         # four output positions of a pixel stay apart until the end, so that rows are contiguous.
-        output = torch.zeros_like(x)[:, :, None, None]
+        output = torch.zeros_like(x, dtype=dtype)[:, :, None, None]
         for tap in range(k * k):
             row, column = tap // k, tap % k
             taps = padded[:, :, None, None, row : row + height, column : column + width]
             output = torch.addcmul(output, taps, weights[:, None, tap])
-        return F.pixel_shuffle(output.reshape(n, 4 * channels, height, width), 2)
+        output = output.reshape(n, 4 * channels, height, width).to(x.dtype)
+        return F.pixel_shuffle(output, 2)

@@ -23,7 +23,7 @@ def check_focal_options(
     if isinstance(alpha, (int, float)):
         if not (_is_fraction(alpha) or alpha == -1):
             raise ValueError(
-                f"{key}.ALPHA must lie in [0, 1], or be -1 for no weighting, got {alpha}"
+                f"{key}.ALPHA must lie in [0, 1], or be -1.0 for no weighting, got {alpha}"
             )
     elif len(alpha) != num_classes or not all(_is_fraction(a) for a in alpha):
         raise ValueError(

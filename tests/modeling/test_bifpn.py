@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from mrcnn_plugin.modeling import BiFPN
@@ -86,6 +87,33 @@ def test_every_parameter_learns(norm, depthwise, top_block):
     dead = [n for n, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()]
     # Batch normalisation takes away the bias that precedes it.
     assert not [n for n in dead if not (norm == "BN" and n.endswith("depthwise.bias"))]
+
+
+@pytest.mark.parametrize("norm, smallest", [("", 1 / 30), ("GN", 1 / 3)])
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_levels_and_gradients_start_of_the_size_that_those_of_fpn_have(norm, smallest, depthwise):
+    torch.manual_seed(0)
+
+    def sizes(pyramid):
+        x = torch.randn(2, 3, 128, 192)
+        laterals = []
+        for stage in (3, 4, 5):
+            conv = getattr(pyramid, f"fpn_lateral{stage}")
+            # Laterals of size 1, whatever is below.
+            conv.register_forward_hook(
+                lambda _, __, output: (
+                    laterals.append(torch.randn_like(output).requires_grad_()) or laterals[-1]
+                )
+            )
+        levels = [level for name, level in pyramid(x).items() if name != "p6"]
+        sum((level * torch.randn_like(level)).sum() for level in levels).backward()
+        return torch.stack([v.std() for v in levels + [x.grad for x in laterals]])
+
+    stock = sizes(FPN(BottomUp(), FEATURES, 128, norm, top_block=LastLevelMaxPool()))
+    ours = sizes(
+        BiFPN(BottomUp(), FEATURES, 128, norm, top_block=LastLevelMaxPool(), depthwise=depthwise)
+    )
+    assert (ours > smallest * stock).all() and (ours < 10 * stock).all()
 
 
 def test_every_level_sees_every_other():

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.modeling import PAFPN, BiFPN, UpsampleFPN
 from tests import small
+from tests.conftest import load_tool
 from tests.small import BottomUp
 
 NAMES = ["upsample_fpn", "pafpn", "bifpn"]
@@ -225,11 +226,6 @@ def test_what_a_resnet_does_not_have_is_named():
         )
 
 
-class RecordingCheckpointer(DetectionCheckpointer):
-    def _log_incompatible_keys(self, incompatible):
-        self.incompatible = incompatible
-
-
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
     """A stock Mask R-CNN, and the file of its checkpoint."""
@@ -253,7 +249,7 @@ def stock(tmp_path_factory):
 def test_a_stock_checkpoint_lacks_only_what_is_new(stock, name, upsample, new, left_out):
     stock_model, file = stock
     model = build_model(config(name, MODEL__FPN__UPSAMPLE=upsample)).eval()
-    checkpointer = RecordingCheckpointer(model)
+    checkpointer = load_tool("upgrade_checkpoint").ReportingCheckpointer(model)
     checkpointer.load(file)
     keys, stock_keys = model.state_dict(), stock_model.state_dict()
     missing, unexpected, shapes = checkpointer.incompatible

@@ -26,7 +26,7 @@ def upgrade(tmp_path, capsys):
     config_file = tmp_path / "config.yaml"
     config_file.write_text(small.config(**CHANGES).dump())
 
-    def run(state, format="pth", output="folder/new.pth"):
+    def run(state, format="pth", output="folder/new.pth", flags=("--keep-classifier",)):
         weights = tmp_path / f"stock.{format}"
         if format == "pth":
             torch.save({"model": state, "iteration": 9}, weights)
@@ -34,7 +34,7 @@ def upgrade(tmp_path, capsys):
             arrays = {name: value.numpy() for name, value in state.items()}
             weights.write_bytes(pickle.dumps({"model": arrays, "__author__": "a test"}))
         arguments = ["--config-file", config_file, "--weights", weights]
-        arguments += ["--output", tmp_path / output]
+        arguments += ["--output", tmp_path / output, *flags]
         upgrade_checkpoint.main([*map(str, arguments), "SEED", "7"])
         return capsys.readouterr().out, tmp_path / output
 
@@ -66,6 +66,17 @@ def test_writes_a_checkpoint_that_lacks_nothing(upgrade, stock, format, caplog):
     assert set(printed(text, "new, as initialised")) == new
     assert not printed(text, "in the checkpoint only, not used")
     assert not printed(text, "of another shape, as initialised")
+
+
+def test_a_classifier_by_sigmoids_starts_from_its_prior(upgrade, stock):
+    text, file = upgrade(stock.state_dict(), flags=())
+    layer = "roi_heads.box_predictor.cls_score"
+    names = printed(text, "of a classifier by sigmoids, as initialised")
+    assert names == [f"{layer}.weight", f"{layer}.bias"]
+    assert not set(names) & set(printed(text, "from the checkpoint"))
+    written = torch.load(file)["model"]
+    torch.testing.assert_close(written[f"{layer}.bias"][:-1].sigmoid(), torch.full((3,), 0.01))
+    assert not torch.equal(written[f"{layer}.weight"], stock.state_dict()[f"{layer}.weight"])
 
 
 def test_new_parameters_follow_from_the_seed(upgrade, stock):

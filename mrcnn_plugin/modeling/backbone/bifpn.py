@@ -1,8 +1,8 @@
 """BiFPN: repeated top-down and bottom-up fusion with learned weights."""
 
+import math
 from typing import Any, Dict, List, Optional
 
-import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
@@ -37,6 +37,9 @@ class FusionNode(nn.Module):
         self.resize = resize
         if depthwise:
             self.conv = DepthwiseSeparableConv2d(channels, channels, norm2=norm)
+            # torch counts the fan-out of a depthwise convolution as if it were a full one, so that
+            # Detectron2's initialisation of it is too small by the root of the channels.
+            nn.init.normal_(self.conv.depthwise.weight, std=math.sqrt(2 / 9))
         else:
             self.conv = Conv2d(
                 channels,
@@ -46,7 +49,10 @@ class FusionNode(nn.Module):
                 bias=norm == "",
                 norm=get_norm(norm, channels),
             )
-            weight_init.c2_xavier_fill(self.conv)
+            # Swish halves what is small; of the two convolutions above each makes up for a root of 2.
+            nn.init.normal_(self.conv.weight, std=2 / math.sqrt(9 * channels))
+            if self.conv.bias is not None:
+                nn.init.zeros_(self.conv.bias)
 
     def fusion_weights(self) -> Tensor:
         """[num_inputs], not negative, of a sum just below 1."""
@@ -115,6 +121,12 @@ class BiFPN(Pyramid):
     As in the authors' code, Swish stands before each convolution and not after it, so that levels
     leave as linear as FPN's. Unlike there, the first block takes one lateral convolution for both
     uses of a feature.
+
+    The authors have batch normalisation after each convolution. Without any `norm` features and
+    gradients lose size from block to block: give it one, "GN" for small batches.
+
+    A model has to read all levels, or else the last nodes of those that it leaves out have no
+    gradient, which DistributedDataParallel refuses unless told `find_unused_parameters`.
 
     Each level must be half the size of the one before, so that height and width of images must be
     divisible by the stride of the top block's last level (`size_divisibility`: 64 for p6, 128 for

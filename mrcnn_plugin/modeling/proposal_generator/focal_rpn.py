@@ -19,7 +19,7 @@ class FocalRPN(RPN):
 
     The loss takes the place of sampling: every anchor that the labelling does not ignore takes
     part. `loss_rpn_cls` is the sum divided by the number of foreground anchors of the batch, at
-    least 1, as in RetinaNet.
+    least 1, as in the paper (Detectron2's RetinaNet averages that number over iterations).
 
     `loss_rpn_loc` is the parent's, and divided as the parent divides it: by BATCH_SIZE_PER_IMAGE
     times the number of images. So it does not change with the loss of objectness, as long as an
@@ -86,7 +86,8 @@ class FocalRPN(RPN):
         pred_anchor_deltas: List[Tensor],
         gt_boxes: List[Tensor],
     ) -> Dict[str, Tensor]:
-        """As :meth:`RPN.losses`, with `loss_rpn_cls` by focal loss."""
+        """As :meth:`RPN.losses`, with `loss_rpn_cls` by focal loss. The parent computes its own,
+        over all anchors here, for the sake of `loss_rpn_loc` and of what it logs."""
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
