@@ -263,12 +263,26 @@ def growth(device: str, seconds: float) -> Dict[str, List[Dict[str, Any]]]:
         case = Case(count, low, high, stride, 7, device, sampling_ratio=ratio)
         measure("sampling_ratio", ratio, case)
     if device == "cpu":
-        threads = torch.get_num_threads()
-        for number in sorted({2**i for i in range(10) if 2**i < os.cpu_count()} | {os.cpu_count()}):
-            torch.set_num_threads(number)
-            measure("threads", number, Case(count, low, high, stride, 7, device))
-        torch.set_num_threads(threads)
+        results["threads"] = growth_with_threads(seconds)
     return results
+
+
+def growth_with_threads(seconds: float) -> List[Dict[str, Any]]:
+    """Each operator by itself, not in turn with the other: torchvision's has one thread, and for as
+    long as it runs, those of ours would fall asleep."""
+    count, low, high, stride = LEVELS[1]
+    case = Case(count, low, high, stride, 7, "cpu")
+    rows = []
+    before = torch.get_num_threads()
+    for number in sorted({2**i for i in range(10) if 2**i < os.cpu_count()} | {os.cpu_count()}):
+        torch.set_num_threads(number)
+        for pass_name, functions in (("forward", case.forward()), ("backward", case.backward())):
+            times: Dict[str, float] = {}
+            for name, function in functions.items():
+                times.update(milliseconds({name: function}, seconds, "cpu"))
+            rows.append(with_ratio({"pass": pass_name, "threads": number}, times))
+    torch.set_num_threads(before)
+    return rows
 
 
 def others(device: str, seconds: float) -> List[Dict[str, Any]]:

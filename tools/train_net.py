@@ -6,6 +6,7 @@ script needs no environment variables, registers the data sets of DATASETS.COCO_
 that they fit together before it starts.
 """
 
+import logging
 import os
 from argparse import Namespace
 from typing import Any, Dict, Optional
@@ -19,6 +20,7 @@ from detectron2.utils import comm
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import check_categories, register_coco_json
+from mrcnn_plugin.modeling import find_unused_keys
 
 
 class Trainer(DefaultTrainer):
@@ -57,6 +59,8 @@ def setup(args: Namespace) -> CfgNode:
     register_coco_json(cfg.DATASETS.COCO_JSON)
     check_categories(cfg)
     default_setup(cfg, args)
+    for sentence in find_unused_keys(cfg):
+        logging.getLogger("detectron2").warning(sentence)
     return cfg
 
 

@@ -19,6 +19,7 @@ from .roi_heads import (
     FocalRes5ROIHeads,
     FocalROIHeads,
 )
+from .unused_keys import find_unused_keys
 
 __all__ = [
     "BiFPN",
@@ -35,4 +36,5 @@ __all__ = [
     "build_retinanet_resnet_bifpn_backbone",
     "build_retinanet_resnet_pafpn_backbone",
     "build_retinanet_resnet_upsample_fpn_backbone",
+    "find_unused_keys",
 ]
