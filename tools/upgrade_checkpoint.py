@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
-from mrcnn_plugin.modeling.roi_heads.focal_fast_rcnn import SIGMOID_LOSSES
 
 
 class ReportingCheckpointer(DetectionCheckpointer):
@@ -56,7 +55,7 @@ def sigmoid_classifiers(model: nn.Module) -> Dict[str, Tensor]:
     return {
         f"{name}.cls_score.{key}": value.clone()
         for name, module in model.named_modules()
-        if isinstance(module, FocalFastRCNNOutputLayers) and module.cls_loss in SIGMOID_LOSSES
+        if isinstance(module, FocalFastRCNNOutputLayers) and module.scores_are_sigmoids
         for key, value in module.cls_score.state_dict().items()
     }
 
@@ -81,6 +80,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         parser.error(f"--output must end in .pth, by which Detectron2 reads it, got {args.output}")
     if PathManager.exists(args.output):
         parser.error(f"--output {args.output} exists already; remove it or name another")
+    if not args.weights:
+        parser.error("--weights is empty; name the checkpoint to start from")
     cfg = get_cfg()
     add_mrcnn_config(cfg)
     cfg.merge_from_file(args.config_file)

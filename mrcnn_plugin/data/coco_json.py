@@ -144,11 +144,16 @@ def check_categories(cfg: CfgNode) -> None:
 
 
 def _check_num_classes(cfg: CfgNode, name: str, num_classes: int) -> None:
-    if cfg.MODEL.META_ARCHITECTURE not in _ARCHITECTURES_WITH_ROI_HEADS:
+    if cfg.MODEL.META_ARCHITECTURE in _ARCHITECTURES_WITH_ROI_HEADS:
+        node = "ROI_HEADS"
+    elif cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        node = "RETINANET"
+    else:
         return
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != num_classes:
+    of_model = cfg.MODEL[node].NUM_CLASSES
+    if of_model != num_classes:
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data set "
+            f"MODEL.{node}.NUM_CLASSES is {of_model}, but the data set "
             f"{name!r} has {num_classes} categories; set it to {num_classes}."
         )
 

@@ -333,6 +333,11 @@ def test_the_number_of_classes_must_be_that_of_the_data_set(tmp_path, num_classe
     cfg = make_cfg(["train"], ["val"], num_classes, entries)
     with pytest.raises(ValueError, match=f"NUM_CLASSES is {num_classes}.*'train' has 2 .* to 2"):
         check_categories(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    with pytest.raises(ValueError, match="MODEL.RETINANET.NUM_CLASSES is 80.*'train' has 2"):
+        check_categories(cfg)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    check_categories(cfg)
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     check_categories(cfg)
 

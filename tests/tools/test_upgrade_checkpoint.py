@@ -101,6 +101,25 @@ def test_says_what_did_not_fit(upgrade, stock):
     assert "backbone.other.weight" not in written
 
 
+def test_empty_weights_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        upgrade_checkpoint.main(["--config-file", "x", "--weights", "", "--output", "x.pth"])
+    assert "--weights is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, by_sigmoids",
+    [
+        ({"CLS_LOSS": "cross_entropy", "USE_SIGMOID_CE": True}, True),
+        ({"CLS_LOSS": "cross_entropy"}, False),
+        ({"CLS_LOSS": "softmax_focal"}, False),
+    ],
+)
+def test_which_classifiers_end_in_sigmoids(changes, by_sigmoids):
+    cfg = small.config(**{f"MODEL.ROI_BOX_HEAD.{key}": value for key, value in changes.items()})
+    assert bool(upgrade_checkpoint.sigmoid_classifiers(build_model(cfg))) == by_sigmoids
+
+
 def test_a_checkpoint_of_something_else_is_an_error(upgrade, tmp_path):
     with pytest.raises(ValueError, match="stock.pth: nothing in it fits the model of"):
         upgrade({"encoder.weight": torch.ones(1)})
