@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -27,15 +27,7 @@ CLASSES = ("disc", "square", "triangle", "ring")
 _VERSION = 1
 _GENERATOR = "mrcnn_plugin.data.shapes"
 
-# name -> (folder, number of images, seed)
-_DATASETS = {
-    "shapes_train": (os.path.join("output", "shapes", "train"), 400, 1),
-    "shapes_val": (os.path.join("output", "shapes", "val"), 60, 2),
-}
-
 _MIN_SIDE = 64
-# Diameter of a shape's circumscribed circle in shorter sides of the image: 16 to 58 px of 128.
-_DIAMETER = (0.125, 0.45)
 # A shape is not drawn where it would leave less of another in view.
 _MIN_VISIBLE_FRACTION = 0.35
 _MIN_VISIBLE_PIXELS = 24
@@ -43,22 +35,62 @@ _MIN_VISIBLE_PIXELS = 24
 _MIN_CONTRAST = 120.0
 _SUPERSAMPLING = 4
 
+
+class Scene(NamedTuple):
+    """What images hold, so that a data set can be difficult in one respect.
+
+    Attributes:
+        diameter: smallest and largest diameter of a shape's circumscribed circle, in shorter sides of
+            the image. Logarithms are uniform in between.
+        number: smallest and largest number of shapes in an image. Fewer where there is no room.
+        frequency: how often each class of `CLASSES` is drawn, relative to the others.
+    """
+
+    diameter: Tuple[float, float] = (0.125, 0.45)
+    number: Tuple[int, int] = (4, 9)
+    frequency: Tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+
+
+PLAIN = Scene()
+# Of 128 px: 10 to 24 px, and 10 to 110 px.
+_SMALL = Scene(diameter=(0.08, 0.19), number=(8, 16))
+_SCALES = Scene(diameter=(0.08, 0.86))
+# The most frequent class 100 times as often as the rarest, with equal ratios between.
+_LONG_TAIL = Scene(frequency=(100.0, 21.5, 4.6, 1.0))
+
+# name, of the folder too -> (number of images, seed, scene)
+_DATASETS = {
+    "shapes_train": (400, 1, PLAIN),
+    "shapes_val": (60, 2, PLAIN),
+    "shapes_small_train": (400, 1, _SMALL),
+    "shapes_small_val": (100, 2, _SMALL),
+    "shapes_long_tail_train": (400, 1, _LONG_TAIL),
+    # Of equal frequencies: every class has enough objects to measure its AP.
+    "shapes_long_tail_val": (100, 2, PLAIN),
+    "shapes_scales_train": (400, 1, _SCALES),
+    "shapes_scales_val": (100, 2, _SCALES),
+}
+
 _FloatImage = NDArray[np.float32]
 _Mask = NDArray[np.bool_]
 
 
 def register_shapes() -> None:
-    """Registers the data sets `shapes_train` (400 images) and `shapes_val` (60), 128 x 128 px.
+    """Registers generated data sets of images of 128 x 128 px.
 
+    They are `shapes_train` (400 images) and `shapes_val` (60), and for ablations, with 400 and 100
+    images each, `shapes_small_*` (shapes of 10 to 24 px), `shapes_scales_*` (10 to 110 px) and
+    `shapes_long_tail_*` (classes 100 : 21.5 : 4.6 : 1 in training, equally frequent in validation).
     Nothing is written before Detectron2 asks for a data set; its files are then generated once, in
-    `output/shapes/train` or `output/shapes/val` of the working directory. Their masks are RLE and
+    `output/shapes/train` for `shapes_train` and so on, of the working directory. Their masks are RLE and
     need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data set that is
     already registered under one of the names stays.
     """
-    for name, (root, num_images, seed) in _DATASETS.items():
+    for name, (num_images, seed, scene) in _DATASETS.items():
         if name in DatasetCatalog:
             continue
-        DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed))
+        root = os.path.join("output", *name.rsplit("_", 1))
+        DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed, scene))
         MetadataCatalog.get(name).set(
             json_file=os.path.join(root, "instances.json"),
             image_root=os.path.join(root, "images"),
@@ -69,7 +101,11 @@ def register_shapes() -> None:
 
 
 def generate_shapes(
-    root: str, num_images: int, seed: int, image_size: Tuple[int, int] = (128, 128)
+    root: str,
+    num_images: int,
+    seed: int,
+    image_size: Tuple[int, int] = (128, 128),
+    scene: Scene = PLAIN,
 ) -> str:
     """Writes a data set in COCO format: `root/instances.json` and `root/images/<image id>.png`.
 
@@ -78,7 +114,7 @@ def generate_shapes(
     killed run nor a second process that generates the same files can leave it half written. If it
     is there already, with the same arguments, it is used as it is.
 
-    Every image holds 4 to 9 shapes of the classes `CLASSES` (category ids from 1), drawn one over
+    Every image holds some shapes of the classes `CLASSES` (category ids from 1), drawn one over
     the other. Masks are COCO RLE and hold the visible pixels only: at least 24 px, and at least
     35 % of what lies inside the image. `area` (px²) and `bbox` (x, y, width, height in px) are
     those of the mask.
@@ -88,6 +124,7 @@ def generate_shapes(
         num_images: number of images, at least 1.
         seed: seed of the random generator, at least 0.
         image_size: height and width in px, both at least 64.
+        scene: how many shapes of which sizes and classes.
 
     Returns:
         Path of the JSON file.
@@ -105,8 +142,9 @@ def generate_shapes(
     ):
         if value < least:
             raise ValueError(f"{argument} is {value}; it must be at least {least}.")
+    _check(scene)
 
-    info = {
+    info: Dict[str, Any] = {
         "description": "Generated shapes",
         "generator": _GENERATOR,
         "version": _VERSION,
@@ -114,6 +152,12 @@ def generate_shapes(
         "seed": seed,
         "image_size": [height, width],
     }
+    # As JSON gives it back. Folders that were written before there were scenes stay valid.
+    info.update(
+        (f"scene.{key}", list(value))
+        for key, value in scene._asdict().items()
+        if value != getattr(PLAIN, key)
+    )
     json_file = os.path.join(root, "instances.json")
     if _is_generated(root, json_file, info):
         return json_file
@@ -122,7 +166,7 @@ def generate_shapes(
     partial = f"{final}.partial-{uuid.uuid4().hex}"
     os.makedirs(os.path.join(partial, "images"))
     try:
-        _write(partial, info)
+        _write(partial, info, scene)
         try:
             os.rename(partial, final)
         except OSError:
@@ -135,7 +179,10 @@ def generate_shapes(
 
 
 def draw_shapes(
-    seed: int, index: int, image_size: Tuple[int, int] = (128, 128)
+    seed: int,
+    index: int,
+    image_size: Tuple[int, int] = (128, 128),
+    scene: Scene = PLAIN,
 ) -> Tuple[NDArray[np.uint8], List[Tuple[int, _Mask]]]:
     """Draws image `index` of the data set with this seed.
 
@@ -151,10 +198,16 @@ def draw_shapes(
     classes: List[int] = []
     pixels_in_image: List[int] = []
 
-    number = rng.integers(4, 10)
+    number = rng.integers(scene.number[0], scene.number[1] + 1)
+    frequency = np.array(scene.frequency)
+    # choice() draws other numbers than integers(), and so other images than these always were.
+    equal = np.ptp(frequency) == 0
+    low, high = np.log(scene.diameter)
     for _ in range(20 * number):
-        class_index = int(rng.integers(len(CLASSES)))
-        low, high = np.log(_DIAMETER)
+        if equal:
+            class_index = int(rng.integers(len(CLASSES)))
+        else:
+            class_index = int(rng.choice(len(CLASSES), p=frequency / frequency.sum()))
         radius = 0.5 * min(height, width) * np.exp(rng.uniform(low, high))
         # Up to a quarter of the width and height may lie outside the image.
         center = rng.uniform(radius / 2, np.array([width, height]) - radius / 2)
@@ -188,10 +241,30 @@ def draw_shapes(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), shapes
 
 
-def _load(name: str, root: str, num_images: int, seed: int) -> List[Dict[str, Any]]:
-    json_file = generate_shapes(root, num_images, seed)
+def _load(name: str, root: str, num_images: int, seed: int, scene: Scene) -> List[Dict[str, Any]]:
+    json_file = generate_shapes(root, num_images, seed, scene=scene)
     dicts: List[Dict[str, Any]] = load_coco_json(json_file, os.path.join(root, "images"), name)
     return dicts
+
+
+def _check(scene: Scene) -> None:
+    smallest, largest = scene.diameter
+    if not 0 < smallest <= largest <= 1:
+        raise ValueError(
+            f"scene.diameter is {scene.diameter}; it must be 0 < smallest <= largest <= 1."
+        )
+    fewest, most = scene.number
+    if not 1 <= fewest <= most:
+        raise ValueError(f"scene.number is {scene.number}; it must be 1 <= fewest <= most.")
+    if (
+        len(scene.frequency) != len(CLASSES)
+        or min(scene.frequency) < 0
+        or max(scene.frequency) == 0
+    ):
+        raise ValueError(
+            f"scene.frequency is {scene.frequency}; it must be {len(CLASSES)} numbers, one for each of "
+            f"{', '.join(CLASSES)}, none negative and not all 0."
+        )
 
 
 def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
@@ -208,9 +281,9 @@ def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
         return True
     if isinstance(found, dict) and found.get("generator") == _GENERATOR:
         different = [
-            f"{key} {found.get(key)!r} instead of {value!r}"
-            for key, value in info.items()
-            if found.get(key) != value
+            f"{key} {found.get(key)!r} instead of {info.get(key)!r}"
+            for key in {**info, **found}
+            if found.get(key) != info.get(key)
         ]
         what = f"a generated data set with {', '.join(different)}"
     else:
@@ -221,14 +294,14 @@ def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
     )
 
 
-def _write(root: str, info: Dict[str, Any]) -> None:
+def _write(root: str, info: Dict[str, Any], scene: Scene) -> None:
     import cv2
 
     height, width = info["image_size"]
     images: List[Dict[str, Any]] = []
     annotations: List[Dict[str, Any]] = []
     for index in range(info["num_images"]):
-        image, shapes = draw_shapes(info["seed"], index, (height, width))
+        image, shapes = draw_shapes(info["seed"], index, (height, width), scene)
         image_id = index + 1
         file_name = f"{image_id:06d}.png"
         path = os.path.join(root, "images", file_name)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from mrcnn_plugin.data import generate_shapes, register_shapes, shapes
-from mrcnn_plugin.data.shapes import CLASSES, draw_shapes
+from mrcnn_plugin.data.shapes import CLASSES, Scene, draw_shapes
 
 SEED = 7
 
@@ -176,7 +176,59 @@ def test_images_hold_small_and_large_shapes_and_shapes_that_cover_others(drawn):
     assert covered > 0
 
 
+@pytest.mark.parametrize(
+    "name, classes, diameters",
+    [
+        ("shapes_small_train", [1, 1, 1, 1], (10, 24)),
+        ("shapes_scales_train", [1, 1, 1, 1], (10, 110)),
+        ("shapes_long_tail_train", [100, 21.5, 4.6, 1], (16, 58)),
+        ("shapes_long_tail_val", [1, 1, 1, 1], (16, 58)),
+    ],
+)
+def test_data_sets_for_ablations_are_difficult_in_one_respect(name, classes, diameters):
+    _, seed, scene = shapes._DATASETS[name]
+    instances = [one for i in range(150) for one in draw_shapes(seed, i, scene=scene)[1]]
+    counts = np.bincount([class_index for class_index, _ in instances], minlength=4)
+    expected = len(instances) * np.array(classes) / sum(classes)
+    # Four standard deviations of a binomial distribution, and what is not drawn for want of room.
+    assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 0.1 * expected).all()
+    whole_discs = [
+        2 * np.sqrt(mask.sum() / np.pi)
+        for class_index, mask in instances
+        if CLASSES[class_index] == "disc" and not mask[[0, -1]].any() and not mask[:, [0, -1]].any()
+    ]
+    sides = [np.ptp(np.argwhere(mask), axis=0).max() + 1 for _, mask in instances]
+    smallest, largest = diameters
+    assert 0.85 * largest < max(sides) <= largest + 1
+    assert np.quantile(whole_discs, 0.05) > 0.75 * smallest
+
+
 # Files
+
+
+def test_a_scene_is_part_of_what_a_folder_holds(tmp_path):
+    root = str(tmp_path / "data")
+    scene = Scene(number=(2, 3), frequency=(0, 0, 1, 0))
+    annotations = _load(generate_shapes(root, 5, SEED, scene=scene))["annotations"]
+    assert {a["category_id"] for a in annotations} == {CLASSES.index("triangle") + 1}
+    assert 10 <= len(annotations) <= 15
+    generate_shapes(root, 5, SEED, scene=scene)
+    with pytest.raises(FileExistsError, match=r"scene.number \[2, 3\] instead of None"):
+        generate_shapes(root, 5, SEED)
+
+
+@pytest.mark.parametrize(
+    "scene, message",
+    [
+        (Scene(diameter=(0.5, 0.4)), r"diameter is \(0.5, 0.4\); it must be 0 < smallest"),
+        (Scene(number=(0, 4)), r"number is \(0, 4\); it must be 1 <= fewest"),
+        (Scene(frequency=(1.0, 1.0)), r"frequency is \(1.0, 1.0\); it must be 4 numbers"),
+        (Scene(frequency=(1.0, -1.0, 0.0, 0.0)), "none negative"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn(tmp_path, scene, message):
+    with pytest.raises(ValueError, match=message):
+        generate_shapes(str(tmp_path / "data"), 1, SEED, scene=scene)
 
 
 def test_annotations_describe_the_masks(generated):
@@ -245,11 +297,11 @@ def test_a_process_that_comes_second_uses_the_files_of_the_first(tmp_path, monke
     root, first = str(tmp_path / "data"), []
     write = shapes._write
 
-    def write_after_another_process(partial, info):
+    def write_after_another_process(*arguments):
         if not first:
             first.append(True)
             generate_shapes(root, 4, SEED)
-        write(partial, info)
+        write(*arguments)
 
     monkeypatch.setattr(shapes, "_write", write_after_another_process)
     assert os.path.isfile(generate_shapes(root, 4, SEED))
