@@ -57,8 +57,9 @@ def setup_cfg(argv: Optional[Sequence[str]] = None) -> CfgNode:
 def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
     """What Detectron2 wrote to metrics.json: iteration -> name -> value.
 
-    Detectron2 appends to the file. Where iterations go back, training was resumed from a checkpoint
-    or started again, and what had been written for later iterations does not count any more.
+    Detectron2 appends to the file. Where iterations of training go back, it was resumed from a
+    checkpoint or started again, and what had been written for later ones does not count any more.
+    An evaluation may come after a later iteration in any case: both are written at one time.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,8 +80,9 @@ def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
                     f"{file}, line {number} is not a JSON object with an iteration; delete the line "
                     f"if it comes from a training that was killed."
                 ) from error
-            for later in [i for i in metrics if i > iteration]:
-                del metrics[later]
+            if "total_loss" in values:
+                for later in [i for i in metrics if i > iteration]:
+                    del metrics[later]
             metrics.setdefault(iteration, {}).update(values)
     return metrics
 

@@ -135,6 +135,13 @@ def test_lines_of_one_iteration_are_taken_together(tmp_path):
     assert metrics == {9: {"total_loss": 1.0, "lr": 0.1, "bbox/AP": 5.0}}
 
 
+def test_an_evaluation_that_is_written_late_ends_nothing(tmp_path):
+    # As Detectron2 writes them, of an evaluation after 2 iterations and a writer every 4.
+    lines = [{"iteration": 3, "total_loss": 2.0}, {"iteration": 1, "bbox/AP": 5.0}]
+    metrics = write_metrics(tmp_path / "m.json", lines)
+    assert metrics == {3: {"total_loss": 2.0}, 1: {"bbox/AP": 5.0}}
+
+
 @settings(max_examples=50, deadline=None)
 @given(starts=st.lists(st.integers(0, 5), max_size=4), lengths=st.lists(st.integers(1, 6)))
 def test_only_the_run_that_counts_is_left(tmp_path_factory, starts, lengths):
