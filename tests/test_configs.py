@@ -17,8 +17,11 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.layers import ROIAlign
 from tests import small
+from tests.conftest import load_tool
 
 NAMES = sorted(str(p.relative_to(small.CONFIGS)) for p in small.CONFIGS.rglob("*.yaml"))
+
+ABLATIONS = [name for name in NAMES if name.startswith("ablations/")]
 
 NUM_KEYPOINTS = 17  # of a person in COCO
 
@@ -204,6 +207,47 @@ def test_only_the_components_differ_from_the_stock_config(name, stock, others):
     assert {k for k, v in settings(theirs).items() if ours[k] != v} <= COMPONENTS | set(others)
 
 
+# The keys that a question may change, by the names of its configs.
+POOLERS = {"MODEL.ROI_BOX_HEAD.", "MODEL.ROI_MASK_HEAD."}
+QUESTIONS = {
+    r"_roi_align_": {
+        "MODEL.ROI_ALIGN.A",
+        # The bicubic pooler needs these heads, which are the stock ones with this loss.
+        "MODEL.ROI_HEADS.NAME",
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS",
+        *(f"{head}POOLER_{key}" for head in POOLERS for key in ("TYPE", "SAMPLING_RATIO")),
+    },
+    r"_loss_": {
+        "MODEL.ROI_HEADS.NAME",
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS",
+        "MODEL.ROI_BOX_HEAD.FOCAL.GAMMA",
+    },
+    r"_pyramid_": {"MODEL.BACKBONE.NAME", "MODEL.FPN.UPSAMPLE"},
+    r"_retinanet_gamma2": {"MODEL.RETINANET.FOCAL_LOSS_GAMMA", "MODEL.RETINANET.FOCAL_LOSS_ALPHA"},
+    r"_headline": {
+        "MODEL.BACKBONE.NAME",
+        "MODEL.ROI_HEADS.NAME",
+        *(f"{head}POOLER_TYPE" for head in POOLERS),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_it_asks_about_and_nothing_else(name):
+    path = str(small.CONFIGS / name)
+    baseline = load_tool("run_ablations").baseline_of(path)
+    cfg, stock = config(name), config(baseline)
+    changed = {k for k, v in settings(cfg).items() if settings(stock)[k] != v} - {"OUTPUT_DIR"}
+    (allowed,) = [keys for pattern, keys in QUESTIONS.items() if re.search(pattern, name)] or [
+        set()
+    ]
+    assert changed <= allowed and bool(changed) == (path != baseline)
+    assert cfg.OUTPUT_DIR == f"./output/{name.removesuffix('.yaml')}"
+    if path == baseline:
+        assert "upsample" not in cfg.MODEL.BACKBONE.NAME and "pafpn" not in cfg.MODEL.BACKBONE.NAME
+        assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads" or "retinanet" in name
+
+
 def settings(node, prefix=""):
     """A config as one dictionary of KEY.SUBKEY."""
     flat = {}
@@ -218,7 +262,8 @@ def settings(node, prefix=""):
 @pytest.mark.filterwarnings("ignore:pkg_resources")
 def test_the_readme_lists_every_config_and_names_checkpoints_that_there_are():
     text = (small.CONFIGS / "README.md").read_text()
-    assert sorted(re.findall(r"^\| `([\w-]+\.yaml)`", text, re.MULTILINE)) == NAMES
+    listed = re.findall(r"^\| `([\w-]+\.yaml)`", text, re.MULTILINE)
+    assert sorted(listed) == [name for name in NAMES if name not in ABLATIONS]
     checkpoints = re.findall(r"detectron2://(.*?\.pkl)", text)
     assert len(checkpoints) == 6
     for checkpoint in checkpoints:

@@ -35,7 +35,8 @@ class Trainer(DefaultTrainer):
         )
 
 
-def setup(args: Namespace) -> CfgNode:
+def load_config(args: Namespace) -> CfgNode:
+    """The config, checked, its data sets registered."""
     cfg = get_cfg()
     add_mrcnn_config(cfg)
     cfg.merge_from_file(args.config_file)
@@ -58,6 +59,11 @@ def setup(args: Namespace) -> CfgNode:
         )
     register_coco_json(cfg.DATASETS.COCO_JSON)
     check_categories(cfg)
+    return cfg
+
+
+def setup(args: Namespace) -> CfgNode:
+    cfg = load_config(args)
     default_setup(cfg, args)
     for sentence in find_unused_keys(cfg):
         logging.getLogger("detectron2").warning(sentence)

@@ -1,0 +1,276 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from detectron2.engine import default_argument_parser
+
+from mrcnn_plugin.data import generate_shapes
+from tests.conftest import load_tool
+from tests.small import ROOT, TINY
+
+run_ablations = load_tool("run_ablations")
+
+SCRIPT = ROOT / "tools" / "run_ablations.py"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the configs base.yaml and other.yaml, which changes one key of it."""
+    json_file = generate_shapes(str(tmp_path / "data"), 4, seed=5)
+    name = f"shapes_of_{tmp_path.name}"
+    base = tree({**TINY, "MODEL.ROI_HEADS.NUM_CLASSES": 4})
+    base["_BASE_"] = str(ROOT / "configs" / "quickstart.yaml")
+    base["DATASETS"] = {
+        "COCO_JSON": [[name, json_file, str(tmp_path / "data" / "images")]],
+        "TRAIN": [name],
+        "TEST": [name],
+    }
+    base["SOLVER"] = {"MAX_ITER": 4, "IMS_PER_BATCH": 2, "CHECKPOINT_PERIOD": 2}
+    base["TEST"]["EVAL_PERIOD"] = 2
+    base["DATALOADER"] = {"NUM_WORKERS": 0}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    write_other(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tree(settings):
+    nodes = {}
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        node = nodes
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return nodes
+
+
+def write_other(folder, beta=0.5):
+    content = {"_BASE_": "base.yaml", "MODEL": {"RPN": {"SMOOTH_L1_BETA": beta}}}
+    (folder / "other.yaml").write_text(yaml.safe_dump(content))
+
+
+def run(*arguments):
+    """Runs the script as a user would and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def lines(folder):
+    return run_ablations.read_results(str(folder / "output" / "ablations" / "results.jsonl"))
+
+
+def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, train_net):
+    code, printed = run("--config", "other.yaml", "--seeds", "3", "4", "--jobs", "2")
+    assert code == 0, printed
+    found = {(line["name"], line["seed"]): line for line in lines(folder)}
+    assert found.keys() == {(name, seed) for name in ("base", "other") for seed in (3, 4)}
+
+    line = found["other", 4]
+    assert line["baseline"] == "base" and found["base", 4]["baseline"] == "base"
+    assert line["settings"]["MODEL.RPN.SMOOTH_L1_BETA"] == 0.5
+    assert line["settings"]["SOLVER.MAX_ITER"] == 4
+    assert line["versions"]["torch"] and line["device"] and line["threads"] >= 1
+    assert line["cpu_seconds_per_iteration"] > 0 and line["peak_memory_mib"] > 100
+    evaluated = [iteration for iteration, _ in line["curves"]["segm/AP"]]
+    assert evaluated == [2, 4] and line["curves"]["total_loss"][-1][0] == 4
+
+    opts = ["SEED", "4", "OUTPUT_DIR", "alone"]
+    for arguments in (opts, ["--eval-only", *opts, "MODEL.WEIGHTS", "alone/model_final.pth"]):
+        arguments = ["--config-file", "other.yaml", *arguments]
+        alone = train_net.main(default_argument_parser().parse_args(arguments))
+    metrics = {f"{task}/{k}": v for task, values in alone.items() for k, v in values.items()}
+    assert metrics.keys() == line["metrics"].keys()
+    for name, value in metrics.items():
+        if np.isnan(value):
+            assert line["metrics"][name] is None
+        else:
+            assert line["metrics"][name] == pytest.approx(value, abs=1e-3)
+
+    trained = {p: p.stat().st_mtime_ns for p in (folder / "output").rglob("*")}
+    code, printed = run("--config", "base.yaml", "other.yaml", "--seeds", "3", "4")
+    assert code == 0 and "4 of 4 cells have a line" in printed
+    assert {p: p.stat().st_mtime_ns for p in (folder / "output").rglob("*")} == trained
+
+    # A line that was lost is written again without training.
+    results = folder / "output" / "ablations" / "results.jsonl"
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))
+    assert run("--config", "other.yaml", "--seeds", "3", "4")[0] == 0
+    assert {(line["name"], line["seed"]): line for line in lines(folder)} == found
+
+    write_other(folder, beta=0.25)
+    code, printed = run("--config", "other.yaml", "--seeds", "3", "5")
+    assert code and "MODEL.RPN.SMOOTH_L1_BETA 0.5 instead of 0.25" in printed
+    assert "Delete the line" in printed and len(lines(folder)) == 4
+    results.unlink()
+    code, printed = run("--config", "other.yaml", "--seeds", "3")
+    assert code and "SMOOTH_L1_BETA 0.5 instead of 0.25" in printed and "folder" in printed
+
+
+def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(folder):
+    # So long that it is still under way when the test has done with it.
+    opts = ["SOLVER.MAX_ITER", "400", "TEST.EVAL_PERIOD", "0"]
+    arguments = ["--config", "base.yaml", "--seeds", "1", "--opts", *opts]
+    cell = folder / "output" / "ablations" / "_".join(["base", *opts]) / "seed1"
+    first = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.DEVNULL)
+    while not (cell / "last_checkpoint").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    code, printed = run(*arguments)
+    assert code and "FAILED" in printed
+    assert "Another process works in" in (cell / "output.txt").read_text()
+    first.terminate()
+    assert first.wait() == 128 + signal.SIGTERM
+    with run_ablations.locked(str(cell)):
+        pass
+    assert not lines(folder) and len(list(cell.glob("model_*.pth"))) == 1
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_resumed_cell_starts_from_its_last_checkpoint(folder, finished):
+    cell = run_ablations.Cell("base.yaml", (), 1)
+    output = folder / "output" / "ablations"
+    out = cell.folder(str(output))
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import run_ablations
+def die(*_):
+    os._exit(9)
+run_ablations.CPUTimer.after_step = lambda self: self.trainer.iter == 2 and die()
+if {finished}:
+    run_ablations.CPUTimer.after_step = lambda self: None
+    os.rename = die
+run_ablations.run_cell(run_ablations.Cell("base.yaml", (), 1), {str(output)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 9
+    assert not os.path.exists(os.path.join(out, "result.json"))
+    code, printed = run("--config", "base.yaml", "--seeds", "1")
+    assert code == 0, printed
+    log = (folder / out / "output.txt").read_text()
+    assert f"Starting training from iteration {4 if finished else 2}" in log
+    (line,) = lines(folder)
+    # Nothing was trained by the process that would know.
+    assert (line["peak_memory_mib"] is None) == finished
+    # What was not written before the end is lost; nothing is there twice.
+    assert [iteration for iteration, _ in line["curves"]["bbox/AP"]] == (
+        [2, 4] if finished else [4]
+    )
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(folder):
+    content = {"_BASE_": "base.yaml", "MODEL": {"FPN": {"NORM": "no such norm"}}}
+    (folder / "broken.yaml").write_text(yaml.safe_dump(content))
+    code, printed = run("--config", "broken.yaml", "other.yaml", "--seeds", "1")
+    assert code and "FAILED broken, seed 1: exit code 1; see " in printed
+    assert [line["name"] for line in lines(folder)] == ["base", "other"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config", "no.yaml", "--seeds", "1"], "no.yaml, which is no file"),
+        (["--config", "base.yaml"], "--seeds is missing"),
+        (["--config", "base.yaml", "--seeds", "-1"], "seeds must be at least 0"),
+        (["--config", "base.yaml", "--seeds", "1", "--jobs", "0"], "--jobs is 0"),
+        (["--config", "base.yaml", "--seeds", "1", "--threads", "0"], "--threads is 0"),
+        (["--config", "base.yaml", "sub/base.yaml", "--seeds", "1"], "of the same name"),
+    ],
+)
+def test_arguments_that_cannot_be(folder, capsys, arguments, message):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "base.yaml").write_text("{}")
+    with pytest.raises(SystemExit):
+        run_ablations.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+# The report, of results that are made up.
+
+
+def line(name, seed, ap, baseline="base", **more):
+    return {
+        "name": name,
+        "seed": seed,
+        "baseline": baseline,
+        "settings": {},
+        "cpu_seconds_per_iteration": 0.5,
+        "peak_memory_mib": 1000,
+        "metrics": {"bbox/AP": ap, "segm/AP": None},
+        "curves": {"total_loss": [[20, 2.0], [40, 1.0]], "bbox/AP": [[20, 10.0], [40, ap]]},
+        **more,
+    }
+
+
+def report(folder, found, *arguments):
+    (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+    configs = ["--config", "other.yaml"]
+    run_ablations.main([*configs, "--results", "results.jsonl", "--report", "out/r", *arguments])
+
+
+def rows(printed):
+    table = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in table]
+
+
+def test_the_table_pairs_seeds(folder, capsys):
+    # Differences by seed 1, 2, 3: their interval is 2 ± 4.3027 / sqrt(3), Student's t of any table.
+    # Means are 20 and 24, since a fourth seed has no partner.
+    found = [line("other", s, ap) for s, ap in [(2, 12.0), (1, 11.0), (3, 43.0), (4, 30.0)]]
+    found += [line("base", s, ap) for s, ap in [(1, 10.0), (3, 40.0), (2, 10.0)]]
+    report(folder, found + [line("unrelated", 1, 99.0)])
+    header, _, base, other = rows(capsys.readouterr().out)
+    assert header[:4] == ["", "seeds", "bbox AP", "difference [95 %]"]
+    assert base[:4] == ["base", "3", "20.0 ± 17.3", ""]
+    assert other[:4] == ["other", "4", "24.0 ± 15.4", "+2.0 [-0.5, +4.5]"]
+    # No masks.
+    assert other[4:] == ["–", "–", "0.50", "1000"]
+    for name in ("out/r_ap.png", "out/r_curves.png"):
+        assert cv2.imread(name).std() > 5
+
+
+def test_one_seed_has_no_interval_and_other_metrics_can_be_shown(folder, capsys):
+    found = [line("base", 1, 10.0), line("other", 1, 12.5)]
+    found[1]["metrics"]["bbox/AP-ring"] = 3.0
+    report(folder, found, "--metrics", "bbox/AP", "bbox/AP-ring")
+    header, _, base, other = rows(capsys.readouterr().out)
+    assert header[4] == "bbox AP-ring"
+    assert base[2:6] == ["10.0", "", "–", ""]
+    assert other[2:6] == ["12.5", "+2.5 (1 pair)", "3.0", "–"]
+
+
+def test_changes_of_all_cells_are_compared_with_the_baseline_of_the_same_change(folder, capsys):
+    changed = [line(f"{n} K V", 1, ap, "base K V") for n, ap in (("base", 20.0), ("other", 21.0))]
+    report(folder, [line("base", 1, 10.0), line("other", 1, 11.5), *changed])
+    plain, changed = capsys.readouterr().out.split("\n\n")
+    assert [row[3] for row in rows(plain)[2:]] == ["", "+1.5 (1 pair)"]
+    assert [row[3] for row in rows(changed)[2:]] == ["", "+1.0 (1 pair)"]
+
+
+def test_results_that_cannot_be_reported(folder):
+    with pytest.raises(ValueError, match="has no line of base, other"):
+        report(folder, [line("unrelated", 1, 1.0)])
+    with pytest.raises(ValueError, match="two lines of base, seed 1; delete one"):
+        report(folder, [line("base", 1, 1.0), line("base", 1, 1.0)])
+    (folder / "results.jsonl").write_text('{"name": "base"')
+    with pytest.raises(ValueError, match="line 1 is not the result of a cell"):
+        run_ablations.read_results("results.jsonl")
+
+
+def test_the_baseline_is_the_end_of_the_chain_in_the_folder(folder):
+    (folder / "third.yaml").write_text("_BASE_: other.yaml")
+    path = str(folder / "third.yaml")
+    assert run_ablations.baseline_of(path) == str(folder / "base.yaml")
+    cells = run_ablations.all_cells(["third.yaml", "other.yaml"], ["A", "1"], [2, 1, 2])
+    assert [(cell.name, cell.seed) for cell in cells] == [
+        (f"{name} A 1", seed) for seed in (2, 1) for name in ("base", "third", "other")
+    ]

@@ -1,0 +1,594 @@
+#!/usr/bin/env python
+"""Trains and evaluates configs with several seeds, and compares each with its baseline.
+
+    python tools/run_ablations.py --config configs/ablations/*.yaml --seeds 1 2 3 --jobs 2
+    python tools/run_ablations.py --config configs/ablations/*.yaml --report output/ablations/report
+
+The first line runs each cell, a config with a seed, as tools/train_net.py does, and adds a line to
+the results. It may be killed and started again: a cell with a line is not run again, and one that
+was interrupted goes on from its last checkpoint. The second prints a Markdown table of the cells
+that have a line, and draws output/ablations/report_ap.png and report_curves.png.
+
+A config's baseline is the file at the end of its _BASE_ chain that lies in the same folder; it is
+run too, whether it is named or not. Differences are taken between runs with the same seed.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import detectron2
+import numpy as np
+import torch
+import torchvision
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import HookBase, default_argument_parser
+from detectron2.engine.hooks import PeriodicCheckpointer
+from matplotlib.figure import Figure
+from plot_results import read_metrics
+from scipy import stats
+from tabulate import tabulate
+from tqdm import tqdm
+from train_net import Trainer, load_config, setup
+
+import mrcnn_plugin
+
+DEFAULT_METRICS = ("bbox/AP", "segm/AP")
+# Where and how often it is run or saved, and not what.
+NOT_SETTINGS = ("OUTPUT_DIR", "SEED", "DATASETS.COCO_JSON", "SOLVER.CHECKPOINT_PERIOD")
+RESULT = "result.json"
+POLL_SECONDS = 2.0
+
+# What a line of the results holds, as JSON; seed -> line; name of a cell -> its runs.
+Line = Dict[str, Any]
+Runs = Dict[int, Line]
+Cells = Dict[str, Runs]
+
+
+class Cell(NamedTuple):
+    config: str  # path
+    opts: Tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return " ".join((stem(self.config), *self.opts))
+
+    def folder(self, output_dir: str) -> str:
+        return os.path.join(output_dir, re.sub(r"[^\w.+-]+", "_", self.name), f"seed{self.seed}")
+
+
+def stem(config: str) -> str:
+    return os.path.splitext(os.path.basename(config))[0]
+
+
+def baseline_of(config: str) -> str:
+    """Path of the last file of the _BASE_ chain that lies in the folder of the first."""
+    while True:
+        with open(config, encoding="utf-8") as f:
+            base = yaml.safe_load(f).get("_BASE_")
+        if base is None or os.path.dirname(base):
+            return config
+        config = os.path.join(os.path.dirname(config), base)
+
+
+def all_cells(configs: Sequence[str], opts: Sequence[str], seeds: Sequence[int]) -> List[Cell]:
+    """Seed by seed and baselines first, so that there is something to compare early."""
+    paths = dict.fromkeys([*map(baseline_of, configs), *configs])
+    return [Cell(path, tuple(opts), seed) for seed in dict.fromkeys(seeds) for path in paths]
+
+
+def changed_settings(cfg: CfgNode) -> Dict[str, Any]:
+    """All keys whose value is not the default of Detectron2 or this package."""
+    default = get_cfg()
+    mrcnn_plugin.add_mrcnn_config(default)
+    defaults = flat(default)
+    return {
+        key: value
+        for key, value in sorted(flat(cfg).items())
+        if key not in NOT_SETTINGS and value != defaults[key]
+    }
+
+
+def flat(node: CfgNode, prefix: str = "") -> Dict[str, Any]:
+    """KEY.SUBKEY -> value as a file gives it back: lists for tuples."""
+    settings: Dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            settings.update(flat(value, f"{prefix}{key}."))
+        else:
+            settings[prefix + key] = json.loads(json.dumps(value))
+    return settings
+
+
+def check_unchanged(before: Dict[str, Any], now: Dict[str, Any], where: str, remedy: str) -> None:
+    different = [
+        f"{key} {before.get(key, 'as by default')!r} instead of {now.get(key, 'the default')!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{where} has {', '.join(different)}: the config was changed since. {remedy}"
+        )
+
+
+def read_results(file: str) -> List[Line]:
+    lines: List[Line] = []
+    if os.path.exists(file):
+        with open(file, encoding="utf-8") as f:
+            for number, text in enumerate(f, start=1):
+                try:
+                    line = json.loads(text)
+                    line["name"], line["seed"], line["settings"], line["metrics"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{file}, line {number} is not the result of a cell; delete the line if it "
+                        f"comes from a run that was killed."
+                    ) from error
+                lines.append(line)
+    return lines
+
+
+# One cell, in a process of its own.
+
+
+class CPUTimer(HookBase):
+    """Adds the CPU seconds of each iteration to metrics.json: other work does not raise them."""
+
+    def before_step(self) -> None:
+        self.start = time.process_time()
+
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("cpu_time", time.process_time() - self.start)
+
+
+class AblationTrainer(Trainer):
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        hooks = super().build_hooks()
+        for hook in hooks:
+            if isinstance(hook, PeriodicCheckpointer):
+                hook.max_to_keep = 1
+        # Before the last hook, which writes what is there.
+        return [CPUTimer(), *hooks]
+
+
+def train_arguments(cell: Cell, output_dir: str) -> Namespace:
+    opts = [*cell.opts, "SEED", str(cell.seed), "OUTPUT_DIR", cell.folder(output_dir)]
+    return default_argument_parser().parse_args(["--config-file", cell.config, "--resume", *opts])
+
+
+def run_cell(cell: Cell, output_dir: str) -> None:
+    """Trains and evaluates, or goes on with it, and writes RESULT into the folder of the cell."""
+    cfg = setup(train_arguments(cell, output_dir))
+    trainer = AblationTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    start = trainer.start_iter
+    trainer.train()
+    peak = None
+    # A process that only had to evaluate says nothing of training.
+    if start < cfg.SOLVER.MAX_ITER:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if cfg.MODEL.DEVICE.startswith("cuda"):
+            peak = torch.cuda.max_memory_allocated() / 1024**2
+
+    metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+    last = metrics[max(i for i, values in metrics.items() if any(map(is_ap, values)))]
+    line: Line = {
+        "name": cell.name,
+        "seed": cell.seed,
+        "baseline": cell._replace(config=baseline_of(cell.config)).name,
+        "settings": changed_settings(cfg),
+        "versions": {
+            "mrcnn_plugin": mrcnn_plugin.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+        },
+        "device": device_name(cfg.MODEL.DEVICE),
+        "threads": torch.get_num_threads(),
+        "seconds_per_iteration": median(metrics, "time"),
+        "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
+        "peak_memory_mib": None if peak is None else round(peak),
+        "metrics": {name: number(value) for name, value in sorted(last.items()) if is_ap(name)},
+        "curves": curves(metrics, cfg.SOLVER.MAX_ITER),
+    }
+    path = os.path.join(cfg.OUTPUT_DIR, RESULT)
+    with open(f"{path}.partial", "w", encoding="utf-8") as f:
+        f.write(json.dumps(line) + "\n")
+    os.rename(f"{path}.partial", path)
+
+
+def is_ap(name: str) -> bool:
+    return name.startswith(("bbox/", "segm/", "keypoints/"))
+
+
+def number(value: float) -> Optional[float]:
+    """JSON has no NaN, which COCO gives where a data set has no object of that kind."""
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def median(metrics: Dict[int, Dict[str, float]], name: str) -> Optional[float]:
+    """Of what Detectron2 writes, medians over 20 iterations; it writes no time of the first few."""
+    values = [values[name] for values in metrics.values() if name in values]
+    return number(float(np.median(values))) if values else None
+
+
+def curves(metrics: Dict[int, Dict[str, float]], max_iter: int) -> Dict[str, List[List[Any]]]:
+    """Name -> [[iterations done, value], ...]"""
+    points: Dict[str, Dict[int, float]] = {}
+    for i, values in sorted(metrics.items()):
+        for name in {"total_loss", *DEFAULT_METRICS} & values.keys():
+            # Detectron2 counts from 0, but the evaluation after the last iteration from 1.
+            points.setdefault(name, {})[min(i + 1, max_iter)] = values[name]
+    return {
+        name: [[i, number(value)] for i, value in values.items() if not np.isnan(value)]
+        for name, values in sorted(points.items())
+    }
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    found = None
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            found = re.search(r"^model name\s*: (.*)$", f.read(), re.MULTILINE)
+    return found[1] if found else platform.processor()
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"Another process works in {folder}.") from None
+        yield
+
+
+# All cells.
+
+
+def run_all(cells: Sequence[Cell], args: Namespace) -> None:
+    """Runs what has no line yet.
+
+    Raises:
+        ValueError: a config is not the one that an earlier line or training of its name had.
+        SystemExit: a cell failed. The others have been run.
+    """
+    missing = missing_cells(cells, args)
+    total = sum(missing.values())
+    tqdm.write(f"{len(cells) - len(missing)} of {len(cells)} cells have a line in {args.results}.")
+    failed: List[str] = []
+    done_iterations = 0
+    processes: Dict[Cell, "subprocess.Popen[bytes]"] = {}
+    with (
+        concurrent.futures.ThreadPoolExecutor(args.jobs) as pool,
+        # Where it is not seen as it goes, but fills a log, once a minute will do.
+        tqdm(
+            total=total, unit="it", smoothing=0, mininterval=1 if sys.stderr.isatty() else 60
+        ) as bar,
+    ):
+        futures = {pool.submit(run_process, cell, args, processes): cell for cell in missing}
+        pending = set(futures)
+        try:
+            while pending:
+                done, pending = concurrent.futures.wait(
+                    pending, timeout=POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    cell = futures[future]
+                    done_iterations += missing[cell]
+                    what = f"{cell.name}, seed {cell.seed}"
+                    error = future.exception()
+                    if error is None:
+                        bar.write(f"{what}: {add_line(cell, args)}")
+                    else:
+                        failed.append(f"{what}: {error}")
+                        bar.write(f"FAILED {failed[-1]}")
+                running = [futures[future] for future in pending if future.running()]
+                now = done_iterations + sum(iterations_done(cell, args) for cell in running)
+                bar.set_postfix_str(f"cell {len(cells) - len(pending)} of {len(cells)}", False)
+                bar.update(now - bar.n)
+        finally:
+            for future in pending:
+                future.cancel()
+            for process in list(processes.values()):
+                process.terminate()
+    if failed:
+        raise SystemExit("\n".join(["Failed; to try again, run the same command:", *failed]))
+
+
+def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
+    """The cells without a line, and how many iterations each has."""
+    lines = {(line["name"], line["seed"]): line for line in read_results(args.results)}
+    missing: Dict[Cell, int] = {}
+    for cell in cells:
+        cfg = load_config(train_arguments(cell, args.output_dir))
+        settings = changed_settings(cfg)
+        line = lines.get((cell.name, cell.seed))
+        if line is not None:
+            check_unchanged(
+                line["settings"],
+                settings,
+                f"The line of {cell.name}, seed {cell.seed} in {args.results}",
+                "Delete the line, or choose other --results.",
+            )
+            continue
+        folder = cell.folder(args.output_dir)
+        # Detectron2 writes it at the start of a training.
+        file = os.path.join(folder, "config.yaml")
+        if os.path.exists(file):
+            before = get_cfg()
+            mrcnn_plugin.add_mrcnn_config(before)
+            before.merge_from_file(file)
+            check_unchanged(
+                changed_settings(before),
+                settings,
+                f"The training in {folder}",
+                "Delete the folder, or choose another --output-dir.",
+            )
+        missing[cell] = cfg.SOLVER.MAX_ITER
+    return missing
+
+
+def run_process(
+    cell: Cell, args: Namespace, processes: Dict[Cell, "subprocess.Popen[bytes]"]
+) -> None:
+    folder = cell.folder(args.output_dir)
+    # Its line may have been lost between the end of the training and the results.
+    if os.path.exists(os.path.join(folder, RESULT)):
+        return
+    os.makedirs(folder, exist_ok=True)
+    command = [sys.executable, __file__, "--only-this-cell", "--config", cell.config]
+    command += ["--seeds", str(cell.seed), "--output-dir", args.output_dir]
+    command += ["--opts", *cell.opts]
+    log = os.path.join(folder, "output.txt")
+    with open(log, "ab") as f:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+        processes[cell] = subprocess.Popen(command, env=environment, stdout=f, stderr=f)
+        code = processes[cell].wait()
+        del processes[cell]
+    if code:
+        raise RuntimeError(f"exit code {code}; see {log}")
+
+
+def iterations_done(cell: Cell, args: Namespace) -> int:
+    try:
+        with open(os.path.join(cell.folder(args.output_dir), "metrics.json"), "rb") as f:
+            return int(json.loads(f.readlines()[-1])["iteration"])
+    except (OSError, ValueError, LookupError):
+        return 0
+
+
+def add_line(cell: Cell, args: Namespace) -> str:
+    """Adds the cell's line to the results and says its AP."""
+    with open(os.path.join(cell.folder(args.output_dir), RESULT), encoding="utf-8") as f:
+        text = f.read()
+    os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
+    with open(args.results, "a", encoding="utf-8") as f:
+        f.write(text)
+    metrics = json.loads(text)["metrics"]
+    return ", ".join(f"{name} {metrics[name]:.1f}" for name in DEFAULT_METRICS if name in metrics)
+
+
+# The report.
+
+
+def report(args: Namespace) -> None:
+    """Prints a table for each baseline, and draws all cells in two figures."""
+    stems = list(dict.fromkeys(map(stem, [*map(baseline_of, args.config), *args.config])))
+    groups: Dict[str, Cells] = {}
+    lines = [line for line in read_results(args.results) if line["name"].split()[0] in stems]
+    if not lines:
+        raise ValueError(f"{args.results} has no line of {', '.join(stems)}.")
+    for line in sorted(
+        lines, key=lambda line: (stems.index(line["name"].split()[0]), line["seed"])
+    ):
+        runs = groups.setdefault(line["baseline"], {}).setdefault(line["name"], {})
+        if line["seed"] in runs:
+            raise ValueError(
+                f"{args.results} has two lines of {line['name']}, seed {line['seed']}; delete one."
+            )
+        runs[line["seed"]] = line
+    print("\n\n".join(table(cells, name, args.metrics) for name, cells in groups.items()))
+    os.makedirs(os.path.dirname(os.path.abspath(args.report)), exist_ok=True)
+    cells = {name: runs for group in groups.values() for name, runs in group.items()}
+    plot_ap(cells, list(groups), args.metrics, f"{args.report}_ap.png")
+    plot_curves(cells, list(groups), args.metrics[0], f"{args.report}_curves.png")
+
+
+def values_of(runs: Runs, metric: str) -> Dict[int, float]:
+    """Seed -> value, of the runs that have it."""
+    values = {seed: line["metrics"].get(metric) for seed, line in runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def interval(values: Sequence[float]) -> Tuple[float, float]:
+    """Mean and half the width of its 95 % interval by Student's t, which is nan for one value."""
+    n = len(values)
+    if n == 1:
+        return values[0], float("nan")
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return float(np.mean(values)), float(half)
+
+
+def table(cells: Cells, baseline: str, metrics: Sequence[str]) -> str:
+    headers = ["", "seeds"]
+    for metric in metrics:
+        headers += [metric.replace("/", " "), "difference [95 %]"]
+    rows = []
+    for name, runs in cells.items():
+        row = [name, str(len(runs))]
+        for metric in metrics:
+            values = values_of(runs, metric)
+            others = values_of(cells.get(baseline, {}), metric)
+            pairs = [values[seed] - others[seed] for seed in values if seed in others]
+            row += [mean(list(values.values())), "" if name == baseline else difference(pairs)]
+        for key, digits in (("cpu_seconds_per_iteration", 2), ("peak_memory_mib", 0)):
+            costs = [line[key] for line in runs.values() if line[key] is not None]
+            row.append(f"{np.mean(costs):.{digits}f}" if costs else "–")
+        rows.append(row)
+    headers += ["CPU s / iteration", "peak MiB"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def mean(values: Sequence[float]) -> str:
+    """With the standard deviation."""
+    if not values:
+        return "–"
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def difference(pairs: Sequence[float]) -> str:
+    if not pairs:
+        return "–"
+    middle, half = interval(pairs)
+    if len(pairs) == 1:
+        return f"{middle:+.1f} (1 pair)"
+    return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}]"
+
+
+def plot_ap(cells: Cells, baselines: Sequence[str], metrics: Sequence[str], file: str) -> None:
+    """Each run as a dot, each cell's mean with its 95 % interval."""
+    figure = Figure(figsize=(3 + 4 * len(metrics), 1 + 0.35 * len(cells)), layout="constrained")
+    grid = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(grid, metrics, strict=True):
+        for y, (name, runs) in enumerate(cells.items()):
+            values = list(values_of(runs, metric).values())
+            if not values:
+                continue
+            color = "black" if name in baselines else "C0"
+            middle, half = interval(values)
+            axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, markersize=4)
+            axes.errorbar(middle, y, xerr=half, fmt="D", color=color, capsize=3)
+            if name in baselines:
+                axes.axvline(middle, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(metric.replace("/", " "))
+        axes.grid(True, axis="x", alpha=0.25)
+    grid[0].set_yticks(range(len(cells)), list(cells))
+    grid[0].invert_yaxis()
+    figure.savefig(file, dpi=120)
+
+
+def plot_curves(cells: Cells, baselines: Sequence[str], metric: str, file: str) -> None:
+    """Training loss and AP over the iterations, means over the seeds."""
+    figure = Figure(figsize=(11, 4 + 0.1 * len(cells)), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("total_loss", metric), strict=True):
+        for index, (cell, runs) in enumerate(cells.items()):
+            points: Dict[int, List[float]] = {}
+            for line in runs.values():
+                for iteration, value in line["curves"].get(name, []):
+                    points.setdefault(iteration, []).append(value)
+            means = {i: np.mean(v) for i, v in sorted(points.items()) if len(v) == len(runs)}
+            style: Dict[str, Any] = {"color": f"C{index % 10}"}
+            if cell in baselines:
+                style = {"color": "black", "linewidth": 2.5}
+            label = cell if name == metric else None
+            axes.plot(list(means), list(means.values()), label=label, **style)
+        axes.set(xlabel="iteration", ylabel=name.replace("/", " "))
+        axes.grid(True, alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(file, dpi=120)
+
+
+def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", nargs="+", required=True, metavar="FILE")
+    add("--seeds", nargs="+", type=int, default=[], metavar="N")
+    add(
+        "--results",
+        default="output/ablations/results.jsonl",
+        metavar="FILE",
+        help="a JSON line for each cell; default: %(default)s",
+    )
+    add(
+        "--output-dir",
+        default="output/ablations",
+        metavar="FOLDER",
+        help="for the trainings; default: %(default)s",
+    )
+    add("--jobs", type=int, default=1, metavar="N", help="cells at a time; default: 1")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of each cell; default: the cores of this machine divided by the jobs",
+    )
+    add(
+        "--report",
+        metavar="PREFIX",
+        help="run nothing; print a table and draw PREFIX_ap.png and PREFIX_curves.png",
+    )
+    add(
+        "--metrics",
+        nargs="+",
+        default=list(DEFAULT_METRICS),
+        metavar="NAME",
+        help=f"of the report; default: {' '.join(DEFAULT_METRICS)}",
+    )
+    add("--only-this-cell", action="store_true", help=argparse.SUPPRESS)
+    add(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config changes for all cells; what follows --opts belongs to it",
+    )
+    args = parser.parse_args(argv)
+    for config in args.config:
+        if not os.path.isfile(config):
+            parser.error(f"--config names {config}, which is no file")
+    stems = [stem(config) for config in {os.path.realpath(config) for config in args.config}]
+    if len(set(stems)) < len(stems):
+        parser.error("--config has two files of the same name in different folders")
+    if not args.report and not args.seeds:
+        parser.error("--seeds is missing; name some, such as --seeds 1 2 3")
+    if any(seed < 0 for seed in args.seeds):
+        parser.error(f"--seeds has {min(args.seeds)}; seeds must be at least 0")
+    if args.threads is None:
+        args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
+    for name in ("jobs", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    return args
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse(argv)
+    if args.report:
+        report(args)
+        return
+    # So that what is under way is ended in order, as by ^C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    cells = all_cells(args.config, args.opts, args.seeds)
+    if args.only_this_cell:
+        cell = Cell(args.config[0], tuple(args.opts), args.seeds[0])
+        with locked(cell.folder(args.output_dir)):
+            run_cell(cell, args.output_dir)
+    else:
+        run_all(cells, args)
+
+
+if __name__ == "__main__":
+    main()
