@@ -9,8 +9,8 @@ the results. It may be killed and started again: a cell with a line is not run a
 was interrupted goes on from its last checkpoint. The second prints a Markdown table of the cells
 that have a line, and draws output/ablations/report_ap.png and report_curves.png.
 
-A config's baseline is the file at the end of its _BASE_ chain that lies in the same folder; it is
-run too, whether it is named or not. Differences are taken between runs with the same seed.
+A config is compared with its _BASE_ if that lies in the same folder, which is then run too, named or
+not. Differences are taken between runs with the same seed.
 """
 
 import argparse
@@ -25,9 +25,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import detectron2
 import numpy as np
@@ -52,10 +53,9 @@ NOT_SETTINGS = ("OUTPUT_DIR", "SEED", "DATASETS.COCO_JSON", "SOLVER.CHECKPOINT_P
 RESULT = "result.json"
 POLL_SECONDS = 2.0
 
-# What a line of the results holds, as JSON; seed -> line; name of a cell -> its runs.
-Line = Dict[str, Any]
-Runs = Dict[int, Line]
-Cells = Dict[str, Runs]
+Line = Dict[str, Any]  # of the results
+Runs = Dict[int, Line]  # of a cell, by seed
+Cells = Dict[str, Runs]  # by name
 
 
 class Cell(NamedTuple):
@@ -76,18 +76,36 @@ def stem(config: str) -> str:
 
 
 def baseline_of(config: str) -> str:
-    """Path of the last file of the _BASE_ chain that lies in the folder of the first."""
-    while True:
-        with open(config, encoding="utf-8") as f:
-            base = yaml.safe_load(f).get("_BASE_")
-        if base is None or os.path.dirname(base):
-            return config
-        config = os.path.join(os.path.dirname(config), base)
+    """Path of its _BASE_ if that lies in the same folder, and else its own."""
+    with open(config, encoding="utf-8") as f:
+        base = (yaml.safe_load(f) or {}).get("_BASE_")
+    folder = os.path.dirname(config)
+    path = os.path.normpath(os.path.join(folder, base or ""))
+    same_folder = os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
+    return path if base and same_folder else config
+
+
+def with_baselines(configs: Sequence[str]) -> List[str]:
+    """Paths of the configs, each after the one that it is compared with.
+
+    Raises:
+        ValueError: two have the same name, which tells cells apart.
+    """
+    paths: Dict[str, str] = {}
+    for config in map(os.path.normpath, configs):
+        chain = [config]
+        while baseline_of(chain[0]) != chain[0]:
+            chain.insert(0, baseline_of(chain[0]))
+        for path in chain:
+            other = paths.setdefault(stem(path), path)
+            if os.path.realpath(other) != os.path.realpath(path):
+                raise ValueError(f"{other} and {path} have the same name; rename one.")
+    return list(paths.values())
 
 
 def all_cells(configs: Sequence[str], opts: Sequence[str], seeds: Sequence[int]) -> List[Cell]:
-    """Seed by seed and baselines first, so that there is something to compare early."""
-    paths = dict.fromkeys([*map(baseline_of, configs), *configs])
+    """Seed by seed, so that there is something to compare early."""
+    paths = with_baselines(configs)
     return [Cell(path, tuple(opts), seed) for seed in dict.fromkeys(seeds) for path in paths]
 
 
@@ -122,7 +140,7 @@ def check_unchanged(before: Dict[str, Any], now: Dict[str, Any], where: str, rem
     ]
     if different:
         raise ValueError(
-            f"{where} has {', '.join(different)}: the config was changed since. {remedy}"
+            f"{where} has {', '.join(different)}; the config was changed in between. {remedy}"
         )
 
 
@@ -186,7 +204,6 @@ def run_cell(cell: Cell, output_dir: str) -> None:
             peak = torch.cuda.max_memory_allocated() / 1024**2
 
     metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-    last = metrics[max(i for i, values in metrics.items() if any(map(is_ap, values)))]
     line: Line = {
         "name": cell.name,
         "seed": cell.seed,
@@ -204,7 +221,9 @@ def run_cell(cell: Cell, output_dir: str) -> None:
         "seconds_per_iteration": median(metrics, "time"),
         "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
         "peak_memory_mib": None if peak is None else round(peak),
-        "metrics": {name: number(value) for name, value in sorted(last.items()) if is_ap(name)},
+        "metrics": final_metrics(metrics),
+        # 0, if it was not interrupted; Detectron2 then does not go on with the same images.
+        "resumed_from": start,
         "curves": curves(metrics, cfg.SOLVER.MAX_ITER),
     }
     path = os.path.join(cfg.OUTPUT_DIR, RESULT)
@@ -215,6 +234,17 @@ def run_cell(cell: Cell, output_dir: str) -> None:
 
 def is_ap(name: str) -> bool:
     return name.startswith(("bbox/", "segm/", "keypoints/"))
+
+
+def final_metrics(metrics: Dict[int, Dict[str, float]]) -> Dict[str, Optional[float]]:
+    last = metrics[max(i for i, values in metrics.items() if any(map(is_ap, values)))]
+    return {
+        # Where nothing was detected Detectron2 gives nan for all of a task. Such a run would
+        # otherwise be left out of the means of its cell, which would look the better for it.
+        name: 0.0 if np.isnan(last[f"{name.split('/')[0]}/AP"]) else number(value)
+        for name, value in sorted(last.items())
+        if is_ap(name)
+    }
 
 
 def number(value: float) -> Optional[float]:
@@ -273,16 +303,20 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
         SystemExit: a cell failed. The others have been run.
     """
     missing = missing_cells(cells, args)
-    total = sum(missing.values())
+    before = sum(iterations_done(cell, args) for cell in missing)
     tqdm.write(f"{len(cells) - len(missing)} of {len(cells)} cells have a line in {args.results}.")
     failed: List[str] = []
     done_iterations = 0
-    processes: Dict[Cell, "subprocess.Popen[bytes]"] = {}
+    processes = Processes()
     with (
         concurrent.futures.ThreadPoolExecutor(args.jobs) as pool,
-        # Where it is not seen as it goes, but fills a log, once a minute will do.
         tqdm(
-            total=total, unit="it", smoothing=0, mininterval=1 if sys.stderr.isatty() else 60
+            total=sum(missing.values()),
+            initial=before,
+            unit="it",
+            smoothing=0,
+            # Where it is not seen as it goes, but fills a log, once a minute will do.
+            mininterval=1 if sys.stderr.isatty() else 60,
         ) as bar,
     ):
         futures = {pool.submit(run_process, cell, args, processes): cell for cell in missing}
@@ -309,8 +343,7 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
         finally:
             for future in pending:
                 future.cancel()
-            for process in list(processes.values()):
-                process.terminate()
+            processes.terminate()
     if failed:
         raise SystemExit("\n".join(["Failed; to try again, run the same command:", *failed]))
 
@@ -321,6 +354,11 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
     missing: Dict[Cell, int] = {}
     for cell in cells:
         cfg = load_config(train_arguments(cell, args.output_dir))
+        if len(cfg.DATASETS.TEST) != 1:
+            raise ValueError(
+                f"DATASETS.TEST of {cell.config} is {cfg.DATASETS.TEST}; it must be one data set, whose "
+                f"AP is compared."
+            )
         settings = changed_settings(cfg)
         line = lines.get((cell.name, cell.seed))
         if line is not None:
@@ -348,9 +386,33 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
     return missing
 
 
-def run_process(
-    cell: Cell, args: Namespace, processes: Dict[Cell, "subprocess.Popen[bytes]"]
-) -> None:
+class Processes:
+    """Those that are running, of several threads; none starts after they were terminated."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: "Set[subprocess.Popen[bytes]]" = set()
+        self.terminated = False
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        with self.lock:
+            if self.terminated:
+                return -signal.SIGTERM
+            process = subprocess.Popen(command, **options)
+            self.running.add(process)
+        code = process.wait()
+        with self.lock:
+            self.running.remove(process)
+        return code
+
+    def terminate(self) -> None:
+        with self.lock:
+            self.terminated = True
+            for process in self.running:
+                process.terminate()
+
+
+def run_process(cell: Cell, args: Namespace, processes: Processes) -> None:
     folder = cell.folder(args.output_dir)
     # Its line may have been lost between the end of the training and the results.
     if os.path.exists(os.path.join(folder, RESULT)):
@@ -362,9 +424,7 @@ def run_process(
     log = os.path.join(folder, "output.txt")
     with open(log, "ab") as f:
         environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-        processes[cell] = subprocess.Popen(command, env=environment, stdout=f, stderr=f)
-        code = processes[cell].wait()
-        del processes[cell]
+        code = processes.run(command, env=environment, stdout=f, stderr=f)
     if code:
         raise RuntimeError(f"exit code {code}; see {log}")
 
@@ -382,8 +442,12 @@ def add_line(cell: Cell, args: Namespace) -> str:
     with open(os.path.join(cell.folder(args.output_dir), RESULT), encoding="utf-8") as f:
         text = f.read()
     os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
-    with open(args.results, "a", encoding="utf-8") as f:
-        f.write(text)
+    with open(args.results, "a+", encoding="utf-8") as f:
+        # Another process may have found the same training finished.
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        if text not in f:
+            f.write(text)
     metrics = json.loads(text)["metrics"]
     return ", ".join(f"{name} {metrics[name]:.1f}" for name in DEFAULT_METRICS if name in metrics)
 
@@ -392,26 +456,53 @@ def add_line(cell: Cell, args: Namespace) -> str:
 
 
 def report(args: Namespace) -> None:
-    """Prints a table for each baseline, and draws all cells in two figures."""
-    stems = list(dict.fromkeys(map(stem, [*map(baseline_of, args.config), *args.config])))
-    groups: Dict[str, Cells] = {}
-    lines = [line for line in read_results(args.results) if line["name"].split()[0] in stems]
-    if not lines:
-        raise ValueError(f"{args.results} has no line of {', '.join(stems)}.")
-    for line in sorted(
-        lines, key=lambda line: (stems.index(line["name"].split()[0]), line["seed"])
-    ):
-        runs = groups.setdefault(line["baseline"], {}).setdefault(line["name"], {})
+    """Prints a table of the cells and what they ran on, and draws two figures."""
+    cells: Cells = {}
+    for line in chosen_lines(args):
+        runs = cells.setdefault(line["name"], {})
         if line["seed"] in runs:
             raise ValueError(
                 f"{args.results} has two lines of {line['name']}, seed {line['seed']}; delete one."
             )
+        for seed, other in runs.items():
+            check_unchanged(
+                line["settings"],
+                other["settings"],
+                f"The line of {line['name']}, seed {line['seed']} in {args.results}",
+                f"Delete this line or that of seed {seed}.",
+            )
         runs[line["seed"]] = line
-    print("\n\n".join(table(cells, name, args.metrics) for name, cells in groups.items()))
+    print(table(cells, args.metrics))
+    print(f"\n{run_on([line for runs in cells.values() for line in runs.values()])}")
     os.makedirs(os.path.dirname(os.path.abspath(args.report)), exist_ok=True)
-    cells = {name: runs for group in groups.values() for name, runs in group.items()}
-    plot_ap(cells, list(groups), args.metrics, f"{args.report}_ap.png")
-    plot_curves(cells, list(groups), args.metrics[0], f"{args.report}_curves.png")
+    plot_ap(cells, args.metrics, f"{args.report}_ap.png")
+    plot_curves(cells, args.metrics[0], f"{args.report}_curves.png")
+
+
+def chosen_lines(args: Namespace) -> List[Line]:
+    """The lines of the configs in their order, each first as it is, then with changes, by seed."""
+    stems = list(map(stem, with_baselines(args.config)))
+    lines = [line for line in read_results(args.results) if line["name"].split()[0] in stems]
+    if not lines:
+        raise ValueError(f"{args.results} has no line of {', '.join(stems)}.")
+    return sorted(
+        lines, key=lambda line: (stems.index(line["name"].split()[0]), line["name"], line["seed"])
+    )
+
+
+def run_on(lines: Sequence[Line]) -> str:
+    """On what the cells ran, so that nobody has to guess whether on one thing all."""
+    parts = {
+        "device": {line["device"] for line in lines},
+        "threads": {str(line["threads"]) for line in lines},
+        **{
+            name: {line["versions"][name] for line in lines}
+            for name in ("torch", "detectron2", "mrcnn_plugin")
+        },
+    }
+    text = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in parts.items())
+    resumed = sum(line["resumed_from"] > 0 for line in lines)
+    return f"Runs: {len(lines)}, of which resumed: {resumed}; {text}."
 
 
 def values_of(runs: Runs, metric: str) -> Dict[int, float]:
@@ -429,24 +520,33 @@ def interval(values: Sequence[float]) -> Tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def table(cells: Cells, baseline: str, metrics: Sequence[str]) -> str:
-    headers = ["", "seeds"]
+def table(cells: Cells, metrics: Sequence[str]) -> str:
+    headers = ["", "against", "seeds"]
     for metric in metrics:
         headers += [metric.replace("/", " "), "difference [95 %]"]
+    headers += ["s / iteration", "CPU s", "peak MiB"]
     rows = []
     for name, runs in cells.items():
-        row = [name, str(len(runs))]
+        baseline = baseline_name(runs)
+        row = [name, "" if baseline == name else baseline, str(len(runs))]
         for metric in metrics:
             values = values_of(runs, metric)
             others = values_of(cells.get(baseline, {}), metric)
             pairs = [values[seed] - others[seed] for seed in values if seed in others]
             row += [mean(list(values.values())), "" if name == baseline else difference(pairs)]
-        for key, digits in (("cpu_seconds_per_iteration", 2), ("peak_memory_mib", 0)):
+        for key, digits in (
+            ("seconds_per_iteration", 2),
+            ("cpu_seconds_per_iteration", 2),
+            ("peak_memory_mib", 0),
+        ):
             costs = [line[key] for line in runs.values() if line[key] is not None]
             row.append(f"{np.mean(costs):.{digits}f}" if costs else "–")
         rows.append(row)
-    headers += ["CPU s / iteration", "peak MiB"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def baseline_name(runs: Runs) -> str:
+    return next(iter(runs.values()))["baseline"]
 
 
 def mean(values: Sequence[float]) -> str:
@@ -463,10 +563,10 @@ def difference(pairs: Sequence[float]) -> str:
     middle, half = interval(pairs)
     if len(pairs) == 1:
         return f"{middle:+.1f} (1 pair)"
-    return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}]"
+    return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}] ({len(pairs)} pairs)"
 
 
-def plot_ap(cells: Cells, baselines: Sequence[str], metrics: Sequence[str], file: str) -> None:
+def plot_ap(cells: Cells, metrics: Sequence[str], file: str) -> None:
     """Each run as a dot, each cell's mean with its 95 % interval."""
     figure = Figure(figsize=(3 + 4 * len(metrics), 1 + 0.35 * len(cells)), layout="constrained")
     grid = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
@@ -475,11 +575,12 @@ def plot_ap(cells: Cells, baselines: Sequence[str], metrics: Sequence[str], file
             values = list(values_of(runs, metric).values())
             if not values:
                 continue
-            color = "black" if name in baselines else "C0"
+            is_baseline = baseline_name(runs) == name
+            color = "black" if is_baseline else "C0"
             middle, half = interval(values)
             axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, markersize=4)
             axes.errorbar(middle, y, xerr=half, fmt="D", color=color, capsize=3)
-            if name in baselines:
+            if is_baseline:
                 axes.axvline(middle, color="black", linewidth=0.8, linestyle=":")
         axes.set_xlabel(metric.replace("/", " "))
         axes.grid(True, axis="x", alpha=0.25)
@@ -488,7 +589,7 @@ def plot_ap(cells: Cells, baselines: Sequence[str], metrics: Sequence[str], file
     figure.savefig(file, dpi=120)
 
 
-def plot_curves(cells: Cells, baselines: Sequence[str], metric: str, file: str) -> None:
+def plot_curves(cells: Cells, metric: str, file: str) -> None:
     """Training loss and AP over the iterations, means over the seeds."""
     figure = Figure(figsize=(11, 4 + 0.1 * len(cells)), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("total_loss", metric), strict=True):
@@ -499,7 +600,7 @@ def plot_curves(cells: Cells, baselines: Sequence[str], metric: str, file: str) 
                     points.setdefault(iteration, []).append(value)
             means = {i: np.mean(v) for i, v in sorted(points.items()) if len(v) == len(runs)}
             style: Dict[str, Any] = {"color": f"C{index % 10}"}
-            if cell in baselines:
+            if baseline_name(runs) == cell:
                 style = {"color": "black", "linewidth": 2.5}
             label = cell if name == metric else None
             axes.plot(list(means), list(means.values()), label=label, **style)
@@ -559,9 +660,8 @@ def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
     for config in args.config:
         if not os.path.isfile(config):
             parser.error(f"--config names {config}, which is no file")
-    stems = [stem(config) for config in {os.path.realpath(config) for config in args.config}]
-    if len(set(stems)) < len(stems):
-        parser.error("--config has two files of the same name in different folders")
+    if args.report and (args.seeds or args.opts):
+        parser.error("--report shows all seeds and changes; leave --seeds and --opts away")
     if not args.report and not args.seeds:
         parser.error("--seeds is missing; name some, such as --seeds 1 2 3")
     if any(seed < 0 for seed in args.seeds):

@@ -1,8 +1,11 @@
+import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -65,6 +68,10 @@ def run(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
+def parse(*arguments):
+    return run_ablations.parse(["--config", "other.yaml", *arguments])
+
+
 def lines(folder):
     return run_ablations.read_results(str(folder / "output" / "ablations" / "results.jsonl"))
 
@@ -79,6 +86,7 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, t
     assert line["baseline"] == "base" and found["base", 4]["baseline"] == "base"
     assert line["settings"]["MODEL.RPN.SMOOTH_L1_BETA"] == 0.5
     assert line["settings"]["SOLVER.MAX_ITER"] == 4
+    assert line["resumed_from"] == 0
     assert line["versions"]["torch"] and line["device"] and line["threads"] >= 1
     assert line["cpu_seconds_per_iteration"] > 0 and line["peak_memory_mib"] > 100
     evaluated = [iteration for iteration, _ in line["curves"]["segm/AP"]]
@@ -106,6 +114,10 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, t
     results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))
     assert run("--config", "other.yaml", "--seeds", "3", "4")[0] == 0
     assert {(line["name"], line["seed"]): line for line in lines(folder)} == found
+
+    # So it is if another process was faster to do so.
+    run_ablations.add_line(run_ablations.Cell("other.yaml", (), 4), parse("--seeds", "1"))
+    assert len(lines(folder)) == 4
 
     write_other(folder, beta=0.25)
     code, printed = run("--config", "other.yaml", "--seeds", "3", "5")
@@ -159,6 +171,7 @@ run_ablations.run_cell(run_ablations.Cell("base.yaml", (), 1), {str(output)!r})
     log = (folder / out / "output.txt").read_text()
     assert f"Starting training from iteration {4 if finished else 2}" in log
     (line,) = lines(folder)
+    assert line["resumed_from"] == (4 if finished else 2)
     # Nothing was trained by the process that would know.
     assert (line["peak_memory_mib"] is None) == finished
     # What was not written before the end is lost; nothing is there twice.
@@ -183,15 +196,49 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
         (["--config", "base.yaml", "--seeds", "-1"], "seeds must be at least 0"),
         (["--config", "base.yaml", "--seeds", "1", "--jobs", "0"], "--jobs is 0"),
         (["--config", "base.yaml", "--seeds", "1", "--threads", "0"], "--threads is 0"),
-        (["--config", "base.yaml", "sub/base.yaml", "--seeds", "1"], "of the same name"),
+        (["--config", "base.yaml", "--report", "r", "--seeds", "1"], "leave --seeds and --opts"),
     ],
 )
 def test_arguments_that_cannot_be(folder, capsys, arguments, message):
-    (folder / "sub").mkdir()
-    (folder / "sub" / "base.yaml").write_text("{}")
     with pytest.raises(SystemExit):
         run_ablations.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_there_is_one_test_set(folder):
+    content = {"_BASE_": "base.yaml", "DATASETS": {"TEST": ["shapes_val", "shapes_train"]}}
+    (folder / "two.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="DATASETS.TEST of two.yaml.*must be one data set"):
+        run_ablations.main(["--config", "two.yaml", "--seeds", "1"])
+
+
+def test_nothing_detected_is_an_ap_of_zero():
+    nan = float("nan")
+    metrics = {
+        9: {"bbox/AP": 50.0, "bbox/APl": nan, "segm/AP": 40.0},
+        19: {"bbox/AP": 60.0, "bbox/APl": nan, "segm/AP": nan, "segm/AP75": nan},
+        39: {"total_loss": 1.0},
+    }
+    assert run_ablations.final_metrics(metrics) == {
+        "bbox/AP": 60.0,
+        "bbox/APl": None,
+        "segm/AP": 0.0,
+        "segm/AP75": 0.0,
+    }
+
+
+def test_no_process_starts_after_all_were_ended(tmp_path):
+    processes = run_ablations.Processes()
+    assert processes.run([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    thread = threading.Thread(target=processes.run, args=(["sleep", "60"],))
+    thread.start()
+    while not processes.running:
+        time.sleep(0.01)
+    processes.terminate()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    processes.run(["touch", str(tmp_path / "started")])
+    assert not (tmp_path / "started").exists()
 
 
 # The report, of results that are made up.
@@ -202,7 +249,12 @@ def line(name, seed, ap, baseline="base", **more):
         "name": name,
         "seed": seed,
         "baseline": baseline,
-        "settings": {},
+        "settings": {"SOLVER.MAX_ITER": 40},
+        "versions": {"torch": "2", "detectron2": "0.7", "mrcnn_plugin": "0.1"},
+        "device": "a CPU",
+        "threads": 1,
+        "resumed_from": 0,
+        "seconds_per_iteration": 0.75,
         "cpu_seconds_per_iteration": 0.5,
         "peak_memory_mib": 1000,
         "metrics": {"bbox/AP": ap, "segm/AP": None},
@@ -228,12 +280,17 @@ def test_the_table_pairs_seeds(folder, capsys):
     found = [line("other", s, ap) for s, ap in [(2, 12.0), (1, 11.0), (3, 43.0), (4, 30.0)]]
     found += [line("base", s, ap) for s, ap in [(1, 10.0), (3, 40.0), (2, 10.0)]]
     report(folder, found + [line("unrelated", 1, 99.0)])
-    header, _, base, other = rows(capsys.readouterr().out)
-    assert header[:4] == ["", "seeds", "bbox AP", "difference [95 %]"]
-    assert base[:4] == ["base", "3", "20.0 ± 17.3", ""]
-    assert other[:4] == ["other", "4", "24.0 ± 15.4", "+2.0 [-0.5, +4.5]"]
+    printed = capsys.readouterr().out
+    header, _, base, other = rows(printed)
+    assert printed.endswith(
+        "Runs: 7, of which resumed: 0; device a CPU, threads 1, torch 2, detectron2 0.7, mrcnn_plugin 0.1.\n"
+    )
+    assert header[:5] == ["", "against", "seeds", "bbox AP", "difference [95 %]"]
+    assert base[:5] == ["base", "", "3", "20.0 ± 17.3", ""]
+    assert other[:4] == ["other", "base", "4", "24.0 ± 15.4"]
+    assert other[4] == "+2.0 [-0.5, +4.5] (3 pairs)"
     # No masks.
-    assert other[4:] == ["–", "–", "0.50", "1000"]
+    assert other[5:] == ["–", "–", "0.75", "0.50", "1000"]
     for name in ("out/r_ap.png", "out/r_curves.png"):
         assert cv2.imread(name).std() > 5
 
@@ -243,17 +300,27 @@ def test_one_seed_has_no_interval_and_other_metrics_can_be_shown(folder, capsys)
     found[1]["metrics"]["bbox/AP-ring"] = 3.0
     report(folder, found, "--metrics", "bbox/AP", "bbox/AP-ring")
     header, _, base, other = rows(capsys.readouterr().out)
-    assert header[4] == "bbox AP-ring"
-    assert base[2:6] == ["10.0", "", "–", ""]
-    assert other[2:6] == ["12.5", "+2.5 (1 pair)", "3.0", "–"]
+    assert header[5] == "bbox AP-ring"
+    assert base[3:7] == ["10.0", "", "–", ""]
+    assert other[3:7] == ["12.5", "+2.5 (1 pair)", "3.0", "–"]
 
 
 def test_changes_of_all_cells_are_compared_with_the_baseline_of_the_same_change(folder, capsys):
     changed = [line(f"{n} K V", 1, ap, "base K V") for n, ap in (("base", 20.0), ("other", 21.0))]
     report(folder, [line("base", 1, 10.0), line("other", 1, 11.5), *changed])
-    plain, changed = capsys.readouterr().out.split("\n\n")
-    assert [row[3] for row in rows(plain)[2:]] == ["", "+1.5 (1 pair)"]
-    assert [row[3] for row in rows(changed)[2:]] == ["", "+1.0 (1 pair)"]
+    assert [[*row[:2], row[4]] for row in rows(capsys.readouterr().out)[2:]] == [
+        ["base", "", ""],
+        ["base K V", "", ""],
+        ["other", "base", "+1.5 (1 pair)"],
+        ["other K V", "base K V", "+1.0 (1 pair)"],
+    ]
+
+
+def test_what_the_cells_ran_on_is_said(folder, capsys):
+    found = [line("base", 1, 10.0), line("other", 1, 11.5, device="a GPU", resumed_from=20)]
+    report(folder, found)
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert text.startswith("Runs: 2, of which resumed: 1; device a CPU and a GPU, threads 1")
 
 
 def test_results_that_cannot_be_reported(folder):
@@ -261,16 +328,58 @@ def test_results_that_cannot_be_reported(folder):
         report(folder, [line("unrelated", 1, 1.0)])
     with pytest.raises(ValueError, match="two lines of base, seed 1; delete one"):
         report(folder, [line("base", 1, 1.0), line("base", 1, 1.0)])
+    changed = line("base", 2, 1.0, settings={"SOLVER.MAX_ITER": 80})
+    with pytest.raises(ValueError, match="base, seed 2.*MAX_ITER 80 instead of 40.*that of seed 1"):
+        report(folder, [line("base", 1, 1.0), changed])
     (folder / "results.jsonl").write_text('{"name": "base"')
     with pytest.raises(ValueError, match="line 1 is not the result of a cell"):
         run_ablations.read_results("results.jsonl")
 
 
-def test_the_baseline_is_the_end_of_the_chain_in_the_folder(folder):
-    (folder / "third.yaml").write_text("_BASE_: other.yaml")
+@pytest.mark.parametrize("base", ["other.yaml", "./other.yaml", "{folder}/other.yaml"])
+def test_a_config_is_compared_with_its_base_in_the_same_folder(folder, base):
+    (folder / "third.yaml").write_text("_BASE_: " + base.format(folder=folder))
     path = str(folder / "third.yaml")
-    assert run_ablations.baseline_of(path) == str(folder / "base.yaml")
-    cells = run_ablations.all_cells(["third.yaml", "other.yaml"], ["A", "1"], [2, 1, 2])
+    assert run_ablations.baseline_of(path) == str(folder / "other.yaml")
+    assert run_ablations.baseline_of("base.yaml") == "base.yaml"
+    # Each once, and after what it is compared with.
+    cells = run_ablations.all_cells(["third.yaml", "./other.yaml"], ["A", "1"], [2, 1, 2])
     assert [(cell.name, cell.seed) for cell in cells] == [
-        (f"{name} A 1", seed) for seed in (2, 1) for name in ("base", "third", "other")
+        (f"{name} A 1", seed) for seed in (2, 1) for name in ("base", "other", "third")
     ]
+
+
+def test_configs_of_the_same_name_cannot_be_told_apart(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "base.yaml").write_text("{}")
+    (folder / "sub" / "another.yaml").write_text("_BASE_: base.yaml")
+    for config in ("sub/base.yaml", "sub/another.yaml"):
+        with pytest.raises(ValueError, match="base.yaml and sub/base.yaml have the same name"):
+            run_ablations.main(["--config", "other.yaml", config, "--seeds", "1"])
+
+
+PAGE = ROOT / "docs" / "results" / "ablations.md"
+COMMANDS = re.findall(
+    r"^    \S*python tools/run_ablations.py (.*--report .*)$", PAGE.read_text(), re.M
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_tables_of_the_page_are_those_of_its_commands(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    arguments = [name for word in command.split() for name in sorted(glob.glob(word)) or [word]]
+    report_at = arguments.index("--report") + 1
+    prefix = arguments[report_at]
+    arguments[report_at] = str(tmp_path / "report")
+    run_ablations.main(arguments)
+    tables = capsys.readouterr().out.strip()
+    section = PAGE.read_text().split(command, 1)[1].split("\n#", 1)[0]
+    assert tables in section
+    for kind in ("ap", "curves"):
+        assert (ROOT / f"{prefix}_{kind}.png").exists() and (
+            tmp_path / f"report_{kind}.png"
+        ).exists()
+
+
+def test_the_page_has_commands():
+    assert len(COMMANDS) >= 2
