@@ -242,6 +242,7 @@ ABLATION_CHANGES = {
     "_loss_sigmoid_focal": loss("sigmoid_focal"),
     "_loss_sigmoid_focal_gamma0": loss("sigmoid_focal", GAMMA=0.0),
     "_loss_sigmoid_focal_gamma1": loss("sigmoid_focal", GAMMA=1.0),
+    "_loss_sigmoid_focal_no_alpha": loss("sigmoid_focal", ALPHA=-1.0),
     "_loss_sigmoid_focal_star": loss("sigmoid_focal_star"),
     "_loss_softmax_focal": loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals"),
     "_pyramid_pafpn": pyramid("pafpn"),

@@ -230,6 +230,11 @@ def run_cell(cell: Cell, output_dir: str) -> None:
     with open(f"{path}.partial", "w", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
     os.rename(f"{path}.partial", path)
+    # Of many cells they would fill the disk.
+    last = trainer.checkpointer.get_checkpoint_file()
+    for file in trainer.checkpointer.get_all_checkpoint_files():
+        if file != last:
+            os.remove(file)
 
 
 def is_ap(name: str) -> bool:
@@ -585,7 +590,7 @@ def plot_ap(cells: Cells, metrics: Sequence[str], file: str) -> None:
         axes.set_xlabel(metric.replace("/", " "))
         axes.grid(True, axis="x", alpha=0.25)
     grid[0].set_yticks(range(len(cells)), list(cells))
-    grid[0].invert_yaxis()
+    grid[0].set_ylim(len(cells) - 0.5, -0.5)
     figure.savefig(file, dpi=120)
 
 

@@ -104,6 +104,8 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, t
         else:
             assert line["metrics"][name] == pytest.approx(value, abs=1e-3)
 
+    cell = folder / "output" / "ablations" / "other" / "seed4"
+    assert [p.name for p in cell.glob("*.pth")] == ["model_final.pth"]
     trained = {p: p.stat().st_mtime_ns for p in (folder / "output").rglob("*")}
     code, printed = run("--config", "base.yaml", "other.yaml", "--seeds", "3", "4")
     assert code == 0 and "4 of 4 cells have a line" in printed
