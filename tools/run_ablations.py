@@ -109,11 +109,15 @@ def all_cells(configs: Sequence[str], opts: Sequence[str], seeds: Sequence[int])
     return [Cell(path, tuple(opts), seed) for seed in dict.fromkeys(seeds) for path in paths]
 
 
+def default_config() -> CfgNode:
+    cfg = get_cfg()
+    mrcnn_plugin.add_mrcnn_config(cfg)
+    return cfg
+
+
 def changed_settings(cfg: CfgNode) -> Dict[str, Any]:
     """All keys whose value is not the default of Detectron2 or this package."""
-    default = get_cfg()
-    mrcnn_plugin.add_mrcnn_config(default)
-    defaults = flat(default)
+    defaults = flat(default_config())
     return {
         key: value
         for key, value in sorted(flat(cfg).items())
@@ -148,13 +152,13 @@ def read_results(file: str) -> List[Line]:
     lines: List[Line] = []
     if os.path.exists(file):
         with open(file, encoding="utf-8") as f:
-            for number, text in enumerate(f, start=1):
+            for index, text in enumerate(f, start=1):
                 try:
                     line = json.loads(text)
                     line["name"], line["seed"], line["settings"], line["metrics"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
-                        f"{file}, line {number} is not the result of a cell; delete the line if it "
+                        f"{file}, line {index} is not the result of a cell; delete the line if it "
                         f"comes from a run that was killed."
                     ) from error
                 lines.append(line)
@@ -165,7 +169,7 @@ def read_results(file: str) -> List[Line]:
 
 
 class CPUTimer(HookBase):
-    """Adds the CPU seconds of each iteration to metrics.json: other work does not raise them."""
+    """Adds the CPU seconds of each iteration to metrics.json: other work raises them less."""
 
     def before_step(self) -> None:
         self.start = time.process_time()
@@ -378,8 +382,7 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
         # Detectron2 writes it at the start of a training.
         file = os.path.join(folder, "config.yaml")
         if os.path.exists(file):
-            before = get_cfg()
-            mrcnn_plugin.add_mrcnn_config(before)
+            before = default_config()
             before.merge_from_file(file)
             check_unchanged(
                 changed_settings(before),
@@ -686,13 +689,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         return
     # So that what is under way is ended in order, as by ^C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    cells = all_cells(args.config, args.opts, args.seeds)
     if args.only_this_cell:
         cell = Cell(args.config[0], tuple(args.opts), args.seeds[0])
         with locked(cell.folder(args.output_dir)):
             run_cell(cell, args.output_dir)
     else:
-        run_all(cells, args)
+        run_all(all_cells(args.config, args.opts, args.seeds), args)
 
 
 if __name__ == "__main__":
