@@ -97,6 +97,21 @@ def test_state_dict_is_that_of_the_parent(name):
 
 
 @every_class
+@pytest.mark.parametrize("cls_loss", LOSSES)
+def test_a_seed_gives_the_weights_of_the_parent(name, cls_loss):
+    states = []
+    for cfg in (parent_config(name), config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss)):
+        torch.manual_seed(5)
+        states.append((build_model(cfg).state_dict(), torch.rand(1)))
+    (expected, next_number), (actual, our_next_number) = states
+    different = {key for key, value in expected.items() if not torch.equal(value, actual[key])}
+    # But for the foreground probability that sigmoids start from.
+    sigmoid = cls_loss.startswith("sigmoid")
+    assert different == {k for k in expected if sigmoid and k.endswith("cls_score.bias")}
+    assert torch.equal(next_number, our_next_number)
+
+
+@every_class
 @pytest.mark.parametrize("options", [{}, {"MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE": True}])
 def test_with_cross_entropy_and_stock_poolers_it_is_the_parent(name, options):
     parent = build_model(parent_config(name, **options))

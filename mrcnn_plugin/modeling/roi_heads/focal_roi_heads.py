@@ -29,12 +29,18 @@ from .focal_fast_rcnn import FocalFastRCNNOutputLayers
 
 def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
     """What takes the place of a predictor that the parent builds: it hard-codes the class."""
-    return FocalFastRCNNOutputLayers(
-        cfg,
-        ShapeSpec(channels=stock.cls_score.in_features),
-        # A stage of a cascade has its own.
-        box2box_transform=stock.box2box_transform,
-    )
+    # With the weights of the parent's, and without a further random number: a seed begins with the
+    # same weights as with the parent, so that the choice of loss is all that differs.
+    with torch.random.fork_rng(devices=[]):
+        focal = FocalFastRCNNOutputLayers(
+            cfg,
+            ShapeSpec(channels=stock.cls_score.in_features),
+            # A stage of a cascade has its own.
+            box2box_transform=stock.box2box_transform,
+        )
+    focal.cls_score.weight = stock.cls_score.weight
+    focal.bbox_pred.weight = stock.bbox_pred.weight
+    return focal
 
 
 @ROI_HEADS_REGISTRY.register()
