@@ -9,12 +9,12 @@ the results. It may be killed and started again: a cell with a line is not run a
 was interrupted goes on from its last checkpoint. The second prints a Markdown table of the cells
 that have a line, and draws output/ablations/report_ap.png and report_curves.png.
 
-A config is compared with its _BASE_ if that lies in the same folder, which is then run too, named or
-not. Differences are taken between runs with the same seed.
+A config is compared with its _BASE_ if that lies in the same folder and is not called Base-*.yaml,
+as Detectron2 calls what is not a model yet; it is then run too, named or not. Differences are taken
+between runs with the same seed.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import fcntl
 import json
@@ -25,10 +25,9 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import detectron2
 import numpy as np
@@ -37,7 +36,6 @@ import torchvision
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import HookBase, default_argument_parser
-from detectron2.engine.hooks import PeriodicCheckpointer
 from matplotlib.figure import Figure
 from plot_results import read_metrics
 from scipy import stats
@@ -51,6 +49,7 @@ DEFAULT_METRICS = ("bbox/AP", "segm/AP")
 # Where and how often it is run or saved, and not what.
 NOT_SETTINGS = ("OUTPUT_DIR", "SEED", "DATASETS.COCO_JSON", "SOLVER.CHECKPOINT_PERIOD")
 RESULT = "result.json"
+LOG = "output.txt"
 POLL_SECONDS = 2.0
 
 Line = Dict[str, Any]  # of the results
@@ -76,13 +75,16 @@ def stem(config: str) -> str:
 
 
 def baseline_of(config: str) -> str:
-    """Path of its _BASE_ if that lies in the same folder, and else its own."""
+    """Path of its _BASE_ if that lies in the same folder and is a model, and else its own."""
     with open(config, encoding="utf-8") as f:
         base = (yaml.safe_load(f) or {}).get("_BASE_")
+    # Of several bases none is the one to compare with.
+    if not isinstance(base, str) or os.path.basename(base).startswith("Base-"):
+        return config
     folder = os.path.dirname(config)
-    path = os.path.normpath(os.path.join(folder, base or ""))
+    path = os.path.normpath(os.path.join(folder, base))
     same_folder = os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
-    return path if base and same_folder else config
+    return path if same_folder else config
 
 
 def with_baselines(configs: Sequence[str]) -> List[str]:
@@ -94,7 +96,7 @@ def with_baselines(configs: Sequence[str]) -> List[str]:
     paths: Dict[str, str] = {}
     for config in map(os.path.normpath, configs):
         chain = [config]
-        while baseline_of(chain[0]) != chain[0]:
+        while baseline_of(chain[0]) not in chain:
             chain.insert(0, baseline_of(chain[0]))
         for path in chain:
             other = paths.setdefault(stem(path), path)
@@ -136,16 +138,20 @@ def flat(node: CfgNode, prefix: str = "") -> Dict[str, Any]:
     return settings
 
 
-def check_unchanged(before: Dict[str, Any], now: Dict[str, Any], where: str, remedy: str) -> None:
-    different = [
-        f"{key} {before.get(key, 'as by default')!r} instead of {now.get(key, 'the default')!r}"
+def differences(before: Dict[str, Any], now: Dict[str, Any]) -> str:
+    """Empty where all settings are the same."""
+    defaults = flat(default_config())
+    return ", ".join(
+        f"{key} {before.get(key, defaults.get(key))!r} instead of {now.get(key, defaults.get(key))!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
-    ]
+    )
+
+
+def check_unchanged(before: Dict[str, Any], now: Dict[str, Any], where: str, remedy: str) -> None:
+    different = differences(before, now)
     if different:
-        raise ValueError(
-            f"{where} has {', '.join(different)}; the config was changed in between. {remedy}"
-        )
+        raise ValueError(f"{where} has {different}; the config was changed in between. {remedy}")
 
 
 def read_results(file: str) -> List[Line]:
@@ -180,12 +186,8 @@ class CPUTimer(HookBase):
 
 class AblationTrainer(Trainer):
     def build_hooks(self) -> List[Optional[HookBase]]:
-        hooks = super().build_hooks()
-        for hook in hooks:
-            if isinstance(hook, PeriodicCheckpointer):
-                hook.max_to_keep = 1
         # Before the last hook, which writes what is there.
-        return [CPUTimer(), *hooks]
+        return [CPUTimer(), *super().build_hooks()]
 
 
 def train_arguments(cell: Cell, output_dir: str) -> Namespace:
@@ -235,9 +237,8 @@ def run_cell(cell: Cell, output_dir: str) -> None:
         f.write(json.dumps(line) + "\n")
     os.rename(f"{path}.partial", path)
     # Of many cells they would fill the disk.
-    last = trainer.checkpointer.get_checkpoint_file()
     for file in trainer.checkpointer.get_all_checkpoint_files():
-        if file != last:
+        if re.fullmatch(r"model_\d+\.pth", os.path.basename(file)):
             os.remove(file)
 
 
@@ -246,14 +247,24 @@ def is_ap(name: str) -> bool:
 
 
 def final_metrics(metrics: Dict[int, Dict[str, float]]) -> Dict[str, Optional[float]]:
-    last = metrics[max(i for i, values in metrics.items() if any(map(is_ap, values)))]
-    return {
-        # Where nothing was detected Detectron2 gives nan for all of a task. Such a run would
-        # otherwise be left out of the means of its cell, which would look the better for it.
-        name: 0.0 if np.isnan(last[f"{name.split('/')[0]}/AP"]) else number(value)
-        for name, value in sorted(last.items())
-        if is_ap(name)
-    }
+    """Of the last evaluation.
+
+    Where nothing was detected Detectron2 gives nan for a task, and leaves out its classes. Such a run
+    would be missing in the means of its cell, which would look the better for it: it has 0, in all
+    that an earlier evaluation had a number for too.
+    """
+    evaluations = [
+        {name: number(value) for name, value in sorted(values.items()) if is_ap(name)}
+        for _, values in sorted(metrics.items())
+        if any(map(is_ap, values))
+    ]
+    last = evaluations[-1]
+    known = {name for values in evaluations for name, value in values.items() if value is not None}
+    for task in {name.split("/")[0] for name in last}:
+        if last[f"{task}/AP"] is None:
+            last[f"{task}/AP"] = 0.0
+            last.update({name: 0.0 for name in sorted(known) if name.startswith(f"{task}/")})
+    return last
 
 
 def number(value: float) -> Optional[float]:
@@ -271,9 +282,10 @@ def curves(metrics: Dict[int, Dict[str, float]], max_iter: int) -> Dict[str, Lis
     """Name -> [[iterations done, value], ...]"""
     points: Dict[str, Dict[int, float]] = {}
     for i, values in sorted(metrics.items()):
-        for name in {"total_loss", *DEFAULT_METRICS} & values.keys():
-            # Detectron2 counts from 0, but the evaluation after the last iteration from 1.
-            points.setdefault(name, {})[min(i + 1, max_iter)] = values[name]
+        for name, value in values.items():
+            if name == "total_loss" or is_ap(name) and name.endswith("/AP"):
+                # Detectron2 counts from 0, but the evaluation after the last iteration from 1.
+                points.setdefault(name, {})[min(i + 1, max_iter)] = value
     return {
         name: [[i, number(value)] for i, value in values.items() if not np.isnan(value)]
         for name, values in sorted(points.items())
@@ -312,47 +324,47 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
         SystemExit: a cell failed. The others have been run.
     """
     missing = missing_cells(cells, args)
-    before = sum(iterations_done(cell, args) for cell in missing)
+    # If it cannot be written, before work is lost.
+    os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
+    open(args.results, "a").close()
     tqdm.write(f"{len(cells) - len(missing)} of {len(cells)} cells have a line in {args.results}.")
+    waiting = list(missing)
+    running: Dict[Cell, "subprocess.Popen[bytes]"] = {}
     failed: List[str] = []
-    done_iterations = 0
-    processes = Processes()
-    with (
-        concurrent.futures.ThreadPoolExecutor(args.jobs) as pool,
-        tqdm(
-            total=sum(missing.values()),
-            initial=before,
-            unit="it",
-            smoothing=0,
-            # Where it is not seen as it goes, but fills a log, once a minute will do.
-            mininterval=1 if sys.stderr.isatty() else 60,
-        ) as bar,
-    ):
-        futures = {pool.submit(run_process, cell, args, processes): cell for cell in missing}
-        pending = set(futures)
+    with tqdm(
+        total=sum(missing.values()),
+        initial=sum(iterations_done(cell, args) for cell in missing),
+        unit="it",
+        smoothing=0,
+        # Where it is not seen as it goes, but fills a log, once a minute will do.
+        mininterval=1 if sys.stderr.isatty() else 60,
+    ) as bar:
         try:
-            while pending:
-                done, pending = concurrent.futures.wait(
-                    pending, timeout=POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                for future in done:
-                    cell = futures[future]
-                    done_iterations += missing[cell]
+            while waiting or running:
+                while waiting and len(running) < args.jobs:
+                    running[waiting[0]] = start_process(waiting[0], args)
+                    del waiting[0]
+                time.sleep(POLL_SECONDS)
+                for cell, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[cell]
                     what = f"{cell.name}, seed {cell.seed}"
-                    error = future.exception()
-                    if error is None:
-                        bar.write(f"{what}: {add_line(cell, args)}")
-                    else:
-                        failed.append(f"{what}: {error}")
+                    if process.returncode:
+                        log = os.path.join(cell.folder(args.output_dir), LOG)
+                        failed.append(f"{what}: exit code {process.returncode}; see {log}")
                         bar.write(f"FAILED {failed[-1]}")
-                running = [futures[future] for future in pending if future.running()]
-                now = done_iterations + sum(iterations_done(cell, args) for cell in running)
-                bar.set_postfix_str(f"cell {len(cells) - len(pending)} of {len(cells)}", False)
-                bar.update(now - bar.n)
+                    else:
+                        line = add_line(cell, args)
+                        bar.write(f"{what}: {summary(line)}")
+                done = len(cells) - len(waiting) - len(running)
+                bar.set_postfix_str(f"{done} of {len(cells)} cells", False)
+                bar.update(sum(iterations_done(cell, args) for cell in missing) - bar.n)
         finally:
-            for future in pending:
-                future.cancel()
-            processes.terminate()
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     if failed:
         raise SystemExit("\n".join(["Failed; to try again, run the same command:", *failed]))
 
@@ -362,7 +374,10 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
     lines = {(line["name"], line["seed"]): line for line in read_results(args.results)}
     missing: Dict[Cell, int] = {}
     for cell in cells:
-        cfg = load_config(train_arguments(cell, args.output_dir))
+        try:
+            cfg = load_config(train_arguments(cell, args.output_dir))
+        except Exception as error:
+            raise ValueError(f"{cell.config}: {error}") from error
         if len(cfg.DATASETS.TEST) != 1:
             raise ValueError(
                 f"DATASETS.TEST of {cell.config} is {cfg.DATASETS.TEST}; it must be one data set, whose "
@@ -375,7 +390,7 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
                 line["settings"],
                 settings,
                 f"The line of {cell.name}, seed {cell.seed} in {args.results}",
-                "Delete the line, or choose other --results.",
+                "Delete the line and its training, or choose other --results and --output-dir.",
             )
             continue
         folder = cell.folder(args.output_dir)
@@ -394,47 +409,15 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
     return missing
 
 
-class Processes:
-    """Those that are running, of several threads; none starts after they were terminated."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.running: "Set[subprocess.Popen[bytes]]" = set()
-        self.terminated = False
-
-    def run(self, command: Sequence[str], **options: Any) -> int:
-        with self.lock:
-            if self.terminated:
-                return -signal.SIGTERM
-            process = subprocess.Popen(command, **options)
-            self.running.add(process)
-        code = process.wait()
-        with self.lock:
-            self.running.remove(process)
-        return code
-
-    def terminate(self) -> None:
-        with self.lock:
-            self.terminated = True
-            for process in self.running:
-                process.terminate()
-
-
-def run_process(cell: Cell, args: Namespace, processes: Processes) -> None:
+def start_process(cell: Cell, args: Namespace) -> "subprocess.Popen[bytes]":
     folder = cell.folder(args.output_dir)
-    # Its line may have been lost between the end of the training and the results.
-    if os.path.exists(os.path.join(folder, RESULT)):
-        return
     os.makedirs(folder, exist_ok=True)
     command = [sys.executable, __file__, "--only-this-cell", "--config", cell.config]
     command += ["--seeds", str(cell.seed), "--output-dir", args.output_dir]
     command += ["--opts", *cell.opts]
-    log = os.path.join(folder, "output.txt")
-    with open(log, "ab") as f:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-        code = processes.run(command, env=environment, stdout=f, stderr=f)
-    if code:
-        raise RuntimeError(f"exit code {code}; see {log}")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    with open(os.path.join(folder, LOG), "ab") as f:
+        return subprocess.Popen(command, env=environment, stdout=f, stderr=f)
 
 
 def iterations_done(cell: Cell, args: Namespace) -> int:
@@ -445,19 +428,27 @@ def iterations_done(cell: Cell, args: Namespace) -> int:
         return 0
 
 
-def add_line(cell: Cell, args: Namespace) -> str:
-    """Adds the cell's line to the results and says its AP."""
+def add_line(cell: Cell, args: Namespace) -> Line:
+    """Adds the cell's line to the results, where it is not there yet."""
     with open(os.path.join(cell.folder(args.output_dir), RESULT), encoding="utf-8") as f:
         text = f.read()
-    os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
     with open(args.results, "a+", encoding="utf-8") as f:
         # Another process may have found the same training finished.
         fcntl.flock(f, fcntl.LOCK_EX)
-        f.seek(0)
-        if text not in f:
-            f.write(text)
-    metrics = json.loads(text)["metrics"]
-    return ", ".join(f"{name} {metrics[name]:.1f}" for name in DEFAULT_METRICS if name in metrics)
+        there = {(line["name"], line["seed"]) for line in read_results(args.results)}
+        if (cell.name, cell.seed) not in there:
+            f.seek(0)
+            # An editor may have left the last line without its end.
+            end = "\n" if f.read()[-1:] not in ("", "\n") else ""
+            f.write(end + text)
+    line: Line = json.loads(text)
+    return line
+
+
+def summary(line: Line) -> str:
+    return ", ".join(
+        f"{name} {line['metrics'][name]:.1f}" for name in DEFAULT_METRICS if name in line["metrics"]
+    )
 
 
 # The report.
@@ -480,11 +471,19 @@ def report(args: Namespace) -> None:
                 f"Delete this line or that of seed {seed}.",
             )
         runs[line["seed"]] = line
+    known = {name for runs in cells.values() for line in runs.values() for name in line["metrics"]}
+    for metric in args.metrics:
+        if metric not in known:
+            raise ValueError(
+                f"--metrics has {metric}; the results have {', '.join(sorted(known))}."
+            )
     print(table(cells, args.metrics))
     print(f"\n{run_on([line for runs in cells.values() for line in runs.values()])}")
+    for sentence in outdated(cells, args.config):
+        print(f"\n{sentence}")
     os.makedirs(os.path.dirname(os.path.abspath(args.report)), exist_ok=True)
     plot_ap(cells, args.metrics, f"{args.report}_ap.png")
-    plot_curves(cells, args.metrics[0], f"{args.report}_curves.png")
+    plot_curves(cells, f"{args.metrics[0].split('/')[0]}/AP", f"{args.report}_curves.png")
 
 
 def chosen_lines(args: Namespace) -> List[Line]:
@@ -499,7 +498,7 @@ def chosen_lines(args: Namespace) -> List[Line]:
 
 
 def run_on(lines: Sequence[Line]) -> str:
-    """On what the cells ran, so that nobody has to guess whether on one thing all."""
+    """What the cells ran on, so that a mixture of machines or versions shows."""
     parts = {
         "device": {line["device"] for line in lines},
         "threads": {str(line["threads"]) for line in lines},
@@ -513,6 +512,23 @@ def run_on(lines: Sequence[Line]) -> str:
     return f"Runs: {len(lines)}, of which resumed: {resumed}; {text}."
 
 
+def outdated(cells: Cells, configs: Sequence[str]) -> Iterator[str]:
+    """A sentence for each change that was made to a config since its cell was run."""
+    paths = {stem(path): path for path in with_baselines(configs)}
+    names: Dict[str, List[str]] = {}
+    for name, runs in cells.items():
+        config, *opts = name.split()
+        cfg = default_config()
+        cfg.merge_from_file(paths[config])
+        cfg.merge_from_list(opts)
+        settings = next(iter(runs.values()))["settings"]
+        different = differences(settings, changed_settings(cfg))
+        names.setdefault(different, []).append(name)
+    names.pop("", None)
+    for different, changed in names.items():
+        yield f"Run with {different}: {', '.join(changed)}."
+
+
 def values_of(runs: Runs, metric: str) -> Dict[int, float]:
     """Seed -> value, of the runs that have it."""
     values = {seed: line["metrics"].get(metric) for seed, line in runs.items()}
@@ -524,8 +540,7 @@ def interval(values: Sequence[float]) -> Tuple[float, float]:
     n = len(values)
     if n == 1:
         return values[0], float("nan")
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
-    return float(np.mean(values)), float(half)
+    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
 
 
 def table(cells: Cells, metrics: Sequence[str]) -> str:
@@ -583,13 +598,14 @@ def plot_ap(cells: Cells, metrics: Sequence[str], file: str) -> None:
             values = list(values_of(runs, metric).values())
             if not values:
                 continue
-            is_baseline = baseline_name(runs) == name
-            color = "black" if is_baseline else "C0"
+            baseline = baseline_name(runs)
+            color = "black" if baseline == name else "C0"
             middle, half = interval(values)
             axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, markersize=4)
             axes.errorbar(middle, y, xerr=half, fmt="D", color=color, capsize=3)
-            if is_baseline:
-                axes.axvline(middle, color="black", linewidth=0.8, linestyle=":")
+            others = list(values_of(cells.get(baseline, {}), metric).values())
+            if others:
+                axes.vlines(np.mean(others), y - 0.5, y + 0.5, "black", "dotted", linewidth=0.8)
         axes.set_xlabel(metric.replace("/", " "))
         axes.grid(True, axis="x", alpha=0.25)
     grid[0].set_yticks(range(len(cells)), list(cells))
@@ -599,7 +615,7 @@ def plot_ap(cells: Cells, metrics: Sequence[str], file: str) -> None:
 
 def plot_curves(cells: Cells, metric: str, file: str) -> None:
     """Training loss and AP over the iterations, means over the seeds."""
-    figure = Figure(figsize=(11, 4 + 0.1 * len(cells)), layout="constrained")
+    figure = Figure(figsize=(11, 4 + 0.13 * len(cells)), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("total_loss", metric), strict=True):
         for index, (cell, runs) in enumerate(cells.items()):
             points: Dict[int, List[float]] = {}
@@ -607,14 +623,17 @@ def plot_curves(cells: Cells, metric: str, file: str) -> None:
                 for iteration, value in line["curves"].get(name, []):
                     points.setdefault(iteration, []).append(value)
             means = {i: np.mean(v) for i, v in sorted(points.items()) if len(v) == len(runs)}
-            style: Dict[str, Any] = {"color": f"C{index % 10}"}
-            if baseline_name(runs) == cell:
-                style = {"color": "black", "linewidth": 2.5}
-            label = cell if name == metric else None
-            axes.plot(list(means), list(means.values()), label=label, **style)
+            axes.plot(
+                list(means),
+                list(means.values()),
+                label=cell if name == metric else None,
+                color=f"C{index % 10}",
+                linestyle=("solid", "dashed", "dotted")[index // 10 % 3],
+                linewidth=2.5 if baseline_name(runs) == cell else 1.2,
+            )
         axes.set(xlabel="iteration", ylabel=name.replace("/", " "))
         axes.grid(True, alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(file, dpi=120)
 
 
@@ -668,6 +687,11 @@ def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
     for config in args.config:
         if not os.path.isfile(config):
             parser.error(f"--config names {config}, which is no file")
+        if re.search(r"\s", stem(config)):
+            parser.error(f"--config names {config!r}; names of cells have no space, rename it")
+    for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output-dir")):
+        if key in args.opts[::2]:
+            parser.error(f"--opts has {key}; say it by {option}")
     if args.report and (args.seeds or args.opts):
         parser.error("--report shows all seeds and changes; leave --seeds and --opts away")
     if not args.report and not args.seeds:
@@ -691,8 +715,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if args.only_this_cell:
         cell = Cell(args.config[0], tuple(args.opts), args.seeds[0])
-        with locked(cell.folder(args.output_dir)):
-            run_cell(cell, args.output_dir)
+        folder = cell.folder(args.output_dir)
+        with locked(folder):
+            # Its line may have been lost between the end of the training and the results.
+            if not os.path.exists(os.path.join(folder, RESULT)):
+                run_cell(cell, args.output_dir)
     else:
         run_all(all_cells(args.config, args.opts, args.seeds), args)
 
