@@ -342,8 +342,8 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
         try:
             while waiting or running:
                 while waiting and len(running) < args.jobs:
-                    running[waiting[0]] = start_process(waiting[0], args)
-                    del waiting[0]
+                    cell = waiting.pop(0)
+                    running[cell] = start_process(cell, args)
                 time.sleep(POLL_SECONDS)
                 for cell, process in list(running.items()):
                     if process.poll() is None:
