@@ -241,6 +241,7 @@ ABLATION_CHANGES = {
     "_roi_align_bicubic_a0.75_ratio0": {**BICUBIC, "MODEL.ROI_ALIGN.A": -0.75},
     "_loss_sigmoid_focal": loss("sigmoid_focal"),
     "_loss_sigmoid_focal_gamma1": loss("sigmoid_focal", GAMMA=1.0),
+    "_loss_sigmoid_focal_proposals": loss("sigmoid_focal", ALPHA=-1.0, NORMALIZER="proposals"),
     "_loss_sigmoid_focal_star": loss("sigmoid_focal_star"),
     "_loss_softmax_focal": loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals"),
     "_pyramid_pafpn": pyramid("pafpn"),
