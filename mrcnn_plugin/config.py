@@ -46,7 +46,8 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     # Classification loss of FocalROIHeads, FocalCascadeROIHeads and FocalRes5ROIHeads:
     # "sigmoid_focal" (K one-against-all classifiers, RetinaNet's loss), "sigmoid_focal_star" (the
     # same with FL* of the paper's appendix A), "softmax_focal" (K + 1 classes) or "cross_entropy"
-    # (Detectron2's own). Detectron2's USE_FED_LOSS goes with all but the softmax.
+    # (Detectron2's own). Detectron2's USE_FED_LOSS goes with all but the softmax. The defaults here
+    # and below are RetinaNet's; the configs of this project have others, docs/components.md.
     _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "sigmoid_focal")
 
     # Focal loss, arXiv 1708.02002, in the paper's symbols: of the box head, and of the objectness

@@ -131,9 +131,10 @@ def test_the_headline_has_the_three_components():
     model = build_model(cfg)
     assert type(model.backbone).__name__ == "PAFPN" and cfg.MODEL.RESNETS.DEPTH == 50
     heads = model.roi_heads
-    assert (
-        type(heads).__name__ == "FocalROIHeads" and heads.box_predictor.cls_loss == "sigmoid_focal"
-    )
+    assert type(heads).__name__ == "FocalROIHeads"
+    predictor = heads.box_predictor
+    assert (predictor.cls_loss, predictor.focal_gamma) == ("softmax_focal", 2.0)
+    assert (predictor.focal_alpha, predictor.normalizer) == (-1.0, "proposals")
     for pooler in (heads.box_pooler, heads.mask_pooler):
         for level in pooler.level_poolers:
             assert isinstance(level, ROIAlign) and level.interpolation == "bicubic"
@@ -168,6 +169,10 @@ COMPONENTS = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE",
+    # Keys of this package, which the stock heads do not read.
+    "MODEL.ROI_BOX_HEAD.CLS_LOSS",
+    "MODEL.ROI_BOX_HEAD.FOCAL.ALPHA",
+    "MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER",
     "OUTPUT_DIR",
 }
 
@@ -248,7 +253,12 @@ ABLATION_CHANGES = {
     "_pyramid_bifpn": pyramid("bifpn"),
     "_pyramid_bicubic": pyramid("upsample_fpn", UPSAMPLE="bicubic"),
     "_pyramid_carafe": pyramid("upsample_fpn", UPSAMPLE="carafe"),
-    "_headline": {**BICUBIC, **loss("sigmoid_focal"), **pyramid("pafpn")},
+    "_headline": {
+        **BICUBIC,
+        **loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals"),
+        **pyramid("pafpn"),
+    },
+    "_headline_sigmoid_focal": {**BICUBIC, **loss("sigmoid_focal"), **pyramid("pafpn")},
 }
 
 

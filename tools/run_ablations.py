@@ -615,7 +615,9 @@ def plot_ap(cells: Cells, metrics: Sequence[str], file: str) -> None:
 
 def plot_curves(cells: Cells, metric: str, file: str) -> None:
     """Training loss and AP over the iterations, means over the seeds."""
-    figure = Figure(figsize=(11, 4 + 0.13 * len(cells)), layout="constrained")
+    # Names with config changes are long.
+    columns = 2 if max(map(len, cells)) <= 70 else 1
+    figure = Figure(figsize=(11, 4 + 0.26 * len(cells) / columns), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("total_loss", metric), strict=True):
         for index, (cell, runs) in enumerate(cells.items()):
             points: Dict[int, List[float]] = {}
@@ -633,7 +635,7 @@ def plot_curves(cells: Cells, metric: str, file: str) -> None:
             )
         axes.set(xlabel="iteration", ylabel=name.replace("/", " "))
         axes.grid(True, alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=columns)
     figure.savefig(file, dpi=120)
 
 

@@ -25,11 +25,10 @@ _heads.box_pooler = L(use_bicubic)(pooler=_heads.box_pooler, a=-0.5)
 _heads.mask_pooler = L(use_bicubic)(pooler=_heads.mask_pooler, a=-0.5)
 _heads.box_predictor.update(
     _target_=FocalFastRCNNOutputLayers,
-    cls_loss="sigmoid_focal",
-    focal_alpha=0.25,
+    cls_loss="softmax_focal",
+    focal_alpha=-1.0,
     focal_gamma=2.0,
-    prior_prob=0.01,
-    normalizer="foreground",
+    normalizer="proposals",
 )
 
 train.output_dir = "./output/mask_rcnn_focal"

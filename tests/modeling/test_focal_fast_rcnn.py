@@ -188,6 +188,7 @@ class TestFederatedLoss:
                 small.config(
                     DATASETS__TRAIN=("test_fed_loss",),
                     MODEL__ROI_HEADS__NUM_CLASSES=1203,
+                    MODEL__ROI_BOX_HEAD__CLS_LOSS="sigmoid_focal",
                     MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE=True,
                     MODEL__ROI_BOX_HEAD__USE_FED_LOSS=True,
                 ),

@@ -6,6 +6,13 @@ from mrcnn_plugin.modeling import find_unused_keys
 from tests import small
 from tests.test_configs import NAMES, config
 
+# Of keys that the small config changes.
+DEFAULTS = {
+    "MODEL.ROI_BOX_HEAD.CLS_LOSS": "sigmoid_focal",
+    "MODEL.ROI_BOX_HEAD.FOCAL.ALPHA": 0.25,
+    "MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER": "foreground",
+}
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configs_have_none(name):
@@ -24,12 +31,13 @@ def test_the_configs_have_none(name):
 )
 def test_a_key_without_its_component_is_named(node, key, value, reader, others):
     name = f"MODEL.{reader}.NAME"
-    (sentence,) = find_unused_keys(small.config(**{node + key: value, name: others}))
+    changes = {**DEFAULTS, node + key: value}
+    (sentence,) = find_unused_keys(small.config(**changes, **{name: others}))
     assert sentence.startswith(f"{node} is not its default")
     assert f"{name} is {others!r}" in sentence
     ours = {"PROPOSAL_GENERATOR": "FocalRPN", "BACKBONE": "build_resnet_bifpn_backbone"}
     chosen = ours.get(reader, "FocalCascadeROIHeads")
-    assert not find_unused_keys(small.config(**{node + key: value, name: chosen}))
+    assert not find_unused_keys(small.config(**changes, **{name: chosen}))
 
 
 def test_retinanet_has_no_roi_heads():

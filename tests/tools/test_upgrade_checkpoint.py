@@ -12,7 +12,10 @@ from tests import small
 from tests.conftest import load_tool
 
 upgrade_checkpoint = load_tool("upgrade_checkpoint")
-CHANGES = {"MODEL__FPN__UPSAMPLE": "carafe"}  # on the PAFPN of the config
+CHANGES = {  # on the PAFPN of the config
+    "MODEL__FPN__UPSAMPLE": "carafe",
+    "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
+}
 
 
 @pytest.fixture(scope="module")
