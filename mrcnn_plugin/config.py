@@ -44,19 +44,19 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     _add(cfg.MODEL.ROI_ALIGN, "A", -0.5)
 
     # Classification loss of FocalROIHeads, FocalCascadeROIHeads and FocalRes5ROIHeads:
-    # "sigmoid_focal" (K one-against-all classifiers, RetinaNet's loss), "sigmoid_focal_star" (the
-    # same with FL* of the paper's appendix A), "softmax_focal" (K + 1 classes) or "cross_entropy"
-    # (Detectron2's own). Detectron2's USE_FED_LOSS goes with all but the softmax. The defaults here
-    # and below are RetinaNet's; the configs of this project have others, docs/components.md.
-    _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "sigmoid_focal")
+    # "softmax_focal" (K + 1 classes), "sigmoid_focal" (K one-against-all classifiers, RetinaNet's
+    # loss), "sigmoid_focal_star" (the same with FL* of the paper's appendix A) or "cross_entropy"
+    # (Detectron2's own). Detectron2's USE_FED_LOSS goes with all but the softmax.
+    _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "softmax_focal")
 
     # Focal loss, arXiv 1708.02002, in the paper's symbols: of the box head, and of the objectness
     # of FocalRPN.
-    for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.RPN):
+    for head, alpha in ((cfg.MODEL.ROI_BOX_HEAD, -1.0), (cfg.MODEL.RPN, 0.25)):
         if "FOCAL" not in head:
             head.FOCAL = type(cfg)()
         # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.
-        _add(head.FOCAL, "ALPHA", 0.25)
+        # RetinaNet has 0.25.
+        _add(head.FOCAL, "ALPHA", alpha)
         # γ >= 0: how much well-classified examples are weighted down. 0.0 for none.
         # sigmoid_focal_star: γ > 0.
         _add(head.FOCAL, "GAMMA", 2.0)
@@ -68,9 +68,9 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     _add(focal, "ALPHA_PER_CLASS", [])
     # β of sigmoid_focal_star: p* = sigmoid(γ x + β).
     _add(focal, "BETA", 1.0)
-    # What the summed loss is divided by: the number of "foreground" proposals of the batch (at
-    # least 1), as in the paper, or of all "proposals", as Detectron2's cross entropy is.
-    _add(focal, "NORMALIZER", "foreground")
+    # What the summed loss is divided by: the number of all "proposals" of the batch, as
+    # Detectron2's cross entropy is, or of the "foreground" ones (at least 1), as RetinaNet's.
+    _add(focal, "NORMALIZER", "proposals")
 
 
 def _add(node: CfgNode, key: str, default: Any) -> None:

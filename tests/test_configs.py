@@ -169,10 +169,6 @@ COMPONENTS = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE",
-    # Keys of this package, which the stock heads do not read.
-    "MODEL.ROI_BOX_HEAD.CLS_LOSS",
-    "MODEL.ROI_BOX_HEAD.FOCAL.ALPHA",
-    "MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER",
     "OUTPUT_DIR",
 }
 
@@ -225,7 +221,8 @@ def ratio(value):
     return {f"{head}.POOLER_SAMPLING_RATIO": value for head in HEADS}
 
 
-def loss(name, **focal):
+def loss(name, ALPHA=0.25, NORMALIZER="foreground", **focal):
+    focal.update(ALPHA=ALPHA, NORMALIZER=NORMALIZER)
     keys = {f"{FOCAL}.{key}": value for key, value in focal.items()}
     return {**FOCAL_HEADS, "MODEL.ROI_BOX_HEAD.CLS_LOSS": name, **keys}
 

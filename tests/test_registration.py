@@ -73,7 +73,7 @@ from detectron2.utils.env import setup_environment
 from mrcnn_plugin.env import setup_environment as ours
 ours(); ours()
 cfg = get_cfg()
-assert cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS == "sigmoid_focal"
+assert cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS == "softmax_focal"
 assert "FocalROIHeads" in ROI_HEADS_REGISTRY
 """
     result = run("-c", program, cwd=tmp_path, DETECTRON2_ENV_MODULE="mrcnn_plugin.env")

@@ -35,6 +35,7 @@ def training_losses(cfg, inputs, seed=0):
 
 
 def predictor_loss(scores, classes, **settings):
+    settings = {"MODEL__ROI_BOX_HEAD__FOCAL__NORMALIZER": "foreground", **settings}
     predictor = build_roi_heads(small.config(**settings), SHAPES).box_predictor
     boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(len(classes), 1)
     proposals = Instances((32, 32), proposal_boxes=Boxes(boxes), gt_boxes=Boxes(boxes))
@@ -228,9 +229,10 @@ class TestZeroDetectionsCrashed:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", *FOCAL])
 def test_negatives_counted_only_when_there_were_positives(loss):
-    model, losses = training_losses(
-        small.config(MODEL__ROI_BOX_HEAD__CLS_LOSS=loss), small.batch((64, 64), objects=False)
+    cfg = small.config(
+        MODEL__ROI_BOX_HEAD__CLS_LOSS=loss, MODEL__ROI_BOX_HEAD__FOCAL__NORMALIZER="foreground"
     )
+    model, losses = training_losses(cfg, small.batch((64, 64), objects=False))
     assert losses.keys() == LOSS_NAMES
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_cls"] > 0

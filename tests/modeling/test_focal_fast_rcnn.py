@@ -46,6 +46,8 @@ def stock(**options):
 
 
 def focal(**options):
+    """With RetinaNet's weights unless the options say otherwise."""
+    options = {"focal_alpha": 0.25, "normalizer": "foreground", **options}
     return predictor(FocalFastRCNNOutputLayers, **options)
 
 
@@ -382,7 +384,7 @@ def test_the_logged_accuracy_of_sigmoids_is_that_of_what_would_be_detected(cls_l
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_the_accuracy_is_logged_at_thresholds_without_a_logit(scores, threshold):
-    layer = focal(test_score_thresh=threshold)
+    layer = focal(cls_loss="sigmoid_focal", test_score_thresh=threshold)
     with EventStorage() as storage:
         layer.losses((scores, torch.zeros(len(LABELS), 4 * CLASSES)), proposals(LABELS))
     # Everything is detected, or nothing.

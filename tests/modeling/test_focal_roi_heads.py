@@ -40,11 +40,16 @@ NEEDS = {
 STOCK_POOLERS = {
     f"MODEL__ROI_{head}_HEAD__POOLER_TYPE": "ROIAlignV2" for head in ("BOX", "MASK", "KEYPOINT")
 }
+# RetinaNet's weights of the loss.
+FOCAL = {
+    "MODEL__ROI_BOX_HEAD__FOCAL__ALPHA": 0.25,
+    "MODEL__ROI_BOX_HEAD__FOCAL__NORMALIZER": "foreground",
+}
 every_class = pytest.mark.parametrize("name", PARENTS)
 
 
 def config(name, **changes):
-    return small.config(**{"MODEL__ROI_HEADS__NAME": name, **NEEDS[name], **changes})
+    return small.config(**{"MODEL__ROI_HEADS__NAME": name, **NEEDS[name], **FOCAL, **changes})
 
 
 def parent_config(name, **changes):
@@ -326,7 +331,7 @@ class TestTorchScript:
 
     @every_class
     def test_traced(self, name):
-        model = build_model(config(name)).eval()
+        model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS="sigmoid_focal")).eval()
         adapter = TracingAdapter(
             model, [{"image": self.images[0]}], lambda m, x: self.run(m, x[0]["image"])
         )

@@ -6,13 +6,6 @@ from mrcnn_plugin.modeling import find_unused_keys
 from tests import small
 from tests.test_configs import NAMES, config
 
-# Of keys that the small config changes.
-DEFAULTS = {
-    "MODEL.ROI_BOX_HEAD.CLS_LOSS": "sigmoid_focal",
-    "MODEL.ROI_BOX_HEAD.FOCAL.ALPHA": 0.25,
-    "MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER": "foreground",
-}
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configs_have_none(name):
@@ -22,7 +15,7 @@ def test_the_configs_have_none(name):
 @pytest.mark.parametrize(
     "node, key, value, reader, others",
     [
-        ("MODEL.ROI_BOX_HEAD.CLS_LOSS", "", "softmax_focal", "ROI_HEADS", "StandardROIHeads"),
+        ("MODEL.ROI_BOX_HEAD.CLS_LOSS", "", "sigmoid_focal", "ROI_HEADS", "StandardROIHeads"),
         ("MODEL.ROI_BOX_HEAD.FOCAL", ".GAMMA", 1.0, "ROI_HEADS", "CascadeROIHeads"),
         ("MODEL.RPN.FOCAL", ".ALPHA", 0.5, "PROPOSAL_GENERATOR", "RPN"),
         ("MODEL.FPN.UPSAMPLE", "", "carafe", "BACKBONE", "build_resnet_fpn_backbone"),
@@ -31,13 +24,12 @@ def test_the_configs_have_none(name):
 )
 def test_a_key_without_its_component_is_named(node, key, value, reader, others):
     name = f"MODEL.{reader}.NAME"
-    changes = {**DEFAULTS, node + key: value}
-    (sentence,) = find_unused_keys(small.config(**changes, **{name: others}))
+    (sentence,) = find_unused_keys(small.config(**{node + key: value, name: others}))
     assert sentence.startswith(f"{node} is not its default")
     assert f"{name} is {others!r}" in sentence
     ours = {"PROPOSAL_GENERATOR": "FocalRPN", "BACKBONE": "build_resnet_bifpn_backbone"}
     chosen = ours.get(reader, "FocalCascadeROIHeads")
-    assert not find_unused_keys(small.config(**changes, **{name: chosen}))
+    assert not find_unused_keys(small.config(**{node + key: value, name: chosen}))
 
 
 def test_retinanet_has_no_roi_heads():

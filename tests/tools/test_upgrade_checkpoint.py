@@ -116,6 +116,7 @@ def test_empty_weights_are_refused(capsys):
         ({"CLS_LOSS": "cross_entropy", "USE_SIGMOID_CE": True}, True),
         ({"CLS_LOSS": "cross_entropy"}, False),
         ({"CLS_LOSS": "softmax_focal"}, False),
+        ({"CLS_LOSS": "sigmoid_focal"}, True),
     ],
 )
 def test_which_classifiers_end_in_sigmoids(changes, by_sigmoids):

@@ -44,12 +44,12 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self,
         input_shape: ShapeSpec,
         *,
-        cls_loss: str = "sigmoid_focal",
-        focal_alpha: Alpha = 0.25,
+        cls_loss: str = "softmax_focal",
+        focal_alpha: Alpha = -1.0,
         focal_gamma: float = 2.0,
         focal_beta: float = 1.0,
         prior_prob: float = 0.01,
-        normalizer: str = "foreground",
+        normalizer: str = "proposals",
         **kwargs: Any,
     ) -> None:
         """
