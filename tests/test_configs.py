@@ -221,8 +221,9 @@ def ratio(value):
     return {f"{head}.POOLER_SAMPLING_RATIO": value for head in HEADS}
 
 
-def loss(name, ALPHA=0.25, NORMALIZER="foreground", **focal):
-    focal.update(ALPHA=ALPHA, NORMALIZER=NORMALIZER)
+def loss(name, **focal):
+    """With RetinaNet's weights unless it is said otherwise."""
+    focal = {"ALPHA": 0.25, "NORMALIZER": "foreground", **focal}
     keys = {f"{FOCAL}.{key}": value for key, value in focal.items()}
     return {**FOCAL_HEADS, "MODEL.ROI_BOX_HEAD.CLS_LOSS": name, **keys}
 
@@ -231,6 +232,8 @@ def pyramid(name, **fpn):
     keys = {f"MODEL.FPN.{key}": value for key, value in fpn.items()}
     return {"MODEL.BACKBONE.NAME": f"build_resnet_{name}_backbone", **keys}
 
+
+SOFTMAX_FOCAL = loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals")
 
 # What a cell changes of its data set's stock model, by the end of its name.
 ABLATION_CHANGES = {
@@ -245,16 +248,12 @@ ABLATION_CHANGES = {
     "_loss_sigmoid_focal_gamma1": loss("sigmoid_focal", GAMMA=1.0),
     "_loss_sigmoid_focal_proposals": loss("sigmoid_focal", ALPHA=-1.0, NORMALIZER="proposals"),
     "_loss_sigmoid_focal_star": loss("sigmoid_focal_star"),
-    "_loss_softmax_focal": loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals"),
+    "_loss_softmax_focal": SOFTMAX_FOCAL,
     "_pyramid_pafpn": pyramid("pafpn"),
     "_pyramid_bifpn": pyramid("bifpn"),
     "_pyramid_bicubic": pyramid("upsample_fpn", UPSAMPLE="bicubic"),
     "_pyramid_carafe": pyramid("upsample_fpn", UPSAMPLE="carafe"),
-    "_headline": {
-        **BICUBIC,
-        **loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals"),
-        **pyramid("pafpn"),
-    },
+    "_headline": {**BICUBIC, **SOFTMAX_FOCAL, **pyramid("pafpn")},
     "_headline_sigmoid_focal": {**BICUBIC, **loss("sigmoid_focal"), **pyramid("pafpn")},
 }
 

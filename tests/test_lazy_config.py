@@ -33,6 +33,7 @@ def test_it_is_the_model_of_the_yaml():
     settings = ("cls_loss", "focal_alpha", "focal_gamma", "normalizer", "test_score_thresh")
     for name in settings:
         assert len({getattr(p, name) for p in predictors}) == 1, name
+    torch.testing.assert_close(*(p.cls_score.bias for p in predictors), rtol=0, atol=0)
 
 
 def test_the_stock_script_trains_and_evaluates_it(tmp_path):
