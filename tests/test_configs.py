@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.layers import ROIAlign
 from tests import small
+from tests.conftest import load_tool
 
 NAMES = sorted(str(p.relative_to(small.CONFIGS)) for p in small.CONFIGS.rglob("*.yaml"))
 
@@ -257,6 +258,14 @@ ABLATION_CHANGES = {
     "_headline_sigmoid_focal": {**BICUBIC, **loss("sigmoid_focal"), **pyramid("pafpn")},
 }
 
+# What it is compared with, where that is not the stock model.
+ABLATION_BASELINES = {
+    "_roi_align_bicubic_ratio1": "_roi_align_bilinear_ratio1",
+    "_roi_align_bicubic_ratio2": "_roi_align_bilinear_ratio2",
+    "_roi_align_bicubic_a0.75_ratio0": "_roi_align_bicubic_ratio0",
+    "_loss_sigmoid_focal_proposals": "_loss_sigmoid_focal",
+}
+
 
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if "retinanet" not in name])
 def test_an_ablation_changes_what_it_asks_about_and_nothing_else(name):
@@ -277,6 +286,10 @@ def test_an_ablation_changes_what_it_asks_about_and_nothing_else(name):
     if found["MODEL.ROI_HEADS.NAME"] == "StandardROIHeads":
         found.pop("MODEL.ROI_BOX_HEAD.CLS_LOSS"), expected.pop("MODEL.ROI_BOX_HEAD.CLS_LOSS")
     assert found == expected
+    baseline = load_tool("run_ablations").baseline_of(str(small.CONFIGS / name))
+    assert baseline == str(
+        small.CONFIGS / f"ablations/{data}{ABLATION_BASELINES.get(change, '')}.yaml"
+    )
 
 
 @pytest.mark.parametrize("data", ["nuclei", "shapes_long_tail"])

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 import torchvision
 import yaml
+from benchmark_roi_align import processor
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import HookBase, default_argument_parser
 from matplotlib.figure import Figure
@@ -64,7 +65,9 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return " ".join((stem(self.config), *self.opts))
+        changes = zip(self.opts[::2], self.opts[1::2], strict=True)
+        named = [f"{key} {value}" for key, value in changes if key not in NOT_SETTINGS]
+        return " ".join([stem(self.config), *named])
 
     def folder(self, output_dir: str) -> str:
         return os.path.join(output_dir, re.sub(r"[^\w.+-]+", "_", self.name), f"seed{self.seed}")
@@ -117,13 +120,15 @@ def default_config() -> CfgNode:
     return cfg
 
 
-def changed_settings(cfg: CfgNode) -> Dict[str, Any]:
-    """All keys whose value is not the default of Detectron2 or this package."""
-    defaults = flat(default_config())
+def settings_of(cfg: CfgNode) -> Dict[str, Any]:
+    """All keys of this package, whose defaults may change, and of Detectron2 those changed."""
+    own = CfgNode({"DATASETS": {}, "MODEL": {"FPN": {}, "RPN": {}, "ROI_BOX_HEAD": {}}})
+    mrcnn_plugin.add_mrcnn_config(own)
+    own_keys, defaults = flat(own), flat(default_config())
     return {
         key: value
         for key, value in sorted(flat(cfg).items())
-        if key not in NOT_SETTINGS and value != defaults[key]
+        if key not in NOT_SETTINGS and (key in own_keys or value != defaults[key])
     }
 
 
@@ -141,8 +146,9 @@ def flat(node: CfgNode, prefix: str = "") -> Dict[str, Any]:
 def differences(before: Dict[str, Any], now: Dict[str, Any]) -> str:
     """Empty where all settings are the same."""
     defaults = flat(default_config())
+    before, now = ({**defaults, **settings} for settings in (before, now))
     return ", ".join(
-        f"{key} {before.get(key, defaults.get(key))!r} instead of {now.get(key, defaults.get(key))!r}"
+        f"{key} {before.get(key)!r} instead of {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     )
@@ -161,7 +167,7 @@ def read_results(file: str) -> List[Line]:
             for index, text in enumerate(f, start=1):
                 try:
                     line = json.loads(text)
-                    line["name"], line["seed"], line["settings"], line["metrics"]
+                    line["name"], line["opts"], line["seed"], line["settings"], line["metrics"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
                         f"{file}, line {index} is not the result of a cell; delete the line if it "
@@ -201,7 +207,13 @@ def run_cell(cell: Cell, output_dir: str) -> None:
     trainer = AblationTrainer(cfg)
     trainer.resume_or_load(resume=True)
     start = trainer.start_iter
-    trainer.train()
+    diverged_at = None
+    try:
+        trainer.train()
+    except FloatingPointError:
+        # So Detectron2 ends a training whose loss is not finite.
+        diverged_at = trainer.iter
+        print(f"The training diverged at iteration {diverged_at}.")
     peak = None
     # A process that only had to evaluate says nothing of training.
     if start < cfg.SOLVER.MAX_ITER:
@@ -210,11 +222,16 @@ def run_cell(cell: Cell, output_dir: str) -> None:
             peak = torch.cuda.max_memory_allocated() / 1024**2
 
     metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+    if diverged_at is not None:
+        # As if its last evaluation had found nothing.
+        nothing = {f"{task}/AP": float("nan") for task in tasks(cfg)}
+        metrics[diverged_at] = {**metrics.get(diverged_at, {}), **nothing}
     line: Line = {
         "name": cell.name,
+        "opts": list(cell.opts),
         "seed": cell.seed,
         "baseline": cell._replace(config=baseline_of(cell.config)).name,
-        "settings": changed_settings(cfg),
+        "settings": settings_of(cfg),
         "versions": {
             "mrcnn_plugin": mrcnn_plugin.__version__,
             "detectron2": detectron2.__version__,
@@ -222,12 +239,13 @@ def run_cell(cell: Cell, output_dir: str) -> None:
             "torchvision": torchvision.__version__,
             "python": platform.python_version(),
         },
-        "device": device_name(cfg.MODEL.DEVICE),
+        "device": processor("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"),
         "threads": torch.get_num_threads(),
         "seconds_per_iteration": median(metrics, "time"),
         "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
         "peak_memory_mib": None if peak is None else round(peak),
         "metrics": final_metrics(metrics),
+        "diverged_at": diverged_at,
         # 0, if it was not interrupted; Detectron2 then does not go on with the same images.
         "resumed_from": start,
         "curves": curves(metrics, cfg.SOLVER.MAX_ITER),
@@ -240,6 +258,11 @@ def run_cell(cell: Cell, output_dir: str) -> None:
     for file in trainer.checkpointer.get_all_checkpoint_files():
         if re.fullmatch(r"model_\d+\.pth", os.path.basename(file)):
             os.remove(file)
+
+
+def tasks(cfg: CfgNode) -> List[str]:
+    """Of COCOEvaluator."""
+    return ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
 
 
 def is_ap(name: str) -> bool:
@@ -290,16 +313,6 @@ def curves(metrics: Dict[int, Dict[str, float]], max_iter: int) -> Dict[str, Lis
         name: [[i, number(value)] for i, value in values.items() if not np.isnan(value)]
         for name, values in sorted(points.items())
     }
-
-
-def device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    found = None
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            found = re.search(r"^model name\s*: (.*)$", f.read(), re.MULTILINE)
-    return found[1] if found else platform.processor()
 
 
 @contextlib.contextmanager
@@ -383,7 +396,7 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
                 f"DATASETS.TEST of {cell.config} is {cfg.DATASETS.TEST}; it must be one data set, whose "
                 f"AP is compared."
             )
-        settings = changed_settings(cfg)
+        settings = settings_of(cfg)
         line = lines.get((cell.name, cell.seed))
         if line is not None:
             check_unchanged(
@@ -400,7 +413,7 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
             before = default_config()
             before.merge_from_file(file)
             check_unchanged(
-                changed_settings(before),
+                settings_of(before),
                 settings,
                 f"The training in {folder}",
                 "Delete the folder, or choose another --output-dir.",
@@ -446,9 +459,12 @@ def add_line(cell: Cell, args: Namespace) -> Line:
 
 
 def summary(line: Line) -> str:
-    return ", ".join(
+    parts = [
         f"{name} {line['metrics'][name]:.1f}" for name in DEFAULT_METRICS if name in line["metrics"]
-    )
+    ]
+    if line["diverged_at"] is not None:
+        parts.append(f"diverged at iteration {line['diverged_at']}")
+    return ", ".join(parts)
 
 
 # The report.
@@ -509,7 +525,9 @@ def run_on(lines: Sequence[Line]) -> str:
     }
     text = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in parts.items())
     resumed = sum(line["resumed_from"] > 0 for line in lines)
-    return f"Runs: {len(lines)}, of which resumed: {resumed}; {text}."
+    diverged = sum(line["diverged_at"] is not None for line in lines)
+    counts = f"resumed: {resumed}" + (f", diverged: {diverged}" if diverged else "")
+    return f"Runs: {len(lines)}, of which {counts}; {text}."
 
 
 def outdated(cells: Cells, configs: Sequence[str]) -> Iterator[str]:
@@ -517,12 +535,11 @@ def outdated(cells: Cells, configs: Sequence[str]) -> Iterator[str]:
     paths = {stem(path): path for path in with_baselines(configs)}
     names: Dict[str, List[str]] = {}
     for name, runs in cells.items():
-        config, *opts = name.split()
+        line = next(iter(runs.values()))
         cfg = default_config()
-        cfg.merge_from_file(paths[config])
-        cfg.merge_from_list(opts)
-        settings = next(iter(runs.values()))["settings"]
-        different = differences(settings, changed_settings(cfg))
+        cfg.merge_from_file(paths[name.split()[0]])
+        cfg.merge_from_list(line["opts"])
+        different = differences(line["settings"], settings_of(cfg))
         names.setdefault(different, []).append(name)
     names.pop("", None)
     for different, changed in names.items():
@@ -691,6 +708,8 @@ def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
             parser.error(f"--config names {config}, which is no file")
         if re.search(r"\s", stem(config)):
             parser.error(f"--config names {config!r}; names of cells have no space, rename it")
+    if len(args.opts) % 2:
+        parser.error(f"--opts has {args.opts}; say a value for each key")
     for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output-dir")):
         if key in args.opts[::2]:
             parser.error(f"--opts has {key}; say it by {option}")

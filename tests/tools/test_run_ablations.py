@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from detectron2.engine import default_argument_parser
+from detectron2.evaluation.testing import flatten_results_dict
 
 from mrcnn_plugin.data import generate_shapes
 from tests.conftest import load_tool
@@ -88,7 +89,7 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, t
     assert line["baseline"] == "base" and found["base", 4]["baseline"] == "base"
     assert line["settings"]["MODEL.RPN.SMOOTH_L1_BETA"] == 0.5
     assert line["settings"]["SOLVER.MAX_ITER"] == 4
-    assert line["resumed_from"] == 0
+    assert line["resumed_from"] == 0 and line["diverged_at"] is None
     assert line["versions"]["torch"] and line["device"] and line["threads"] >= 1
     assert line["cpu_seconds_per_iteration"] > 0 and line["peak_memory_mib"] > 100
     evaluated = [iteration for iteration, _ in line["curves"]["segm/AP"]]
@@ -98,7 +99,7 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, t
     for arguments in (opts, ["--eval-only", *opts, "MODEL.WEIGHTS", "alone/model_final.pth"]):
         arguments = ["--config-file", "other.yaml", *arguments]
         alone = train_net.main(default_argument_parser().parse_args(arguments))
-    metrics = {f"{task}/{k}": v for task, values in alone.items() for k, v in values.items()}
+    metrics = flatten_results_dict(alone)
     assert metrics.keys() == line["metrics"].keys()
     for name, value in metrics.items():
         if np.isnan(value):
@@ -191,6 +192,18 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
     assert [line["name"] for line in lines(folder)] == ["base", "other"]
 
 
+def test_a_cell_that_diverges_has_an_ap_of_zero_and_is_not_run_again(folder):
+    opts = ["SOLVER.BASE_LR", "1e8", "SOLVER.WARMUP_ITERS", "0", "MODEL.KEYPOINT_ON", "False"]
+    arguments = ["--config", "base.yaml", "--seeds", "1", "--opts", *opts]
+    code, printed = run(*arguments)
+    assert code == 0, printed
+    assert "bbox/AP 0.0, segm/AP 0.0, diverged at iteration " in printed
+    (line,) = lines(folder)
+    assert line["diverged_at"] < 4 and line["metrics"]["segm/AP"] == 0.0
+    code, printed = run(*arguments)
+    assert code == 0 and "1 of 1 cells have a line" in printed
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -204,6 +217,10 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
         (
             ["--config", "base.yaml", "--seeds", "1", "--opts", "SEED", "2"],
             "has SEED; say it by --se",
+        ),
+        (
+            ["--config", "base.yaml", "--seeds", "1", "--opts", "A", "1", "B"],
+            "--opts has ['A', '1', 'B']; say a value for each key",
         ),
         (
             ["--config", "base.yaml", "--seeds", "1", "--opts", "A", "1", "OUTPUT_DIR", "x"],
@@ -288,6 +305,7 @@ def test_curves_are_of_the_loss_and_the_ap_of_each_task():
 def line(name, seed, ap, baseline="base", **more):
     return {
         "name": name,
+        "opts": [],
         "seed": seed,
         "baseline": baseline,
         "settings": {"SOLVER.MAX_ITER": 40},
@@ -295,6 +313,7 @@ def line(name, seed, ap, baseline="base", **more):
         "device": "a CPU",
         "threads": 1,
         "resumed_from": 0,
+        "diverged_at": None,
         "seconds_per_iteration": 0.75,
         "cpu_seconds_per_iteration": 0.5,
         "peak_memory_mib": 1000,
@@ -365,26 +384,51 @@ def test_changes_of_all_cells_are_compared_with_the_baseline_of_the_same_change(
 def test_what_the_cells_ran_on_is_said(folder, capsys):
     found = [line("base", 1, 10.0), line("other", 1, 11.5, device="a GPU", resumed_from=20)]
     report(folder, found)
-    assert (
-        "\nRuns: 2, of which resumed: 1; device a CPU and a GPU, threads 1"
-        in capsys.readouterr().out
-    )
+    runs = "\nRuns: 2, of which resumed: 1; device a CPU and a GPU, threads 1"
+    assert runs in capsys.readouterr().out
+    report(folder, [*found, line("other", 2, 0.0, diverged_at=3)])
+    assert "\nRuns: 3, of which resumed: 1, diverged: 1; device" in capsys.readouterr().out
+
+
+def settings_of(cell):
+    arguments = run_ablations.train_arguments(cell, "out")
+    return run_ablations.settings_of(run_ablations.load_config(arguments))
 
 
 def test_a_line_of_another_config_than_today_s_is_said(folder, capsys):
-    settings = [
-        run_ablations.changed_settings(
-            run_ablations.load_config(run_ablations.train_arguments(cell, "out"))
-        )
-        for cell in run_ablations.all_cells(["other.yaml"], ["TEST.EVAL_PERIOD", "3"], [1])
-    ]
+    # Values with spaces, and what is no setting.
+    data = yaml.safe_load((folder / "base.yaml").read_text())["DATASETS"]["COCO_JSON"]
+    opts = ["SOLVER.STEPS", "(2, 3)", "DATASETS.COCO_JSON", str(data), "TEST.EVAL_PERIOD", "3"]
+    cells = run_ablations.all_cells(["other.yaml"], opts, [1])
+    named = "SOLVER.STEPS (2, 3) TEST.EVAL_PERIOD 3"
+    assert [cell.name for cell in cells] == [f"base {named}", f"other {named}"]
+    settings = [settings_of(cell) for cell in cells]
     settings[1]["SOLVER.MAX_ITER"] = 80
-    opts = "TEST.EVAL_PERIOD 3"
-    names = (f"base {opts}", f"other {opts}")
-    found = [line(n, 1, 1.0, names[0], settings=s) for n, s in zip(names, settings, strict=True)]
+    found = [
+        line(cell.name, 1, 1.0, f"base {named}", settings=s, opts=opts)
+        for cell, s in zip(cells, settings, strict=True)
+    ]
     report(folder, found)
     text = capsys.readouterr().out
-    assert text.endswith(f"\n\nRun with SOLVER.MAX_ITER 80 instead of 4: other {opts}.\n")
+    assert text.endswith(f"\n\nRun with SOLVER.MAX_ITER 80 instead of 4: other {named}.\n")
+
+
+def test_a_line_says_what_it_was_run_with_when_a_default_has_changed_since(folder, monkeypatch):
+    before = settings_of(run_ablations.Cell("base.yaml", (), 1))
+    add = run_ablations.mrcnn_plugin.add_mrcnn_config
+
+    def add_with_another_default(cfg):
+        add(cfg)
+        cfg.MODEL.BIFPN.NUM_REPEATS = 5
+
+    monkeypatch.setattr(run_ablations.mrcnn_plugin, "add_mrcnn_config", add_with_another_default)
+    cfg = run_ablations.default_config()
+    assert run_ablations.settings_of(cfg)["MODEL.BIFPN.NUM_REPEATS"] == 5
+    now = {**before, "MODEL.BIFPN.NUM_REPEATS": 5}
+    assert run_ablations.differences(before, now) == "MODEL.BIFPN.NUM_REPEATS 3 instead of 5"
+    # A key that there was not yet has its default.
+    del before["MODEL.BIFPN.NUM_REPEATS"]
+    assert run_ablations.differences(before, now) == ""
 
 
 def test_results_that_cannot_be_reported(folder):
@@ -443,17 +487,19 @@ def test_the_tables_of_the_page_are_those_of_its_commands(command, tmp_path, mon
     monkeypatch.chdir(ROOT)
     arguments = [name for word in command.split() for name in sorted(glob.glob(word)) or [word]]
     report_at = arguments.index("--report") + 1
-    prefix = arguments[report_at]
     arguments[report_at] = str(tmp_path / "report")
     run_ablations.main(arguments)
     tables = capsys.readouterr().out.strip()
     section = PAGE.read_text().split(command, 1)[1].split("\n#", 1)[0]
     assert tables in section
     for kind in ("ap", "curves"):
-        assert (ROOT / f"{prefix}_{kind}.png").exists() and (
-            tmp_path / f"report_{kind}.png"
-        ).exists()
+        assert (tmp_path / f"report_{kind}.png").exists()
 
 
-def test_the_page_has_commands():
-    assert len(COMMANDS) >= 2
+def test_every_table_of_the_page_has_a_command_and_its_figures_are_there():
+    text = PAGE.read_text()
+    assert len(COMMANDS) == text.count("\nRuns: ") >= 2
+    figures = {f"docs/results/{path}" for path in re.findall(r"\((\S+\.png)\)", text)}
+    prefixes = re.findall(r"--report (docs/\S+)", "\n".join(COMMANDS))
+    assert figures == {f"{p}_{kind}.png" for p in prefixes for kind in ("ap", "curves")}
+    assert all((ROOT / path).exists() for path in figures)
