@@ -17,6 +17,7 @@ between runs with the same seed.
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -70,7 +71,12 @@ class Cell(NamedTuple):
         return " ".join([stem(self.config), *named])
 
     def folder(self, output_dir: str) -> str:
-        return os.path.join(output_dir, re.sub(r"[^\w.+-]+", "_", self.name), f"seed{self.seed}")
+        name = stem(self.config)
+        if name != self.name:
+            # Readable, and another for each name.
+            readable = re.sub(r"[^\w.+-]+", "_", self.name)[:100]
+            name = f"{readable}_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        return os.path.join(output_dir, name, f"seed{self.seed}")
 
 
 def stem(config: str) -> str:
@@ -78,16 +84,27 @@ def stem(config: str) -> str:
 
 
 def baseline_of(config: str) -> str:
-    """Path of its _BASE_ if that lies in the same folder and is a model, and else its own."""
+    """Path of its _BASE_ if that lies in the same folder and is a model, and else its own.
+
+    Raises:
+        ValueError: that is no file, or the config is not a mapping of keys.
+    """
     with open(config, encoding="utf-8") as f:
-        base = (yaml.safe_load(f) or {}).get("_BASE_")
+        content = yaml.safe_load(f)
+    if not isinstance(content, dict):
+        raise ValueError(f"{config} is not a config; it must have keys and values.")
+    base = content.get("_BASE_")
     # Of several bases none is the one to compare with.
     if not isinstance(base, str) or os.path.basename(base).startswith("Base-"):
         return config
     folder = os.path.dirname(config)
     path = os.path.normpath(os.path.join(folder, base))
     same_folder = os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
-    return path if same_folder else config
+    if not same_folder:
+        return config
+    if not os.path.isfile(path):
+        raise ValueError(f"{config} has _BASE_ {base!r}, which is no file.")
+    return path
 
 
 def with_baselines(configs: Sequence[str]) -> List[str]:
@@ -364,8 +381,9 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
                     del running[cell]
                     what = f"{cell.name}, seed {cell.seed}"
                     if process.returncode:
-                        log = os.path.join(cell.folder(args.output_dir), LOG)
-                        failed.append(f"{what}: exit code {process.returncode}; see {log}")
+                        failed.append(
+                            f"{what}: exit code {process.returncode}, {last_words(cell, args)}"
+                        )
                         bar.write(f"FAILED {failed[-1]}")
                     else:
                         line = add_line(cell, args)
@@ -384,7 +402,9 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
 
 def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
     """The cells without a line, and how many iterations each has."""
-    lines = {(line["name"], line["seed"]): line for line in read_results(args.results)}
+    lines: Cells = {}
+    for line in read_results(args.results):
+        lines.setdefault(line["name"], {})[line["seed"]] = line
     missing: Dict[Cell, int] = {}
     for cell in cells:
         try:
@@ -397,14 +417,17 @@ def missing_cells(cells: Sequence[Cell], args: Namespace) -> Dict[Cell, int]:
                 f"AP is compared."
             )
         settings = settings_of(cfg)
-        line = lines.get((cell.name, cell.seed))
-        if line is not None:
+        # Other seeds too: they could not be reported together.
+        for seed, line in lines.get(cell.name, {}).items():
+            folder = cell._replace(seed=seed).folder(args.output_dir)
             check_unchanged(
                 line["settings"],
                 settings,
-                f"The line of {cell.name}, seed {cell.seed} in {args.results}",
-                "Delete the line and its training, or choose other --results and --output-dir.",
+                f"The line of {cell.name}, seed {seed} in {args.results}",
+                f"Delete such lines and {os.path.dirname(folder)}, or choose other --results and "
+                f"--output-dir.",
             )
+        if cell.seed in lines.get(cell.name, {}):
             continue
         folder = cell.folder(args.output_dir)
         # Detectron2 writes it at the start of a training.
@@ -431,6 +454,14 @@ def start_process(cell: Cell, args: Namespace) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     with open(os.path.join(folder, LOG), "ab") as f:
         return subprocess.Popen(command, env=environment, stdout=f, stderr=f)
+
+
+def last_words(cell: Cell, args: Namespace) -> str:
+    """The last line of the log of a process that failed, most often its error, and where more is."""
+    log = os.path.join(cell.folder(args.output_dir), LOG)
+    with open(log, encoding="utf-8", errors="replace") as f:
+        words = f.read().strip().rpartition("\n")[2]
+    return f"{words}; more is in {log}"
 
 
 def iterations_done(cell: Cell, args: Namespace) -> int:
@@ -500,6 +531,7 @@ def report(args: Namespace) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(args.report)), exist_ok=True)
     plot_ap(cells, args.metrics, f"{args.report}_ap.png")
     plot_curves(cells, f"{args.metrics[0].split('/')[0]}/AP", f"{args.report}_curves.png")
+    print(f"Wrote {args.report}_ap.png and {args.report}_curves.png.", file=sys.stderr)
 
 
 def chosen_lines(args: Namespace) -> List[Line]:
@@ -658,7 +690,9 @@ def plot_curves(cells: Cells, metric: str, file: str) -> None:
 
 def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", nargs="+", required=True, metavar="FILE")
@@ -685,7 +719,7 @@ def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
     add(
         "--report",
         metavar="PREFIX",
-        help="run nothing; print a table and draw PREFIX_ap.png and PREFIX_curves.png",
+        help="run nothing; print a table and draw PREFIX_ap.png and PREFIX_curves.png anew",
     )
     add(
         "--metrics",
@@ -708,6 +742,8 @@ def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
             parser.error(f"--config names {config}, which is no file")
         if re.search(r"\s", stem(config)):
             parser.error(f"--config names {config!r}; names of cells have no space, rename it")
+    if any(word.startswith("--") for word in args.opts):
+        parser.error(f"--opts has {args.opts}; it must come last")
     if len(args.opts) % 2:
         parser.error(f"--opts has {args.opts}; say a value for each key")
     for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output-dir")):
@@ -715,6 +751,8 @@ def parse(argv: Optional[Sequence[str]] = None) -> Namespace:
             parser.error(f"--opts has {key}; say it by {option}")
     if args.report and (args.seeds or args.opts):
         parser.error("--report shows all seeds and changes; leave --seeds and --opts away")
+    if args.report and not os.path.isfile(args.results):
+        parser.error(f"--results names {args.results}, which is no file")
     if not args.report and not args.seeds:
         parser.error("--seeds is missing; name some, such as --seeds 1 2 3")
     if any(seed < 0 for seed in args.seeds):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -126,7 +127,10 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, t
     write_other(folder, beta=0.25)
     code, printed = run("--config", "other.yaml", "--seeds", "3", "5")
     assert code and "MODEL.RPN.SMOOTH_L1_BETA 0.5 instead of 0.25" in printed
-    assert "Delete the line" in printed and len(lines(folder)) == 4
+    assert f"Delete such lines and {cell.parent.relative_to(folder)}," in printed
+    # A new seed would not fit those that there are.
+    code, printed = run("--config", "other.yaml", "--seeds", "5")
+    assert code and "SMOOTH_L1_BETA 0.5 instead of 0.25" in printed and len(lines(folder)) == 4
     results.unlink()
     code, printed = run("--config", "other.yaml", "--seeds", "3")
     assert code and "SMOOTH_L1_BETA 0.5 instead of 0.25" in printed and "folder" in printed
@@ -136,14 +140,15 @@ def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(
     # So long that it is still under way when the test has done with it.
     opts = ["SOLVER.MAX_ITER", "400", "TEST.EVAL_PERIOD", "0"]
     arguments = ["--config", "base.yaml", "--seeds", "1", "--opts", *opts]
-    cell = folder / "output" / "ablations" / "_".join(["base", *opts]) / "seed1"
+    output = folder / "output" / "ablations"
+    cell = Path(run_ablations.Cell("base.yaml", tuple(opts), 1).folder(str(output)))
     first = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.DEVNULL)
     while not (cell / "last_checkpoint").exists():
         assert first.poll() is None
         time.sleep(0.1)
     code, printed = run(*arguments)
     assert code and "FAILED" in printed
-    assert "Another process works in" in (cell / "output.txt").read_text()
+    assert f"Another process works in {cell.relative_to(folder)}" in printed
     first.terminate()
     assert first.wait() == 128 + signal.SIGTERM
     with run_ablations.locked(str(cell)):
@@ -188,7 +193,8 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
     content = {"_BASE_": "base.yaml", "MODEL": {"FPN": {"NORM": "no such norm"}}}
     (folder / "broken.yaml").write_text(yaml.safe_dump(content))
     code, printed = run("--config", "broken.yaml", "other.yaml", "--seeds", "1")
-    assert code and "FAILED broken, seed 1: exit code 1; see " in printed
+    assert code and "FAILED broken, seed 1: exit code 1, KeyError" in printed
+    assert "more is in output/ablations/broken/seed1/output.txt" in printed
     assert [line["name"] for line in lines(folder)] == ["base", "other"]
 
 
@@ -223,6 +229,11 @@ def test_a_cell_that_diverges_has_an_ap_of_zero_and_is_not_run_again(folder):
             "--opts has ['A', '1', 'B']; say a value for each key",
         ),
         (
+            ["--config", "base.yaml", "--seeds", "1", "--opts", "A", "1", "--jobs", "2"],
+            "it must come last",
+        ),
+        (["--config", "base.yaml", "--report", "r", "--results", "no.jsonl"], "no.jsonl, which is"),
+        (
             ["--config", "base.yaml", "--seeds", "1", "--opts", "A", "1", "OUTPUT_DIR", "x"],
             "--opts has OUTPUT_DIR; say it by --output-dir",
         ),
@@ -247,6 +258,8 @@ def test_there_is_one_test_set(folder):
     [
         ({"_BASE_": "base.yaml", "MODEL": {"NOPE": 1}}, "bad.yaml: .*Non-existent config key"),
         ({"_BASE_": "bad.yaml"}, "bad.yaml: "),
+        ({"_BASE_": "no.yaml"}, "bad.yaml has _BASE_ 'no.yaml', which is no file"),
+        (["MODEL"], "bad.yaml is not a config"),
     ],
 )
 def test_a_config_that_cannot_be_loaded_is_named(folder, content, message):
@@ -401,6 +414,8 @@ def test_a_line_of_another_config_than_today_s_is_said(folder, capsys):
     opts = ["SOLVER.STEPS", "(2, 3)", "DATASETS.COCO_JSON", str(data), "TEST.EVAL_PERIOD", "3"]
     cells = run_ablations.all_cells(["other.yaml"], opts, [1])
     named = "SOLVER.STEPS (2, 3) TEST.EVAL_PERIOD 3"
+    other = run_ablations.Cell("other.yaml", ("SOLVER.STEPS", "(2,3)", "TEST.EVAL_PERIOD", "3"), 1)
+    assert len({cell.folder("out") for cell in (*cells, other)}) == 3
     assert [cell.name for cell in cells] == [f"base {named}", f"other {named}"]
     settings = [settings_of(cell) for cell in cells]
     settings[1]["SOLVER.MAX_ITER"] = 80
