@@ -139,6 +139,7 @@ def default_config() -> CfgNode:
 
 def settings_of(cfg: CfgNode) -> Dict[str, Any]:
     """All keys of this package, whose defaults may change, and of Detectron2 those changed."""
+    # get_cfg() has our keys too where DETECTRON2_ENV_MODULE has added them.
     own = CfgNode({"DATASETS": {}, "MODEL": {"FPN": {}, "RPN": {}, "ROI_BOX_HEAD": {}}})
     mrcnn_plugin.add_mrcnn_config(own)
     own_keys, defaults = flat(own), flat(default_config())
@@ -240,9 +241,9 @@ def run_cell(cell: Cell, output_dir: str) -> None:
 
     metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     if diverged_at is not None:
-        # As if its last evaluation had found nothing.
-        nothing = {f"{task}/AP": float("nan") for task in tasks(cfg)}
-        metrics[diverged_at] = {**metrics.get(diverged_at, {}), **nothing}
+        # As if its last evaluation had found nothing. One killed before may have come further.
+        metrics = {i: values for i, values in metrics.items() if i < diverged_at}
+        metrics[diverged_at] = {"bbox/AP": float("nan")}
     line: Line = {
         "name": cell.name,
         "opts": list(cell.opts),
@@ -261,7 +262,7 @@ def run_cell(cell: Cell, output_dir: str) -> None:
         "seconds_per_iteration": median(metrics, "time"),
         "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
         "peak_memory_mib": None if peak is None else round(peak),
-        "metrics": final_metrics(metrics),
+        "metrics": final_metrics(metrics, tasks(cfg)),
         "diverged_at": diverged_at,
         # 0, if it was not interrupted; Detectron2 then does not go on with the same images.
         "resumed_from": start,
@@ -286,12 +287,14 @@ def is_ap(name: str) -> bool:
     return name.startswith(("bbox/", "segm/", "keypoints/"))
 
 
-def final_metrics(metrics: Dict[int, Dict[str, float]]) -> Dict[str, Optional[float]]:
+def final_metrics(
+    metrics: Dict[int, Dict[str, float]], tasks: Sequence[str]
+) -> Dict[str, Optional[float]]:
     """Of the last evaluation.
 
-    Where nothing was detected Detectron2 gives nan for a task, and leaves out its classes. Such a run
-    would be missing in the means of its cell, which would look the better for it: it has 0, in all
-    that an earlier evaluation had a number for too.
+    Where nothing was detected Detectron2 gives nan for boxes and leaves out their classes and the
+    other tasks. Such a run would be missing in the means of its cell, which would look the better for
+    it: it has 0, in all that an earlier evaluation had a number for too.
     """
     evaluations = [
         {name: number(value) for name, value in sorted(values.items()) if is_ap(name)}
@@ -300,8 +303,8 @@ def final_metrics(metrics: Dict[int, Dict[str, float]]) -> Dict[str, Optional[fl
     ]
     last = evaluations[-1]
     known = {name for values in evaluations for name, value in values.items() if value is not None}
-    for task in {name.split("/")[0] for name in last}:
-        if last[f"{task}/AP"] is None:
+    for task in tasks:
+        if last.get(f"{task}/AP") is None:
             last[f"{task}/AP"] = 0.0
             last.update({name: 0.0 for name in sorted(known) if name.startswith(f"{task}/")})
     return last
@@ -382,7 +385,7 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
                     what = f"{cell.name}, seed {cell.seed}"
                     if process.returncode:
                         failed.append(
-                            f"{what}: exit code {process.returncode}, {last_words(cell, args)}"
+                            f"{what}: exit code {process.returncode}; {last_words(cell, args)}"
                         )
                         bar.write(f"FAILED {failed[-1]}")
                     else:
@@ -457,11 +460,11 @@ def start_process(cell: Cell, args: Namespace) -> "subprocess.Popen[bytes]":
 
 
 def last_words(cell: Cell, args: Namespace) -> str:
-    """The last line of the log of a process that failed, most often its error, and where more is."""
+    """The last line of the log of a process that failed, most often its error."""
     log = os.path.join(cell.folder(args.output_dir), LOG)
     with open(log, encoding="utf-8", errors="replace") as f:
         words = f.read().strip().rpartition("\n")[2]
-    return f"{words}; more is in {log}"
+    return f"{log} ends with: {words}"
 
 
 def iterations_done(cell: Cell, args: Namespace) -> int:
@@ -557,9 +560,11 @@ def run_on(lines: Sequence[Line]) -> str:
     }
     text = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in parts.items())
     resumed = sum(line["resumed_from"] > 0 for line in lines)
-    diverged = sum(line["diverged_at"] is not None for line in lines)
-    counts = f"resumed: {resumed}" + (f", diverged: {diverged}" if diverged else "")
-    return f"Runs: {len(lines)}, of which {counts}; {text}."
+    diverged = [
+        f"{line['name']}, seed {line['seed']}" for line in lines if line["diverged_at"] is not None
+    ]
+    end = f" Diverged, with an AP of 0: {'; '.join(diverged)}." if diverged else ""
+    return f"Runs: {len(lines)}, of which resumed: {resumed}; {text}.{end}"
 
 
 def outdated(cells: Cells, configs: Sequence[str]) -> Iterator[str]:
@@ -579,8 +584,11 @@ def outdated(cells: Cells, configs: Sequence[str]) -> Iterator[str]:
 
 
 def values_of(runs: Runs, metric: str) -> Dict[int, float]:
-    """Seed -> value, of the runs that have it."""
-    values = {seed: line["metrics"].get(metric) for seed, line in runs.items()}
+    """Seed -> value, of the runs that have it; one that diverged has 0 also of what it never had."""
+    values = {
+        seed: line["metrics"].get(metric) if line["diverged_at"] is None else 0.0
+        for seed, line in runs.items()
+    }
     return {seed: value for seed, value in values.items() if value is not None}
 
 

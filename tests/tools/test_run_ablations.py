@@ -193,8 +193,8 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
     content = {"_BASE_": "base.yaml", "MODEL": {"FPN": {"NORM": "no such norm"}}}
     (folder / "broken.yaml").write_text(yaml.safe_dump(content))
     code, printed = run("--config", "broken.yaml", "other.yaml", "--seeds", "1")
-    assert code and "FAILED broken, seed 1: exit code 1, KeyError" in printed
-    assert "more is in output/ablations/broken/seed1/output.txt" in printed
+    log = "output/ablations/broken/seed1/output.txt"
+    assert code and f"FAILED broken, seed 1: exit code 1; {log} ends with: KeyError" in printed
     assert [line["name"] for line in lines(folder)] == ["base", "other"]
 
 
@@ -286,18 +286,18 @@ def test_nothing_detected_is_an_ap_of_zero():
             "segm/APl": nan,
             "segm/AP-ring": 9.0,
         },
-        19: {"bbox/AP": 60.0, "bbox/APl": nan, "segm/AP": nan, "segm/APl": nan},
+        19: {"bbox/AP": nan, "bbox/APl": nan},
         39: {"total_loss": 1.0},
     }
-    assert run_ablations.final_metrics(metrics) == {
-        "bbox/AP": 60.0,
+    both = ["bbox", "segm"]
+    assert run_ablations.final_metrics(metrics, both) == {
+        "bbox/AP": 0.0,
         "bbox/APl": None,
         "segm/AP": 0.0,
-        "segm/APl": None,
         "segm/AP-ring": 0.0,
     }
     del metrics[9]
-    assert run_ablations.final_metrics(metrics)["segm/AP"] == 0.0
+    assert run_ablations.final_metrics(metrics, both)["segm/AP"] == 0.0
 
 
 def test_curves_are_of_the_loss_and_the_ap_of_each_task():
@@ -399,8 +399,18 @@ def test_what_the_cells_ran_on_is_said(folder, capsys):
     report(folder, found)
     runs = "\nRuns: 2, of which resumed: 1; device a CPU and a GPU, threads 1"
     assert runs in capsys.readouterr().out
-    report(folder, [*found, line("other", 2, 0.0, diverged_at=3)])
-    assert "\nRuns: 3, of which resumed: 1, diverged: 1; device" in capsys.readouterr().out
+    diverged = line("other", 2, 0.0, diverged_at=3)
+    report(folder, [*found, line("base", 2, 8.0, **{"metrics": {"bbox/AP75": 8.0}}), diverged])
+    text = capsys.readouterr().out
+    assert "\nRuns: 4, of which resumed: 1; device a CPU" in text
+    assert "0.1. Diverged, with an AP of 0: other, seed 2.\n" in text
+    report(
+        folder,
+        [*found, line("base", 2, 8.0, **{"metrics": {"bbox/AP75": 8.0}}), diverged],
+        "--metrics",
+        "bbox/AP75",
+    )
+    assert rows(capsys.readouterr().out)[3][3:5] == ["0.0", "-8.0 (1 pair)"]
 
 
 def settings_of(cell):
