@@ -384,9 +384,8 @@ def run_all(cells: Sequence[Cell], args: Namespace) -> None:
                     del running[cell]
                     what = f"{cell.name}, seed {cell.seed}"
                     if process.returncode:
-                        failed.append(
-                            f"{what}: exit code {process.returncode}; {last_words(cell, args)}"
-                        )
+                        log = os.path.join(cell.folder(args.output_dir), LOG)
+                        failed.append(f"{what}: exit code {process.returncode}; see {log}")
                         bar.write(f"FAILED {failed[-1]}")
                     else:
                         line = add_line(cell, args)
@@ -457,14 +456,6 @@ def start_process(cell: Cell, args: Namespace) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     with open(os.path.join(folder, LOG), "ab") as f:
         return subprocess.Popen(command, env=environment, stdout=f, stderr=f)
-
-
-def last_words(cell: Cell, args: Namespace) -> str:
-    """The last line of the log of a process that failed, most often its error."""
-    log = os.path.join(cell.folder(args.output_dir), LOG)
-    with open(log, encoding="utf-8", errors="replace") as f:
-        words = f.read().strip().rpartition("\n")[2]
-    return f"{log} ends with: {words}"
 
 
 def iterations_done(cell: Cell, args: Namespace) -> int:

@@ -148,7 +148,7 @@ def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(
         time.sleep(0.1)
     code, printed = run(*arguments)
     assert code and "FAILED" in printed
-    assert f"Another process works in {cell.relative_to(folder)}" in printed
+    assert "Another process works in" in (cell / "output.txt").read_text()
     first.terminate()
     assert first.wait() == 128 + signal.SIGTERM
     with run_ablations.locked(str(cell)):
@@ -194,7 +194,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
     (folder / "broken.yaml").write_text(yaml.safe_dump(content))
     code, printed = run("--config", "broken.yaml", "other.yaml", "--seeds", "1")
     log = "output/ablations/broken/seed1/output.txt"
-    assert code and f"FAILED broken, seed 1: exit code 1; {log} ends with: KeyError" in printed
+    assert code and f"FAILED broken, seed 1: exit code 1; see {log}" in printed
     assert [line["name"] for line in lines(folder)] == ["base", "other"]
 
 
