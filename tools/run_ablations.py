@@ -262,7 +262,7 @@ def run_cell(cell: Cell, output_dir: str) -> None:
         "seconds_per_iteration": median(metrics, "time"),
         "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
         "peak_memory_mib": None if peak is None else round(peak),
-        "metrics": final_metrics(metrics, tasks(cfg)),
+        "metrics": final_metrics(metrics, tasks_of(cfg)),
         "diverged_at": diverged_at,
         # 0, if it was not interrupted; Detectron2 then does not go on with the same images.
         "resumed_from": start,
@@ -278,7 +278,7 @@ def run_cell(cell: Cell, output_dir: str) -> None:
             os.remove(file)
 
 
-def tasks(cfg: CfgNode) -> List[str]:
+def tasks_of(cfg: CfgNode) -> List[str]:
     """Of COCOEvaluator."""
     return ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
 

@@ -199,7 +199,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
 
 
 def test_a_cell_that_diverges_has_an_ap_of_zero_and_is_not_run_again(folder):
-    opts = ["SOLVER.BASE_LR", "1e8", "SOLVER.WARMUP_ITERS", "0", "MODEL.KEYPOINT_ON", "False"]
+    opts = ["SOLVER.BASE_LR", "1e8", "SOLVER.WARMUP_ITERS", "0"]
     arguments = ["--config", "base.yaml", "--seeds", "1", "--opts", *opts]
     code, printed = run(*arguments)
     assert code == 0, printed
@@ -298,6 +298,8 @@ def test_nothing_detected_is_an_ap_of_zero():
     }
     del metrics[9]
     assert run_ablations.final_metrics(metrics, both)["segm/AP"] == 0.0
+    metrics[19] = {"bbox/AP": 60.0, "segm/AP": nan}
+    assert run_ablations.final_metrics(metrics, both) == {"bbox/AP": 60.0, "segm/AP": 0.0}
 
 
 def test_curves_are_of_the_loss_and_the_ap_of_each_task():
@@ -400,16 +402,12 @@ def test_what_the_cells_ran_on_is_said(folder, capsys):
     runs = "\nRuns: 2, of which resumed: 1; device a CPU and a GPU, threads 1"
     assert runs in capsys.readouterr().out
     diverged = line("other", 2, 0.0, diverged_at=3)
-    report(folder, [*found, line("base", 2, 8.0, **{"metrics": {"bbox/AP75": 8.0}}), diverged])
+    found += [line("base", 2, 8.0, metrics={"bbox/AP75": 8.0}), diverged]
+    report(folder, found)
     text = capsys.readouterr().out
     assert "\nRuns: 4, of which resumed: 1; device a CPU" in text
     assert "0.1. Diverged, with an AP of 0: other, seed 2.\n" in text
-    report(
-        folder,
-        [*found, line("base", 2, 8.0, **{"metrics": {"bbox/AP75": 8.0}}), diverged],
-        "--metrics",
-        "bbox/AP75",
-    )
+    report(folder, found, "--metrics", "bbox/AP75")
     assert rows(capsys.readouterr().out)[3][3:5] == ["0.0", "-8.0 (1 pair)"]
 
 
