@@ -2,11 +2,12 @@
 
 from .carafe import CARAFE
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_star_loss, softmax_focal_loss
-from .roi_align import ROIAlign, roi_align
+from .roi_align import ROIAlign, multiscale_roi_align, roi_align
 
 __all__ = [
     "CARAFE",
     "ROIAlign",
+    "multiscale_roi_align",
     "roi_align",
     "sigmoid_focal_loss",
     "sigmoid_focal_star_loss",

@@ -27,22 +27,26 @@ from .roi_align_reference import (
     roi_align_reference,
 )
 
-__all__ = ["ROIAlign", "roi_align"]
+__all__ = ["ROIAlign", "multiscale_roi_align", "roi_align"]
 
 # The weights take a time that grows with it, what is pooled does not. Adaptive sampling has no
 # maximum: its samples are about a pixel apart, and those outside of the map are skipped.
 MAX_SAMPLING_RATIO = 1024
+
+# kMaxLevels of csrc/problem.h.
+MAX_LEVELS = 8
 
 _MAX_BINS = 2**20
 _FLOAT_MAX = torch.finfo(torch.float32).max
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _SCHEMAS = (
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
-    "SymInt pooled_width, int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
-    "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, "
-    "SymInt height, SymInt width, int sampling_ratio, bool aligned, str interpolation, float a) "
-    "-> Tensor",
+    "roi_align(Tensor[] input, Tensor rois, Tensor? levels, float[] spatial_scales, "
+    "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, "
+    "str interpolation, float a) -> Tensor",
+    "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, "
+    "SymInt batch, SymInt[] heights, SymInt[] widths, bool[] needed, int sampling_ratio, "
+    "bool aligned, str interpolation, float a) -> Tensor[]",
 )
 
 # Importing the extension registers the schemas and the CPU kernels (csrc/ops.cpp).
@@ -78,9 +82,10 @@ def _warn_of_missing_cuda_kernels() -> None:
     )
 
 
-def _on_any_device(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(features: Tensor, *arguments: Any) -> Tensor:
-        if features.is_cuda and HAS_EXTENSION:
+def _on_any_device(reference: Callable[..., Any]) -> Callable[..., Any]:
+    def run(features: Any, *arguments: Any) -> Any:
+        tensors = features if isinstance(features, (list, tuple)) else (features,)
+        if HAS_EXTENSION and any(t.is_cuda for t in tensors):
             _warn_of_missing_cuda_kernels()
         return reference(features, *arguments)
 
@@ -96,18 +101,20 @@ _library.impl(
 
 @torch.library.register_fake("mrcnn_plugin::roi_align")
 def _fake_forward(
-    input: Tensor,
+    input: List[Tensor],
     rois: Tensor,
-    spatial_scale: float,
+    levels: Optional[Tensor],
+    spatial_scales: List[float],
     pooled_height: int,
     pooled_width: int,
     *options: Any,
 ) -> Tensor:
+    first = input[0]
     return torch.empty(
-        (rois.shape[0], input.shape[1], pooled_height, pooled_width),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=suggest_memory_format(input),
+        (rois.shape[0], first.shape[1], pooled_height, pooled_width),
+        dtype=first.dtype,
+        device=first.device,
+        memory_format=suggest_memory_format(first),
     )
 
 
@@ -115,52 +122,77 @@ def _fake_forward(
 def _fake_backward(
     grad: Tensor,
     rois: Tensor,
-    spatial_scale: float,
+    levels: Optional[Tensor],
+    spatial_scales: List[float],
     batch: int,
-    height: int,
-    width: int,
+    heights: List[int],
+    widths: List[int],
+    needed: List[bool],
     *options: Any,
-) -> Tensor:
-    return torch.empty(
-        (batch, grad.shape[1], height, width),
-        dtype=grad.dtype,
-        device=grad.device,
-        memory_format=suggest_memory_format(grad),
-    )
+) -> List[Tensor]:
+    return [
+        torch.empty(
+            (batch, grad.shape[1], height, width),
+            dtype=grad.dtype,
+            device=grad.device,
+            memory_format=suggest_memory_format(grad),
+        )
+        for height, width, is_needed in zip(heights, widths, needed, strict=True)
+        if is_needed
+    ]
 
 
 def _setup_forward(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
-    input, rois, ctx.spatial_scale, _, _, *ctx.options = inputs
-    ctx.save_for_backward(rois)
-    ctx.batch, _, ctx.height, ctx.width = input.shape
+    input, rois, levels, ctx.spatial_scales, _, _, *ctx.options = inputs
+    ctx.save_for_backward(rois, levels)
+    ctx.batch = input[0].shape[0]
+    ctx.heights = [map.shape[2] for map in input]
+    ctx.widths = [map.shape[3] for map in input]
 
 
-def _backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-    grad_input = None
-    if ctx.needs_input_grad[0]:
-        (rois,) = ctx.saved_tensors
-        grad_input = torch.ops.mrcnn_plugin.roi_align_backward(
-            grad, rois, ctx.spatial_scale, ctx.batch, ctx.height, ctx.width, *ctx.options
+def _backward(ctx: Any, grad: Tensor) -> Tuple[Any, ...]:
+    needed = list(ctx.needs_input_grad[0])
+    gradients: List[Optional[Tensor]] = [None] * len(needed)
+    if any(needed):
+        of_needed = iter(
+            torch.ops.mrcnn_plugin.roi_align_backward(
+                grad,
+                *ctx.saved_tensors,
+                ctx.spatial_scales,
+                ctx.batch,
+                ctx.heights,
+                ctx.widths,
+                needed,
+                *ctx.options,
+            )
         )
-    return (grad_input, *[None] * 8)
+        gradients = [next(of_needed) if is_needed else None for is_needed in needed]
+    return (gradients, *[None] * 9)
 
 
-def _setup_backward(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
-    grad, rois, ctx.spatial_scale, _, _, _, *ctx.options = inputs
-    ctx.save_for_backward(rois)
-    ctx.pooled_size = grad.shape[2:]
+def _setup_backward(ctx: Any, inputs: Tuple[Any, ...], output: List[Tensor]) -> None:
+    grad, rois, levels, ctx.spatial_scales, ctx.batch, *sizes, ctx.needed = inputs[:8]
+    ctx.heights, ctx.widths = sizes
+    ctx.options = inputs[8:]
+    ctx.save_for_backward(rois, levels)
+    ctx.channels, ctx.pooled_size = grad.shape[1], grad.shape[2:]
 
 
-def _double_backward(ctx: Any, grad_grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+def _double_backward(ctx: Any, grad_grads: List[Tensor]) -> Tuple[Optional[Tensor], ...]:
     # The operator is linear in its input, so the derivative of its transpose is the operator
-    # itself.
+    # itself. Maps whose gradient was not needed stand for zeros.
     grad = None
     if ctx.needs_input_grad[0]:
-        (rois,) = ctx.saved_tensors
+        zero = grad_grads[0].new_zeros(())
+        of_needed = iter(grad_grads)
+        maps = [
+            next(of_needed) if is_needed else zero.expand(ctx.batch, ctx.channels, height, width)
+            for height, width, is_needed in zip(ctx.heights, ctx.widths, ctx.needed, strict=True)
+        ]
         grad = torch.ops.mrcnn_plugin.roi_align(
-            grad_grad, rois, ctx.spatial_scale, *ctx.pooled_size, *ctx.options
+            maps, *ctx.saved_tensors, ctx.spatial_scales, *ctx.pooled_size, *ctx.options
         )
-    return (grad, *[None] * 9)
+    return (grad, *[None] * 11)
 
 
 torch.library.register_autograd("mrcnn_plugin::roi_align", _backward, setup_context=_setup_forward)
@@ -193,9 +225,10 @@ def count_multiply_adds(
 
 @register_flop_formula(torch.ops.mrcnn_plugin.roi_align)
 def _forward_flops(
-    input: Sequence[int],
+    input: Sequence[Sequence[int]],
     rois: Sequence[int],
-    spatial_scale: float,
+    levels: Optional[Sequence[int]],
+    spatial_scales: Sequence[float],
     pooled_height: int,
     pooled_width: int,
     sampling_ratio: int,
@@ -205,7 +238,7 @@ def _forward_flops(
     **others: Any,
 ) -> int:
     return 2 * count_multiply_adds(
-        rois[0], input[1], pooled_height, pooled_width, sampling_ratio, interpolation
+        rois[0], input[0][1], pooled_height, pooled_width, sampling_ratio, interpolation
     )
 
 
@@ -213,10 +246,12 @@ def _forward_flops(
 def _backward_flops(
     grad: Sequence[int],
     rois: Sequence[int],
-    spatial_scale: float,
+    levels: Optional[Sequence[int]],
+    spatial_scales: Sequence[float],
     batch: int,
-    height: int,
-    width: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    needed: Sequence[bool],
     sampling_ratio: int,
     aligned: bool,
     interpolation: str,
@@ -281,24 +316,14 @@ def roi_align(
         ValueError: an argument has the wrong shape, device or value.
         IndexError: a batch index is not a whole number in [0, N).
     """
-    if not isinstance(input, Tensor) or input.dtype not in _DTYPES or not _is_dense(input):
-        raise TypeError(
-            f"roi_align: input must be a dense Tensor of float64, float32, float16 or bfloat16, "
-            f"got {_describe(input)}"
-        )
-    if input.dim() != 4 or 0 in input.shape[2:]:
-        raise ValueError(
-            f"roi_align: input must have shape (N, C, H, W), H and W at least 1, "
-            f"got {tuple(input.shape)}"
-        )
-    height, width = _check_options(
-        output_size, spatial_scale, sampling_ratio, aligned, interpolation, a
-    )
-    op = roi_align_dense if torch.onnx.is_in_onnx_export() else torch.ops.mrcnn_plugin.roi_align
-    return op(
-        input,
-        _to_rois(input, boxes),
-        spatial_scale,
+    _check_map("input", input)
+    height, width = check_options(output_size, sampling_ratio, aligned, interpolation, a)
+    check_scale("spatial_scale", spatial_scale)
+    return _pool(
+        [input],
+        _to_rois(input, "input", boxes),
+        None,
+        [spatial_scale],
         height,
         width,
         max(sampling_ratio, 0),
@@ -308,8 +333,133 @@ def roi_align(
     )
 
 
-# torch.fx.symbolic_trace records calls of roi_align, whose checks need real tensors, as they are.
+def multiscale_roi_align(
+    inputs: Sequence[Tensor],
+    boxes: Union[Tensor, Sequence[Tensor]],
+    levels: Optional[Tensor],
+    output_size: Union[int, Tuple[int, int]],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    *,
+    interpolation: str = "bicubic",
+    a: float = -0.5,
+) -> Tensor:
+    """:func:`roi_align` from a pyramid: each box is pooled from the map that `levels` names for it.
+
+    One call takes the place of one per level, and of the gather and scatter of boxes around them.
+    Only maps that require a gradient get one.
+
+    Args:
+        inputs: from 1 to MAX_LEVELS maps [N, C, H, W] of one dtype and device. N and C are the same
+            for all. Each may have its own memory layout.
+        boxes: [K, 5] or one [L, 4] for each image, see :func:`roi_align`.
+        levels: int64 [K], the index in `inputs` of the map of each box; boxes of a list in its
+            order. None if there is one map only.
+        output_size: bins (height, width) of a box, or one number for both.
+        spatial_scales: pixels of each map per unit of the boxes: 1/stride, as many as `inputs`.
+        sampling_ratio, aligned, interpolation, a: see :func:`roi_align`.
+
+    Returns:
+        [K, C, height, width] in the order of `boxes`, of the dtype of `inputs` and the memory format
+        of the first.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device, length or value.
+        IndexError: a batch index is not a whole number in [0, N), or a level is none of `inputs`.
+    """
+    if not isinstance(inputs, (list, tuple)):
+        raise TypeError(f"roi_align: inputs must be a list of Tensors, got {_describe(inputs)}")
+    if not 1 <= len(inputs) <= MAX_LEVELS:
+        raise ValueError(f"roi_align: inputs must be 1 to {MAX_LEVELS} Tensors, got {len(inputs)}")
+    first = inputs[0]
+    for level, map in enumerate(inputs):
+        name = f"inputs[{level}]"
+        _check_map(name, map)
+        if map.dtype != first.dtype:
+            raise TypeError(
+                f"roi_align: all inputs must have the dtype of inputs[0], {first.dtype}, "
+                f"but {name} has {map.dtype}"
+            )
+        if map.shape[:2] != first.shape[:2]:
+            raise ValueError(
+                f"roi_align: all inputs must have the batch size and channels of inputs[0], "
+                f"{tuple(first.shape[:2])}, but {name} has {tuple(map.shape[:2])}"
+            )
+        if map.device != first.device:
+            raise ValueError(
+                f"roi_align: all inputs must be on the device of inputs[0], {first.device}, "
+                f"but {name} is on {map.device}"
+            )
+    height, width = check_options(output_size, sampling_ratio, aligned, interpolation, a)
+    if not isinstance(spatial_scales, (list, tuple)):
+        raise TypeError(
+            f"roi_align: spatial_scales must be a list of numbers, got {_describe(spatial_scales)}"
+        )
+    if len(spatial_scales) != len(inputs):
+        raise ValueError(
+            f"roi_align: spatial_scales must have one number for each of the {len(inputs)} inputs, "
+            f"got {len(spatial_scales)}"
+        )
+    for level, scale in enumerate(spatial_scales):
+        check_scale(f"spatial_scales[{level}]", scale)
+    rois = _to_rois(first, "inputs", boxes)
+    if levels is not None or len(inputs) > 1:
+        _check_levels(first, levels, rois)
+    return _pool(
+        list(inputs),
+        rois,
+        levels,
+        list(spatial_scales),
+        height,
+        width,
+        max(sampling_ratio, 0),
+        aligned,
+        interpolation,
+        a,
+    )
+
+
+# torch.fx.symbolic_trace records calls of these, whose checks need real tensors, as they are.
 torch.fx.wrap("roi_align")
+torch.fx.wrap("multiscale_roi_align")
+
+
+def _pool(*arguments: Any) -> Tensor:
+    if torch.onnx.is_in_onnx_export():
+        return roi_align_dense(*arguments)
+    return torch.ops.mrcnn_plugin.roi_align(*arguments)
+
+
+def _check_map(name: str, map: Tensor) -> None:
+    if not isinstance(map, Tensor) or map.dtype not in _DTYPES or not _is_dense(map):
+        raise TypeError(
+            f"roi_align: {name} must be a dense Tensor of float64, float32, float16 or bfloat16, "
+            f"got {_describe(map)}"
+        )
+    if map.dim() != 4 or 0 in map.shape[2:]:
+        raise ValueError(
+            f"roi_align: {name} must have shape (N, C, H, W), H and W at least 1, "
+            f"got {tuple(map.shape)}"
+        )
+
+
+def _check_levels(input: Tensor, levels: Optional[Tensor], rois: Tensor) -> None:
+    if not isinstance(levels, Tensor) or levels.dtype != torch.int64 or not _is_dense(levels):
+        raise TypeError(
+            f"roi_align: levels must be a dense Tensor of int64, got {_describe(levels)}"
+        )
+    if levels.dim() != 1 or levels.shape[0] != rois.shape[0]:
+        raise ValueError(
+            f"roi_align: levels must have shape (K,), one level for each of the {rois.shape[0]} "
+            f"boxes, got {tuple(levels.shape)}"
+        )
+    if levels.device != input.device:
+        raise ValueError(
+            f"roi_align: levels must be on the device of inputs, {input.device}, "
+            f"got {levels.device}"
+        )
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -323,19 +473,14 @@ def _describe(value: Any) -> str:
     return f"{kind}Tensor of {value.dtype}"
 
 
-def _check_options(
+def check_options(
     output_size: Union[int, Tuple[int, int]],
-    spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     interpolation: str,
     a: float,
 ) -> Tuple[int, int]:
-    for name, number in (("spatial_scale", spatial_scale), ("a", a)):
-        if isinstance(number, (bool, str)) or not isinstance(
-            number, (SupportsFloat, torch.SymFloat)
-        ):
-            raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
+    _check_number("a", a)
     if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, SupportsIndex):
         raise TypeError(f"roi_align: sampling_ratio must be a whole number, got {sampling_ratio!r}")
     if not isinstance(aligned, bool):
@@ -352,10 +497,6 @@ def _check_options(
         raise ValueError(
             f"roi_align: output_size must be positive and at most {_MAX_BINS}, got {output_size}"
         )
-    if not 0 < spatial_scale <= _FLOAT_MAX:
-        raise ValueError(
-            f"roi_align: spatial_scale must be positive and finite in float32, got {spatial_scale}"
-        )
     if sampling_ratio > MAX_SAMPLING_RATIO:
         raise ValueError(
             f"roi_align: sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}"
@@ -369,11 +510,25 @@ def _check_options(
     return height, width
 
 
-def _to_rois(input: Tensor, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
-    """Boxes in either form as [K, 5] in the dtype that coordinates are computed in."""
+def _check_number(name: str, number: Any) -> None:
+    if isinstance(number, (bool, str)) or not isinstance(number, (SupportsFloat, torch.SymFloat)):
+        raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
+
+
+def check_scale(name: str, scale: Any) -> None:
+    _check_number(name, scale)
+    if not 0 < scale <= _FLOAT_MAX:
+        raise ValueError(f"roi_align: {name} must be positive and finite in float32, got {scale}")
+
+
+def _to_rois(input: Tensor, name: str, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
+    """Boxes in either form as [K, 5] in the dtype that coordinates are computed in.
+
+    `name` is that of the argument with `input`.
+    """
     dtype = torch.promote_types(input.dtype, torch.float32)
     if isinstance(boxes, Tensor):
-        _check_boxes(input, boxes, "boxes as a Tensor", "K", "batch index, x1, y1, x2, y2")
+        _check_boxes(input, name, boxes, "boxes as a Tensor", "K", "batch index, x1, y1, x2, y2")
         return boxes.to(dtype)
     if not isinstance(boxes, (list, tuple)) or not all(isinstance(b, Tensor) for b in boxes):
         raise TypeError(
@@ -382,17 +537,19 @@ def _to_rois(input: Tensor, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
     if len(boxes) != input.shape[0]:
         raise ValueError(
             f"roi_align: boxes as a list must have one Tensor for each of the {input.shape[0]} "
-            f"images of input, got {len(boxes)}"
+            f"images of {name}, got {len(boxes)}"
         )
     rois: List[Tensor] = [input.new_empty((0, 5), dtype=dtype)]
     for image, of_image in enumerate(boxes):
-        _check_boxes(input, of_image, f"boxes[{image}]", "L", "x1, y1, x2, y2")
+        _check_boxes(input, name, of_image, f"boxes[{image}]", "L", "x1, y1, x2, y2")
         index = of_image.new_full((of_image.shape[0], 1), image, dtype=dtype)
         rois.append(torch.cat([index, of_image.to(dtype)], dim=1))
     return torch.cat(rois)
 
 
-def _check_boxes(input: Tensor, boxes: Tensor, name: str, rows: str, columns: str) -> None:
+def _check_boxes(
+    input: Tensor, input_name: str, boxes: Tensor, name: str, rows: str, columns: str
+) -> None:
     if boxes.is_complex() or boxes.dtype == torch.bool or not _is_dense(boxes):
         raise TypeError(f"roi_align: {name} must be dense real numbers, got {_describe(boxes)}")
     count = len(columns.split(", "))
@@ -403,7 +560,8 @@ def _check_boxes(input: Tensor, boxes: Tensor, name: str, rows: str, columns: st
         )
     if boxes.device != input.device:
         raise ValueError(
-            f"roi_align: {name} must be on the device of input, {input.device}, got {boxes.device}"
+            f"roi_align: {name} must be on the device of {input_name}, {input.device}, "
+            f"got {boxes.device}"
         )
 
 
@@ -422,9 +580,8 @@ class ROIAlign(nn.Module):
     ) -> None:
         """See :func:`roi_align` for the arguments and errors."""
         super().__init__()
-        self.output_size = _check_options(
-            output_size, spatial_scale, sampling_ratio, aligned, interpolation, a
-        )
+        self.output_size = check_options(output_size, sampling_ratio, aligned, interpolation, a)
+        check_scale("spatial_scale", spatial_scale)
         # Of these very types: TorchScript converts none.
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = operator.index(sampling_ratio)
@@ -445,9 +602,10 @@ class ROIAlign(nn.Module):
             # TorchScript knows the operator, but not what the checks of its arguments are written in.
             height, width = self.output_size
             return torch.ops.mrcnn_plugin.roi_align(
-                input,
+                [input],
                 rois.to(torch.float64 if input.dtype == torch.float64 else torch.float32),
-                self.spatial_scale,
+                None,
+                [self.spatial_scale],
                 height,
                 width,
                 max(self.sampling_ratio, 0),

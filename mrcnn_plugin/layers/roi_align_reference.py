@@ -9,7 +9,7 @@ arithmetic than the bands of the kernels, and multiply every pixel of the map, i
 is infinite or NaN makes all that is pooled from its map NaN, not only what lies near it.
 """
 
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -90,30 +90,29 @@ def axis_matrix(
             2: a * (t**2 - t**3),
         }
     matrix = low.new_zeros(low.shape[0], bins, size)
+    pixels = torch.arange(size, dtype=low.dtype, device=low.device)
     for offset_of_tap, weight in taps.items():
-        index = (left.long() + offset_of_tap).clamp(0, size - 1)
-        matrix.scatter_add_(2, index, torch.where(on_map, weight, 0))
+        # As numbers of a floating dtype: ONNX limits whole numbers from opset 12 on only.
+        index = (left + offset_of_tap).clamp(0, size - 1)
+        weight = torch.where(on_map, weight, 0)
+        if torch.onnx.is_in_onnx_export():
+            # Before opset 16 ONNX has no scatter that adds what goes to the same place.
+            matrix = matrix + (weight[..., None] * (index[..., None] == pixels)).sum(dim=2)
+        else:
+            matrix.scatter_add_(2, index.long(), weight)
     return matrix / grid
 
 
-def _rois_with_matrices(
-    rois: Tensor,
-    shape: Tuple[int, int, int, int],
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    interpolation: str,
-    a: float,
-) -> Iterator[Tuple[int, Tensor, Tensor, Tensor]]:
-    """Yields (image, RoI indices, Wy, Wx) for groups of RoIs of one image."""
-    batch, channels, height, width = shape
+def _check_rois(
+    rois: Tensor, levels: Optional[Tensor], batch: int, sizes: Sequence[Tuple[int, int]]
+) -> None:
+    for height, width in sizes:
+        if 0 in (height, width):
+            raise ValueError(
+                f"roi_align: input must have a height and width of at least 1, "
+                f"got {(height, width)}"
+            )
     index = rois[:, 0]
-    if 0 in (height, width):
-        raise ValueError(
-            f"roi_align: input must have a height and width of at least 1, got {shape}"
-        )
     wrong = ~((index >= 0) & (index < batch) & (index == index.floor()))
     if wrong.any():
         k = int(wrong.nonzero()[0])
@@ -121,21 +120,48 @@ def _rois_with_matrices(
             f"roi_align: boxes[{k}, 0] is the batch index {index[k].item()}, but input has batch "
             f"size {batch}, so it must be a whole number in [0, {batch})"
         )
+    if levels is not None:
+        wrong = (levels < 0) | (levels >= len(sizes))
+        if wrong.any():
+            k = int(wrong.nonzero()[0])
+            raise IndexError(
+                f"roi_align: levels[{k}] is {int(levels[k])}, but there are {len(sizes)} maps, so "
+                f"it must be in [0, {len(sizes)})"
+            )
+
+
+def _rois_with_matrices(
+    rois: Tensor,
+    levels: Optional[Tensor],
+    level: int,
+    shape: Tuple[int, int, int, int],
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    *options: Any,
+) -> Iterator[Tuple[int, Tensor, Tensor, Tensor]]:
+    """Yields (image, RoI indices, Wy, Wx) for groups of RoIs of one image and one level."""
+    batch, channels, height, width = shape
     chunk = max(1, _CHUNK_ELEMENTS // max(1, pooled_height * channels * width))
-    options = (spatial_scale, sampling_ratio, aligned, interpolation, a)
     for image in range(batch):
-        for indices in (index == image).nonzero()[:, 0].split(chunk):
+        chosen = rois[:, 0] == image
+        if levels is not None:
+            chosen = chosen & (levels == level)
+        elif level > 0:
+            return
+        for indices in chosen.nonzero()[:, 0].split(chunk):
             if len(indices):
                 _, x1, y1, x2, y2 = rois[indices].unbind(1)
-                wy = axis_matrix(y1, y2, height, pooled_height, *options)
-                wx = axis_matrix(x1, x2, width, pooled_width, *options)
+                wy = axis_matrix(y1, y2, height, pooled_height, spatial_scale, *options)
+                wx = axis_matrix(x1, x2, width, pooled_width, spatial_scale, *options)
                 yield image, indices, wy, wx
 
 
 def roi_align_reference(
-    input: Tensor,
+    input: Sequence[Tensor],
     rois: Tensor,
-    spatial_scale: float,
+    levels: Optional[Tensor],
+    spatial_scales: Sequence[float],
     pooled_height: int,
     pooled_width: int,
     sampling_ratio: int,
@@ -146,58 +172,74 @@ def roi_align_reference(
     """The operator `mrcnn_plugin::roi_align`, differentiable in `input` by autograd.
 
     Args:
-        input: [N, C, H, W], any floating dtype. Float16 and bfloat16 are pooled in float32.
+        input: maps [N, C, H, W], one for each level, of any floating dtype. Float16 and bfloat16
+            are pooled in float32.
         rois: [K, 5], rows (batch index, x1, y1, x2, y2), float32, or float64 if input is.
+        levels: int64 [K], the index of the map of each RoI; None for the first.
+        spatial_scales: one number for each map.
 
     Returns:
         [K, C, pooled_height, pooled_width] of the dtype of input.
 
     Raises:
-        IndexError: a batch index is not a whole number in [0, N).
+        IndexError: a batch index is not a whole number in [0, N), or a level is no map.
     """
-    batch, channels, height, width = input.shape
+    first = input[0]
+    batch, channels = first.shape[:2]
     rois = rois.detach()
-    features = input.to(rois.dtype)
-    output = features.new_zeros(rois.shape[0], channels, pooled_height, pooled_width)
-    options = (
-        spatial_scale,
-        pooled_height,
-        pooled_width,
-        sampling_ratio,
-        aligned,
-        interpolation,
-        a,
-    )
-    for image, indices, wy, wx in _rois_with_matrices(
-        rois, (batch, channels, height, width), *options
-    ):
-        strip = torch.einsum("kph,chw->kcpw", wy, features[image])
-        output[indices] = strip @ wx[:, None].transpose(2, 3)
-    return output.to(input.dtype, memory_format=suggest_memory_format(input))
+    _check_rois(rois, levels, batch, [(map.shape[2], map.shape[3]) for map in input])
+    output = rois.new_zeros(rois.shape[0], channels, pooled_height, pooled_width)
+    options = (pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a)
+    for level, (map, scale) in enumerate(zip(input, spatial_scales, strict=True)):
+        features = map.to(rois.dtype)
+        shape = (batch, channels, map.shape[2], map.shape[3])
+        for image, indices, wy, wx in _rois_with_matrices(
+            rois, levels, level, shape, scale, *options
+        ):
+            strip = torch.einsum("kph,chw->kcpw", wy, features[image])
+            output[indices] = strip @ wx[:, None].transpose(2, 3)
+    return output.to(first.dtype, memory_format=suggest_memory_format(first))
 
 
 def roi_align_dense(
+    input: Sequence[Tensor],
+    rois: Tensor,
+    levels: Optional[Tensor],
+    spatial_scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    *options: Any,
+) -> Tensor:
+    """:func:`roi_align_reference` in standard operators and without control flow that depends on the
+    boxes, for `torch.export` to ONNX: for each level two products of dense matrices.
+
+    Holds [K, C, pooled_height, W] numbers at once. A batch index that is no image, or a level that
+    is no map, pools zeros.
+    """
+    size = (pooled_height, pooled_width)
+    if levels is None:
+        return _dense(input[0], rois, spatial_scales[0], *size, *options)
+    output = input[0].new_zeros(rois.shape[0], input[0].shape[1], *size)
+    for level, (map, scale) in enumerate(zip(input, spatial_scales, strict=True)):
+        rows = (levels == level).nonzero()[:, 0]
+        output = output.index_put((rows,), _dense(map, rois[rows], scale, *size, *options))
+    return output
+
+
+def _dense(
     input: Tensor,
     rois: Tensor,
     spatial_scale: float,
     pooled_height: int,
     pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    interpolation: str,
-    a: float,
+    *options: Any,
 ) -> Tensor:
-    """:func:`roi_align_reference` without control flow that depends on the boxes, for `torch.export`
-    to ONNX: two products of dense matrices for all RoIs.
-
-    Holds [K, C, pooled_height, W] numbers at once. A batch index that is no image pools zeros.
-    """
+    """One level of :func:`roi_align_dense`."""
     batch, channels, height, width = input.shape
     features = input.to(rois.dtype)
     index, x1, y1, x2, y2 = rois.unbind(1)
-    options = (spatial_scale, sampling_ratio, aligned, interpolation, a)
-    wy = axis_matrix(y1, y2, height, pooled_height, *options)
-    wx = axis_matrix(x1, x2, width, pooled_width, *options)
+    wy = axis_matrix(y1, y2, height, pooled_height, spatial_scale, *options)
+    wx = axis_matrix(x1, x2, width, pooled_width, spatial_scale, *options)
     # Rows of all images, of which those of other images than the RoI's have no weight.
     images = torch.arange(batch, dtype=index.dtype, device=index.device)
     is_image = (index[:, None] == images).to(wy.dtype)
@@ -211,39 +253,44 @@ def roi_align_dense(
 def roi_align_backward_reference(
     grad: Tensor,
     rois: Tensor,
-    spatial_scale: float,
+    levels: Optional[Tensor],
+    spatial_scales: Sequence[float],
     batch: int,
-    height: int,
-    width: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    needed: Sequence[bool],
     sampling_ratio: int,
     aligned: bool,
     interpolation: str,
     a: float,
-) -> Tensor:
-    """The operator `mrcnn_plugin::roi_align_backward`: Σ_k Wy[k]ᵀ · G[k] · Wx[k].
+) -> List[Tensor]:
+    """The operator `mrcnn_plugin::roi_align_backward`: Σ_k Wy[k]ᵀ · G[k] · Wx[k] of the RoIs of each
+    level.
 
     Args:
         grad: [K, C, pooled_height, pooled_width], the gradient of the output.
 
     Returns:
-        [batch, C, height, width] of the dtype of grad, the gradient of the input.
+        [batch, C, height, width] of the dtype of grad, the gradient of the input, for each needed
+        map.
     """
     num_rois, channels, pooled_height, pooled_width = grad.shape
     if num_rois != rois.shape[0]:
         raise ValueError(f"roi_align: grad has {num_rois} RoIs but boxes have {rois.shape[0]}")
-    shape = (batch, channels, height, width)
+    sizes = list(zip(heights, widths, strict=True))
+    _check_rois(rois, levels, batch, sizes)
     grad_output = grad.to(rois.dtype)
-    grad_input = grad_output.new_zeros(shape)
-    options = (
-        spatial_scale,
-        pooled_height,
-        pooled_width,
-        sampling_ratio,
-        aligned,
-        interpolation,
-        a,
-    )
-    for image, indices, wy, wx in _rois_with_matrices(rois, shape, *options):
-        strip = grad_output[indices] @ wx[:, None]
-        grad_input[image] += torch.einsum("kph,kcpw->chw", wy, strip)
-    return grad_input.to(grad.dtype, memory_format=suggest_memory_format(grad))
+    options = (pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a)
+    gradients = []
+    for level, ((height, width), scale) in enumerate(zip(sizes, spatial_scales, strict=True)):
+        if not needed[level]:
+            continue
+        shape = (batch, channels, height, width)
+        grad_input = grad_output.new_zeros(shape)
+        for image, indices, wy, wx in _rois_with_matrices(
+            rois, levels, level, shape, scale, *options
+        ):
+            strip = grad_output[indices] @ wx[:, None]
+            grad_input[image] += torch.einsum("kph,kcpw->chw", wy, strip)
+        gradients.append(grad_input.to(grad.dtype, memory_format=suggest_memory_format(grad)))
+    return gradients

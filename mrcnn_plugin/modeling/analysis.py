@@ -9,7 +9,7 @@ from ..layers.roi_align import count_multiply_adds
 def _count(inputs: List[Any], outputs: List[Any]) -> float:
     """A handle of fvcore: values of the traced graph to flops, a multiply-add being one there."""
     num_rois, channels, pooled_height, pooled_width = outputs[0].type().sizes()
-    sampling_ratio, interpolation = inputs[5].toIValue(), inputs[7].toIValue()
+    sampling_ratio, interpolation = inputs[6].toIValue(), inputs[8].toIValue()
     return count_multiply_adds(
         num_rois, channels, pooled_height, pooled_width, sampling_ratio, interpolation
     )

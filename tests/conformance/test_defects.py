@@ -339,4 +339,4 @@ def test_a_bad_batch_index_exited_or_was_skipped(op, index):
     """The reference is what runs on devices without a kernel."""
     rois = torch.tensor([[index, 0.0, 0.0, 4.0, 4.0]])
     with pytest.raises(IndexError, match="batch index"):
-        op(torch.ones(1, 1, 8, 8), rois, 1.0, 2, 2, 0, True, "bicubic", -0.5)
+        op([torch.ones(1, 1, 8, 8)], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)

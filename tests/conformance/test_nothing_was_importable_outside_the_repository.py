@@ -22,7 +22,7 @@ assert "FocalROIHeads" in ROI_HEADS_REGISTRY
 assert "build_resnet_pafpn_backbone" in BACKBONE_REGISTRY
 ramp = torch.arange(8.0).expand(1, 1, 8, 8)
 rois = torch.tensor([[0.0, 2.0, 2.0, 6.0, 6.0]])
-pooled = torch.ops.mrcnn_plugin.roi_align(ramp, rois, 1.0, 2, 2, 0, True, "bicubic", -0.5)
+pooled = torch.ops.mrcnn_plugin.roi_align([ramp], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)
 torch.testing.assert_close(pooled[0, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
 print("\\n".join(["", mrcnn_plugin.__file__, mrcnn_plugin._C.__file__]))
 """

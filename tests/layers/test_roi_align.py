@@ -67,7 +67,7 @@ def test_the_fallback_defines_the_schemas_of_the_extension():
 def through_reference(features, boxes, size, scale, sampling_ratio, aligned):
     rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
     return roi_align_reference(
-        features, rois, scale, size, size, sampling_ratio, aligned, "bicubic", -0.5
+        [features], rois, None, [scale], size, size, sampling_ratio, aligned, "bicubic", -0.5
     )
 
 
@@ -121,13 +121,15 @@ class TestValues:
         features = random_features(3, 4, 12, 19, dtype=dtype)
         rois = random_rois(40, 3, 12 * 8, 19 * 8, dtype)
         options = (sampling_ratio, aligned, interpolation, a)
-        actual = torch.ops.mrcnn_plugin.roi_align(features, rois, 0.125, *size, *options)
-        expected = roi_align_reference(features, rois, 0.125, *size, *options)
+        args = ([features], rois, None, [0.125], *size, *options)
+        actual = torch.ops.mrcnn_plugin.roi_align(*args)
+        expected = roi_align_reference(*args)
         assert_same(actual, expected, TOLERANCE[dtype])
         grad = random_features(*expected.shape, dtype=dtype, seed=1)
-        backward_args = (grad, rois, 0.125, 3, 12, 19, *options)
-        actual = torch.ops.mrcnn_plugin.roi_align_backward(*backward_args)
-        assert_same(actual, roi_align_backward_reference(*backward_args), TOLERANCE[dtype])
+        backward_args = (grad, rois, None, [0.125], 3, [12], [19], [True], *options)
+        (actual,) = torch.ops.mrcnn_plugin.roi_align_backward(*backward_args)
+        (expected,) = roi_align_backward_reference(*backward_args)
+        assert_same(actual, expected, TOLERANCE[dtype])
 
     def test_one_sample_per_bin_at_a_minus_075_equals_grid_sample(self):
         features = random_features(1, 3, 20, 24, dtype=torch.float64)
@@ -264,7 +266,7 @@ class TestProperties:
         assert actual.isfinite().all()
         rois = F.pad(rois, (1, 0))
         expected = roi_align_reference(
-            features, rois, 0.5, *size, *options[1:], interpolation, -0.5
+            [features], rois, None, [0.5], *size, *options[1:], interpolation, -0.5
         )
         assert_same(actual, expected, 1e-9)
 
@@ -307,16 +309,13 @@ class TestGradients:
 
     def test_backward_is_the_same_for_any_number_of_threads(self):
         grad, rois = random_features(200, 8, 7, 7), random_rois(200, 2, 40, 60, torch.float32)
+        args = (grad, rois, None, [1.0], 2, [40], [60], [True], 0, True, "bicubic", -0.5)
         threads = torch.get_num_threads()
         try:
             results = []
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                results.append(
-                    torch.ops.mrcnn_plugin.roi_align_backward(
-                        grad, rois, 1.0, 2, 40, 60, 0, True, "bicubic", -0.5
-                    )
-                )
+                results += torch.ops.mrcnn_plugin.roi_align_backward(*args)
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -331,9 +330,10 @@ class TestGradients:
 class TestOperator:
     def args(self, **changes):
         values = dict(
-            input=random_features(2, 3, 8, 9).requires_grad_(),
+            input=[random_features(2, 3, 8, 9).requires_grad_()],
             rois=random_rois(6, 2, 8, 9, torch.float32),
-            spatial_scale=0.5,
+            levels=None,
+            spatial_scales=[0.5],
             pooled_height=2,
             pooled_width=3,
             sampling_ratio=0,
@@ -349,7 +349,7 @@ class TestOperator:
     def test_opcheck_of_backward(self):
         grad = random_features(6, 3, 2, 3).requires_grad_()
         rois = random_rois(6, 2, 8, 9, torch.float32)
-        args = (grad, rois, 0.5, 2, 8, 9, 0, True, "bicubic", -0.5)
+        args = (grad, rois, None, [0.5], 2, [8], [9], [True], 0, True, "bicubic", -0.5)
         torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align_backward.default, args)
 
     def test_compiles_as_one_graph(self):
@@ -413,7 +413,7 @@ class TestErrors:
     def test_a_batch_index_that_is_no_image(self, op, index):
         rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]], dtype=torch.float32)
         with pytest.raises(IndexError, match=r"boxes\[1, 0\] is the batch index .* batch size 2"):
-            op(self.features, rois, 1.0, 2, 2, 0, True, "bicubic", -0.5)
+            op([self.features], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)
 
     @pytest.mark.parametrize(
         "arguments, error, message",
@@ -478,8 +478,8 @@ class TestErrors:
         [
             ({"rois": torch.zeros(1, 4)}, ValueError),
             ({"rois": torch.zeros(1, 5).half()}, TypeError),
-            ({"input": torch.ones(3, 8, 8)}, ValueError),
-            ({"input": torch.ones(2, 3, 8, 0)}, ValueError),
+            ({"input": [torch.ones(3, 8, 8)]}, ValueError),
+            ({"input": [torch.ones(2, 3, 8, 0)]}, ValueError),
             ({"pooled_width": 0}, ValueError),
             ({"sampling_ratio": -1}, ValueError),
             ({"sampling_ratio": 1025}, ValueError),
@@ -487,7 +487,7 @@ class TestErrors:
         ],
     )
     def test_the_forward_operator_refuses_what_would_make_it_crash(self, changes, error):
-        values = dict(input=self.features, rois=self.rois, spatial_scale=1.0)
+        values = dict(input=[self.features], rois=self.rois, levels=None, spatial_scales=[1.0])
         values.update(pooled_height=2, pooled_width=2, sampling_ratio=0, aligned=True)
         values.update(interpolation="bicubic", a=-0.5)
         with pytest.raises(error, match="roi_align:"):
@@ -502,15 +502,15 @@ class TestErrors:
             ({"grad": torch.ones(1, 3, 0, 2)}, ValueError),
             ({"batch": -1}, ValueError),
             ({"batch": 0}, IndexError),
-            ({"height": 0, "width": 0}, ValueError),
-            ({"height": -5}, ValueError),
+            ({"heights": [0], "widths": [0]}, ValueError),
+            ({"heights": [-5]}, ValueError),
             ({"sampling_ratio": -1}, ValueError),
         ],
     )
     def test_the_backward_operator_refuses_what_would_make_it_crash(self, changes, error):
-        values = dict(grad=torch.ones(1, 3, 2, 2), rois=self.rois, spatial_scale=1.0)
-        values.update(batch=2, height=8, width=8, sampling_ratio=0, aligned=True)
-        values.update(interpolation="bicubic", a=-0.5)
+        values = dict(grad=torch.ones(1, 3, 2, 2), rois=self.rois, levels=None)
+        values.update(spatial_scales=[1.0], batch=2, heights=[8], widths=[8], needed=[True])
+        values.update(sampling_ratio=0, aligned=True, interpolation="bicubic", a=-0.5)
         with pytest.raises(error, match="roi_align:"):
             torch.ops.mrcnn_plugin.roi_align_backward(**{**values, **changes})
 
@@ -519,15 +519,17 @@ class TestErrors:
             is_cuda = True
 
         run = _on_any_device(lambda features, *others: (features, others))
-        features = OnGpu()
+        features = [OnGpu()]
         with pytest.warns(UserWarning, match="built without CUDA kernels.*FORCE_CUDA=1"):
             assert run(features, 1, 2) == (features, (1, 2))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             run(features)  # not again
+            run(OnGpu())  # a gradient
 
     def test_the_reference_refuses_a_gradient_of_other_rois(self):
         with pytest.raises(ValueError, match="grad has 3 RoIs but boxes have 1"):
+            grad, sizes = torch.ones(3, 3, 2, 2), ([8], [8], [True])
             roi_align_backward_reference(
-                torch.ones(3, 3, 2, 2), self.rois, 1.0, 2, 8, 8, 0, True, "bicubic", -0.5
+                grad, self.rois, None, [1.0], 2, *sizes, 0, True, "bicubic", -0.5
             )

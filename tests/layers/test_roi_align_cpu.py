@@ -61,13 +61,14 @@ def boxes_dtype(dtype):
 
 
 def forward(features, rois, size):
-    return torch.ops.mrcnn_plugin.roi_align(features, rois, 1.0, *size, *OPTIONS)
+    return torch.ops.mrcnn_plugin.roi_align([features], rois, None, [1.0], *size, *OPTIONS)
 
 
 def backward(grad, rois, shape):
-    return torch.ops.mrcnn_plugin.roi_align_backward(
-        grad, rois, 1.0, shape[0], *shape[2:], *OPTIONS
+    (grad_input,) = torch.ops.mrcnn_plugin.roi_align_backward(
+        grad, rois, None, [1.0], shape[0], [shape[2]], [shape[3]], [True], *OPTIONS
     )
+    return grad_input
 
 
 # Whole and broken vectors of channels (4 or 8 floats, 2 or 4 doubles) and of columns, and groups of 8 rows of bins.
@@ -79,13 +80,13 @@ def test_every_layout_and_tail(dtype, channels, width, size):
     rois = random_rois(12, 2, 10, width, boxes_dtype(dtype))
     grad = random_features(12, channels, *size, dtype=torch.float64, seed=1).to(dtype)
     for name, map in layouts(features):
-        expected = roi_align_reference(map.double(), rois.double(), 1.0, *size, *OPTIONS)
+        expected = roi_align_reference([map.double()], rois.double(), None, [1.0], *size, *OPTIONS)
         actual = forward(map, rois, size)
         assert actual.dtype == dtype, name
         assert_same(actual.double(), expected, TOLERANCE[dtype])
     for name, gradient in layouts(grad):
-        expected = roi_align_backward_reference(
-            gradient.double(), rois.double(), 1.0, 2, 10, width, *OPTIONS
+        (expected,) = roi_align_backward_reference(
+            gradient.double(), rois.double(), None, [1.0], 2, [10], [width], [True], *OPTIONS
         )
         actual = backward(gradient, rois, features.shape)
         assert actual.dtype == dtype, name
@@ -132,8 +133,9 @@ def test_half_precision_is_rounded_once_and_to_nearest(dtype):
     assert torch.equal(identity, features)
     # Gradients that float16 alone would lose: 2048 + 1 = 2048 there.
     grad = torch.ones(512, 9, 1, 8, dtype=dtype)
-    total = torch.ops.mrcnn_plugin.roi_align_backward(
-        grad, rois.repeat(512, 1), 1.0, 1, 1, 8, 1, True, "bicubic", -0.5
+    sizes, options = (1, [1], [8], [True]), (1, True, "bicubic", -0.5)
+    (total,) = torch.ops.mrcnn_plugin.roi_align_backward(
+        grad, rois.repeat(512, 1), None, [1.0], *sizes, *options
     )
     assert (total == 512).all()
     assert roi_align(features * float("nan"), rois, (1, 8), 1.0, 1, True).isnan().all()

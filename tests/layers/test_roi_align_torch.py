@@ -38,11 +38,12 @@ def test_opcheck_of_both_directions_in_each_memory_format(format):
     options = (0, True, "bicubic", -0.5)
     torch.library.opcheck(
         torch.ops.mrcnn_plugin.roi_align.default,
-        (features.requires_grad_(), rois, 0.5, 2, 3, *options),
+        ([features.requires_grad_()], rois, None, [0.5], 2, 3, *options),
     )
     grad = random_features(6, 3, 2, 3).contiguous(memory_format=format).requires_grad_()
     torch.library.opcheck(
-        torch.ops.mrcnn_plugin.roi_align_backward.default, (grad, rois, 0.5, 2, 8, 9, *options)
+        torch.ops.mrcnn_plugin.roi_align_backward.default,
+        (grad, rois, None, [0.5], 2, [8], [9], [True], *options),
     )
 
 
@@ -161,12 +162,9 @@ class TestOnnx:
     @pytest.mark.parametrize("sampling_ratio", [0, 2])
     def test_the_dense_form_is_the_operator(self, interpolation, sampling_ratio):
         features, rois = inputs(num_rois=20)
-        options = (0.5, 3, 2, sampling_ratio, True, interpolation, -0.5)
-        assert_same(
-            roi_align_dense(features, rois, *options),
-            torch.ops.mrcnn_plugin.roi_align(features, rois, *options),
-            1e-5,
-        )
+        args = ([features], rois, None, [0.5], 3, 2, sampling_ratio, True, interpolation, -0.5)
+        expected = torch.ops.mrcnn_plugin.roi_align(*args)
+        assert_same(roi_align_dense(*args), expected, 1e-5)
 
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("dynamo", [True, False])

@@ -7,12 +7,15 @@
 namespace mrcnn_plugin {
 
 TORCH_LIBRARY(mrcnn_plugin, m) {
+  // The arguments are explained in roi_align.h. A pyramid is one call, and a single map the case of one level.
   m.def(
-      "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-      "int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor");
+      "roi_align(Tensor[] input, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor");
+  // Returns the gradients of the maps with needed[l] only.
   m.def(
-      "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt height, SymInt width, "
-      "int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor");
+      "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt batch, "
+      "SymInt[] heights, SymInt[] widths, bool[] needed, int sampling_ratio, bool aligned, str interpolation, "
+      "float a) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(mrcnn_plugin, CPU, m) {

@@ -1,42 +1,61 @@
 // RoIAlign on every device: the functions behind the schemas of ops.cpp.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string_view>
+#include <vector>
 
 #include "problem.h"
 
 namespace mrcnn_plugin {
 
-// Check the arguments of an operator; every device's kernels start with them.
-Problem check_forward(
-    const at::Tensor& input,
+// Check the arguments of an operator, which are explained below; every device's kernels start with them. They do not
+// look into rois and levels, which may be on another device: check_batch_index and check_level do.
+Call check_forward(
+    at::TensorList input,
     const at::Tensor& rois,
+    const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales,
     int64_t pooled_height,
     int64_t pooled_width,
     int64_t sampling_ratio,
-    std::string_view interpolation);
-Problem check_backward(
+    bool aligned,
+    std::string_view interpolation,
+    double a);
+Call check_backward(
     const at::Tensor& grad,
     const at::Tensor& rois,
+    const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales,
     int64_t batch,
-    int64_t height,
-    int64_t width,
+    at::IntArrayRef heights,
+    at::IntArrayRef widths,
+    const c10::List<bool>& needed,
     int64_t sampling_ratio,
-    std::string_view interpolation);
+    bool aligned,
+    std::string_view interpolation,
+    double a);
 
 // boxes[k, 0] must be the index of one of `batch` images.
 void check_batch_index(double index, int64_t k, int64_t batch);
 
+// levels[k] must be the index of one of `num_levels` maps.
+void check_level(int64_t level, int64_t k, int64_t num_levels);
+
 namespace cpu {
 
-// input [N, C, H, W] of a floating dtype, rois [K, 5] (batch index, x1, y1, x2, y2) of float32 or, if input is float64,
-// float64. Returns [K, C, pooled_height, pooled_width] of input's dtype.
+// input: maps [N, C, H, W], one for each level, of one floating dtype and any layout. rois [K, 5], (batch index, x1, y1,
+// x2, y2) of float32 or, if the maps are float64, float64. levels: int64 [K], which map a RoI is pooled from; without it
+// all are pooled from the first. spatial_scales: one number for each map.
+// Returns [K, C, pooled_height, pooled_width] of the dtype of the maps and the memory format of the first.
 at::Tensor roi_align(
-    const at::Tensor& input,
+    at::TensorList input,
     const at::Tensor& rois,
-    double spatial_scale,
+    const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales,
     int64_t pooled_height,
     int64_t pooled_width,
     int64_t sampling_ratio,
@@ -44,15 +63,18 @@ at::Tensor roi_align(
     std::string_view interpolation,
     double a);
 
-// The gradient [N, C, H, W] of roi_align with respect to its input, for grad [K, C, pooled_height, pooled_width].
+// For grad [K, C, pooled_height, pooled_width] the gradients [batch, C, heights[l], widths[l]] of roi_align with respect
+// to the maps l with needed[l], in their order, of the dtype and memory format of grad. Nothing is computed for others.
 // Deterministic: the same bits for any number of threads.
-at::Tensor roi_align_backward(
+std::vector<at::Tensor> roi_align_backward(
     const at::Tensor& grad,
     const at::Tensor& rois,
-    double spatial_scale,
+    const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales,
     int64_t batch,
-    int64_t height,
-    int64_t width,
+    at::IntArrayRef heights,
+    at::IntArrayRef widths,
+    const c10::List<bool>& needed,
     int64_t sampling_ratio,
     bool aligned,
     std::string_view interpolation,

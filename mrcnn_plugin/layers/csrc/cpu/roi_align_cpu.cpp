@@ -1,6 +1,7 @@
 // RoIAlign on the CPU: the weights of every RoI, and which kernel runs on which memory.
 //
-// Work is divided over (block of channels, image). In backward such a unit has a single writer that adds the RoIs in a
+// The RoIs of a level are those of a call on a single map, but for the row of bins that each has. Levels come one after
+// the other; the work of one is divided over (block of channels, image). In backward such a unit has a single writer that adds the RoIs in a
 // fixed order, so that the gradient is the same for any number of threads.
 #include "../roi_align.h"
 #include "roi_align_geometry.h"
@@ -17,32 +18,83 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <numeric>
 #include <string>
+#include <vector>
 
 namespace mrcnn_plugin::cpu {
 namespace {
 
-// work(0) and work(1), on two threads where there are.
-constexpr auto for_each_axis = [](const auto& work) {
-  at::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t axis = begin; axis < end; ++axis) {
-      work(axis);
+// The rows of boxes by level: those of level l are rows[starts[l]] ... rows[starts[l + 1] - 1], in their order.
+struct RowsByLevel {
+  std::vector<int64_t> rows;
+  std::array<int64_t, kMaxLevels + 1> starts{};
+
+  RowsByLevel(const std::optional<at::Tensor>& levels, const Call& call) : rows(call.num_rois) {
+    if (!levels) {
+      std::iota(rows.begin(), rows.end(), 0);
+      std::fill(starts.begin() + 1, starts.end(), call.num_rois);
+      return;
     }
-  });
+    const at::Tensor contiguous = levels->contiguous();
+    const int64_t* level = contiguous.const_data_ptr<int64_t>();
+    for (int64_t k = 0; k < call.num_rois; ++k) {
+      check_level(level[k], k, call.num_levels);
+      ++starts[level[k] + 1];
+    }
+    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+    std::array<int64_t, kMaxLevels + 1> next = starts;
+    for (int64_t k = 0; k < call.num_rois; ++k) {
+      rows[next[level[k]]++] = k;
+    }
+  }
+
+  int64_t count(int64_t level) const {
+    return starts[level + 1] - starts[level];
+  }
 };
 
+// The geometry of the levels that have RoIs and whose gradient, in backward, is needed. boxes and rows must outlive it.
 template <typename T>
-Geometry<T> make_geometry(
-    const at::Tensor& boxes, const Problem& problem, double spatial_scale, int64_t sampling_ratio, bool aligned,
-    double a) {
-  const at::Tensor contiguous = boxes.contiguous();
-  const T* data = contiguous.const_data_ptr<T>();
-  for (int64_t k = 0; k < boxes.size(0); ++k) {
-    check_batch_index(data[k * 5], k, problem.batch);
+struct Geometries {
+  std::vector<int64_t> levels;
+  std::vector<Geometry<T>> of_level; // in the order of `levels`
+
+  Geometries(const T* boxes, const RowsByLevel& rows, const Call& call, bool transposed) {
+    for (int64_t k = 0; k < call.num_rois; ++k) {
+      check_batch_index(boxes[k * 5], k, call.batch);
+    }
+    for (int64_t level = 0; level < call.num_levels; ++level) {
+      if (rows.count(level) > 0 && call.levels[level].needed) {
+        levels.push_back(level);
+        of_level.emplace_back(
+            boxes, rows.rows.data() + rows.starts[level], rows.count(level), call, call.levels[level]);
+      }
+    }
+    for_each_axis([](Geometry<T>& geometry, int64_t axis) { geometry.add_weights(axis); });
+    for (Geometry<T>& geometry : of_level) {
+      geometry.sort();
+    }
+    if (transposed) {
+      for_each_axis([](Geometry<T>& geometry, int64_t axis) { geometry.transpose(axis); });
+    }
   }
-  return Geometry<T>(data, boxes.size(0), problem, spatial_scale, sampling_ratio, aligned, a, for_each_axis);
-}
+
+ private:
+  // In parallel. One axis of all levels comes before the other, so that two threads have about the same to do.
+  template <typename Work>
+  void for_each_axis(const Work& work) {
+    const int64_t count = static_cast<int64_t>(of_level.size());
+    at::parallel_for(0, 2 * count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        work(of_level[i % count], i / count);
+      }
+    });
+  }
+};
 
 template <typename scalar_t>
 Kernels<scalar_t> best_kernels() {
@@ -106,58 +158,82 @@ void for_each_unit(int64_t units, int64_t scratch_size, const Run& run) {
 } // namespace
 
 at::Tensor roi_align(
-    const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
-    int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const Problem problem = check_forward(input, rois, pooled_height, pooled_width, sampling_ratio, interpolation);
-  const at::Tensor output = empty({rois.size(0), problem.channels, pooled_height, pooled_width}, input);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "roi_align", [&] {
+    at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+    bool aligned, std::string_view interpolation, double a) {
+  const Call call = check_forward(
+      input, rois, levels, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a);
+  const RowsByLevel rows(levels, call);
+  const at::Tensor boxes = rois.contiguous();
+  const at::Tensor output = empty({call.num_rois, call.channels, pooled_height, pooled_width}, input[0]);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "roi_align", [&] {
     using acc_t = accumulator_t<scalar_t>;
-    const auto geometry = make_geometry<acc_t>(rois, problem, spatial_scale, sampling_ratio, aligned, a);
+    const Geometries<acc_t> geometries(boxes.const_data_ptr<acc_t>(), rows, call, /*transposed=*/false);
     const Kernels<scalar_t> kernels = best_kernels<scalar_t>();
-    Task<scalar_t> task = geometry.template task<scalar_t>();
-    task.source = input.const_data_ptr<scalar_t>();
-    task.map = strides_of(input);
-    task.target = output.mutable_data_ptr<scalar_t>();
-    task.bins = strides_of(output);
-    const int64_t parts = divide_channels(task, kernels);
-    // Copying the whole map once is worth it if its pixels are read often enough; three times where channels lie
-    // together, measured, since copying a RoI is cheaper then. And only if it leaves work for all threads.
-    const int64_t reads = task.map.channel == 1 ? 3 : 1;
-    task.share_map = geometry.total_window > reads * problem.batch * problem.height * problem.width &&
-        parts * problem.batch >= at::get_num_threads();
-    for_each_unit<acc_t>(
-        parts * (task.share_map ? problem.batch : rois.size(0)), kernels.forward_scratch(task),
-        [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.forward(task, begin, end, scratch); });
+    for (size_t i = 0; i < geometries.levels.size(); ++i) {
+      const int64_t level = geometries.levels[i];
+      const Geometry<acc_t>& geometry = geometries.of_level[i];
+      Task<scalar_t> task = geometry.template task<scalar_t>();
+      task.source = input[level].const_data_ptr<scalar_t>();
+      task.map = strides_of(input[level]);
+      task.target = output.mutable_data_ptr<scalar_t>();
+      task.bins = strides_of(output);
+      const int64_t parts = divide_channels(task, kernels);
+      // Copying the whole map once is worth it if its pixels are read often enough; three times where channels lie
+      // together, measured, since copying a RoI is cheaper then. And only if it leaves work for all threads.
+      const int64_t reads = task.map.channel == 1 ? 3 : 1;
+      task.share_map = geometry.total_window > reads * call.batch * task.height * task.width &&
+          parts * call.batch >= at::get_num_threads();
+      for_each_unit<acc_t>(
+          parts * (task.share_map ? call.batch : rows.count(level)), kernels.forward_scratch(task),
+          [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.forward(task, begin, end, scratch); });
+    }
   });
   return output;
 }
 
-at::Tensor roi_align_backward(
-    const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
-    int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const Problem problem = check_backward(grad, rois, batch, height, width, sampling_ratio, interpolation);
+std::vector<at::Tensor> roi_align_backward(
+    const at::Tensor& grad, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,
+    const c10::List<bool>& needed, int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
+  const Call call = check_backward(
+      grad, rois, levels, spatial_scales, batch, heights, widths, needed, sampling_ratio, aligned, interpolation, a);
+  const RowsByLevel rows(levels, call);
+  const at::Tensor boxes = rois.contiguous();
   // The bins of a RoI must lie at equal distances. The stride of an axis of size 1 can be anything.
   const auto column_stride = [](const at::Tensor& t) { return t.size(3) == 1 ? t.stride(2) : t.stride(3); };
   const bool is_run = grad.size(2) == 1 || grad.stride(2) == grad.size(3) * column_stride(grad);
   const at::Tensor bins = is_run ? grad : grad.contiguous();
-  const at::Tensor grad_input = empty({batch, problem.channels, height, width}, grad);
+  std::array<at::Tensor, kMaxLevels> gradients;
+  std::vector<at::Tensor> result;
+  for (int64_t l = 0; l < call.num_levels; ++l) {
+    if (call.levels[l].needed) {
+      gradients[l] = empty({batch, call.channels, heights[l], widths[l]}, grad);
+      if (rows.count(l) == 0) {
+        gradients[l].zero_();
+      }
+      result.push_back(gradients[l]);
+    }
+  }
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
     using acc_t = accumulator_t<scalar_t>;
-    auto geometry = make_geometry<acc_t>(rois, problem, spatial_scale, sampling_ratio, aligned, a);
-    geometry.transpose(for_each_axis);
+    const Geometries<acc_t> geometries(boxes.const_data_ptr<acc_t>(), rows, call, /*transposed=*/true);
     const Kernels<scalar_t> kernels = best_kernels<scalar_t>();
-    Task<scalar_t> task = geometry.template task<scalar_t>();
-    task.source = bins.const_data_ptr<scalar_t>();
-    const int64_t column = column_stride(bins);
-    task.bins = {bins.stride(0), bins.stride(1), bins.size(3) * column, column};
-    task.target = grad_input.mutable_data_ptr<scalar_t>();
-    task.map = strides_of(grad_input);
-    const int64_t parts = divide_channels(task, kernels);
-    for_each_unit<acc_t>(
-        parts * batch, kernels.backward_scratch(task),
-        [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.backward(task, begin, end, scratch); });
+    for (size_t i = 0; i < geometries.levels.size(); ++i) {
+      const at::Tensor& gradient = gradients[geometries.levels[i]];
+      Task<scalar_t> task = geometries.of_level[i].template task<scalar_t>();
+      task.source = bins.const_data_ptr<scalar_t>();
+      const int64_t column = column_stride(bins);
+      task.bins = {bins.stride(0), bins.stride(1), bins.size(3) * column, column};
+      task.target = gradient.mutable_data_ptr<scalar_t>();
+      task.map = strides_of(gradient);
+      const int64_t parts = divide_channels(task, kernels);
+      for_each_unit<acc_t>(
+          parts * batch, kernels.backward_scratch(task),
+          [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.backward(task, begin, end, scratch); });
+    }
   });
-  return grad_input;
+  return result;
 }
 
 } // namespace mrcnn_plugin::cpu

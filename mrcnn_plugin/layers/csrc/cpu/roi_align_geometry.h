@@ -1,4 +1,4 @@
-// The weights of all RoIs, as the kernels want them. No ATen.
+// The weights of the RoIs of one level, as the kernels want them. No ATen.
 #pragma once
 
 #include "../interpolation.h"
@@ -71,33 +71,38 @@ void append_transpose(
   }
 }
 
-// The weights of all RoIs. Axes are worked on apart: for_each_axis(work) has to call work(0) and work(1), in any order or
-// at the same time.
+// The weights of the RoIs of one level. The axes (0: x, 1: y) are worked on apart, and may be so at the same time:
+//   add_weights(axis) for both, sort(), and for backward transpose(axis) for both.
 template <typename T>
 class Geometry {
  public:
-  // boxes: [num_rois, 5], rows (batch index, x1, y1, x2, y2) with a valid batch index.
-  template <typename ForEachAxis>
-  Geometry(
-      const T* boxes, int64_t num_rois, const Problem& problem, double spatial_scale, int64_t sampling_ratio,
-      bool aligned, double a, const ForEachAxis& for_each_axis)
-      : problem_(problem), rois(num_rois), image_starts(problem.batch + 1, 0) {
-    for_each_axis([&](int64_t axis) {
-      const int64_t size = axis == 0 ? problem.width : problem.height;
-      const int64_t bins = axis == 0 ? problem.pooled_width : problem.pooled_height;
-      SparseMatrix<T>& matrix = axis == 0 ? x : y;
-      std::vector<T> scratch;
-      for (int64_t k = 0; k < num_rois; ++k) {
-        const T* box = boxes + k * 5 + 1 + axis;
-        const Axis<T> samples =
-            make_axis(box[0], box[2], static_cast<T>(spatial_scale), bins, sampling_ratio, aligned);
-        (axis == 0 ? rois[k].columns : rois[k].rows) = add_rows(samples, size, bins, static_cast<T>(a), scratch, matrix);
-      }
-    });
+  // boxes: rows (batch index, x1, y1, x2, y2) with a valid batch index, of which this level has rows[0] ...
+  // rows[num_rois - 1]. Both must outlive this.
+  Geometry(const T* boxes, const int64_t* rows, int64_t num_rois, const Call& call, const Level& level)
+      : boxes_(boxes), call_(call), level_(level), rois(num_rois), image_starts(call.batch + 1, 0) {
     for (int64_t k = 0; k < num_rois; ++k) {
-      Roi& roi = rois[k];
-      roi.index = k;
-      roi.image = static_cast<int64_t>(boxes[k * 5]);
+      rois[k].row = rows[k];
+      rois[k].index = k;
+      rois[k].image = static_cast<int64_t>(boxes[rows[k] * 5]);
+    }
+  }
+
+  void add_weights(int64_t axis) {
+    const Options& options = call_.options;
+    const int64_t size = axis == 0 ? level_.width : level_.height;
+    const int64_t bins = axis == 0 ? call_.pooled_width : call_.pooled_height;
+    SparseMatrix<T>& matrix = axis == 0 ? x : y;
+    std::vector<T> scratch;
+    for (Roi& roi : rois) {
+      const T* box = boxes_ + roi.row * 5 + 1 + axis;
+      const Axis<T> samples = make_axis(
+          box[0], box[2], static_cast<T>(level_.spatial_scale), bins, options.sampling_ratio, options.aligned);
+      (axis == 0 ? roi.columns : roi.rows) = add_rows(samples, size, bins, scratch, matrix);
+    }
+  }
+
+  void sort() {
+    for (const Roi& roi : rois) {
       ++image_starts[roi.image + 1];
       longest_row = std::max(longest_row, roi.columns.size());
       largest_window = std::max(largest_window, roi.rows.size() * roi.columns.size());
@@ -109,41 +114,41 @@ class Geometry {
     });
   }
 
-  // Replaces the matrices by their transposes.
-  template <typename ForEachAxis>
-  void transpose(const ForEachAxis& for_each_axis) {
-    const int64_t bins_y = problem_.pooled_height, bins_x = problem_.pooled_width, count = num_groups(bins_y);
-    groups.resize(rois.size() * count);
-    for_each_axis([&](int64_t axis) {
-      SparseMatrix<T> transpose;
+  // Replaces the matrix of the axis by its transpose.
+  void transpose(int64_t axis) {
+    const int64_t bins_y = call_.pooled_height, bins_x = call_.pooled_width, count = num_groups(bins_y);
+    SparseMatrix<T> transpose;
+    if (axis == 0) {
       for (Roi& roi : rois) {
-        if (axis == 0) {
-          roi.transposed_column = transpose.rows();
-          append_transpose(x, roi.index * bins_x, bins_x, Range{0, roi.columns.size()}, transpose);
-          continue;
-        }
-        for (int64_t group = 0; group < count; ++group) {
-          const int64_t p = group_begin(group, bins_y), rows = group_begin(group + 1, bins_y) - p;
-          const Range range = reach(y, roi.index * bins_y + p, rows);
-          groups[roi.index * count + group] = {
-              {roi.rows.begin + range.begin, roi.rows.begin + range.end}, transpose.rows()};
-          append_transpose(y, roi.index * bins_y + p, rows, range, transpose);
-        }
+        roi.transposed_column = transpose.rows();
+        append_transpose(x, roi.index * bins_x, bins_x, Range{0, roi.columns.size()}, transpose);
       }
-      (axis == 0 ? x : y) = std::move(transpose);
-    });
+      x = std::move(transpose);
+      return;
+    }
+    groups.resize(rois.size() * count);
+    for (const Roi& roi : rois) {
+      for (int64_t group = 0; group < count; ++group) {
+        const int64_t p = group_begin(group, bins_y), rows = group_begin(group + 1, bins_y) - p;
+        const Range range = reach(y, roi.index * bins_y + p, rows);
+        groups[roi.index * count + group] = {
+            {roi.rows.begin + range.begin, roi.rows.begin + range.end}, transpose.rows()};
+        append_transpose(y, roi.index * bins_y + p, rows, range, transpose);
+      }
+    }
+    y = std::move(transpose);
   }
 
   // Everything of a task but its tensors.
   template <typename scalar_t>
   Task<scalar_t> task() const {
     Task<scalar_t> task{};
-    task.images = problem_.batch;
-    task.channels = problem_.channels;
-    task.height = problem_.height;
-    task.width = problem_.width;
-    task.pooled_height = problem_.pooled_height;
-    task.pooled_width = problem_.pooled_width;
+    task.images = call_.batch;
+    task.channels = call_.channels;
+    task.height = level_.height;
+    task.width = level_.width;
+    task.pooled_height = call_.pooled_height;
+    task.pooled_width = call_.pooled_width;
     task.rois = rois.data();
     task.image_starts = image_starts.data();
     task.longest_row = longest_row;
@@ -161,13 +166,15 @@ class Geometry {
  private:
   // Appends the rows of the `bins` bins of an axis. Returns the pixels that they read; their columns count from its begin.
   Range add_rows(
-      const Axis<T>& axis, int64_t size, int64_t bins, T a, std::vector<T>& weights, SparseMatrix<T>& matrix) const {
+      const Axis<T>& axis, int64_t size, int64_t bins, std::vector<T>& weights, SparseMatrix<T>& matrix) const {
+    const Interpolation interpolation = call_.options.interpolation;
+    const T a = static_cast<T>(call_.options.a);
     const int64_t first_row = matrix.rows();
     const int64_t first_entry = matrix.starts.back();
     for (int64_t p = 0; p < bins; ++p) {
-      const Band band = bin_band(axis, p, size, problem_.interpolation);
+      const Band band = bin_band(axis, p, size, interpolation);
       weights.resize(band.count);
-      bin_weights(axis, p, band, size, problem_.interpolation, a, weights.data());
+      bin_weights(axis, p, band, size, interpolation, a, weights.data());
       // Samples far apart leave gaps.
       for (int64_t j = 0; j < band.count; ++j) {
         if (weights[j] != T(0)) {
@@ -183,7 +190,9 @@ class Geometry {
     return range;
   }
 
-  Problem problem_;
+  const T* boxes_;
+  Call call_;
+  Level level_;
   std::vector<Roi> rois;
   std::vector<int64_t> image_starts;
   std::vector<RowGroup> groups;

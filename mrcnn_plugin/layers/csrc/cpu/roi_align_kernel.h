@@ -43,7 +43,8 @@ inline constexpr int64_t group_begin(int64_t group, int64_t pooled_height) {
 }
 
 struct Roi {
-  int64_t index; // in boxes
+  int64_t row; // in bins
+  int64_t index; // in the matrices, which hold the RoIs of one level
   int64_t image;
   Range rows; // the pixels that any of its bins reads
   Range columns;
@@ -56,6 +57,7 @@ struct RowGroup {
   int64_t transposed_row; // the row of `y` for rows.begin
 };
 
+// The RoIs of one level.
 template <typename scalar_t>
 struct Task {
   using acc_t = accumulator_t<scalar_t>;
@@ -63,7 +65,7 @@ struct Task {
   const scalar_t* source; // forward: the map; backward: the gradient of the bins
   scalar_t* target; // forward: the bins; backward: the gradient of the map
   Strides map; // [images, channels, height, width]
-  Strides bins; // [RoIs, channels, pooled_height, pooled_width], row stride = pooled_width * column stride
+  Strides bins; // [rows, channels, pooled_height, pooled_width], row stride = pooled_width * column stride
   int64_t images;
   int64_t channels;
   int64_t height;

@@ -468,7 +468,7 @@ template <typename S, typename scalar_t>
 inline Run<S> bins_run(S* bins, const Task<scalar_t>& task, const Roi& roi, Channels channels, int64_t p) {
   const Strides& strides = task.bins;
   return {
-      bins + roi.index * strides.item + channels.begin * strides.channel + p * strides.row, strides.column,
+      bins + roi.row * strides.item + channels.begin * strides.channel + p * strides.row, strides.column,
       strides.channel};
 }
 
