@@ -3,11 +3,14 @@
 Needs no DETECTRON2_ENV_MODULE: it imports this package by itself.
 """
 
-from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
-from mrcnn_plugin.modeling import PAFPN, FocalFastRCNNOutputLayers, FocalROIHeads
-from mrcnn_plugin.modeling.poolers import use_bicubic
+from mrcnn_plugin.modeling import (
+    PAFPN,
+    FocalFastRCNNOutputLayers,
+    FocalROIHeads,
+    MultiscaleROIPooler,
+)
 
 # Detectron2's Mask R-CNN, of which the components below are replaced.
 _stock = get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
@@ -21,8 +24,8 @@ model.backbone._target_ = PAFPN
 
 _heads = model.roi_heads
 _heads._target_ = FocalROIHeads
-_heads.box_pooler = L(use_bicubic)(pooler=_heads.box_pooler, a=-0.5)
-_heads.mask_pooler = L(use_bicubic)(pooler=_heads.mask_pooler, a=-0.5)
+for _pooler in (_heads.box_pooler, _heads.mask_pooler):
+    _pooler.update(_target_=MultiscaleROIPooler, pooler_type="ROIAlignBicubic", a=-0.5)
 _heads.box_predictor.update(
     _target_=FocalFastRCNNOutputLayers,
     cls_loss="softmax_focal",

@@ -12,6 +12,7 @@ from .backbone import (
     build_retinanet_resnet_pafpn_backbone,
     build_retinanet_resnet_upsample_fpn_backbone,
 )
+from .poolers import MultiscaleROIPooler
 from .proposal_generator import FocalRPN
 from .roi_heads import (
     FocalCascadeROIHeads,
@@ -28,6 +29,7 @@ __all__ = [
     "FocalROIHeads",
     "FocalRPN",
     "FocalRes5ROIHeads",
+    "MultiscaleROIPooler",
     "PAFPN",
     "UpsampleFPN",
     "build_resnet_bifpn_backbone",

@@ -1,35 +1,173 @@
-"""The pooler type ROIAlignBicubic for Detectron2's ROIPooler."""
+"""Detectron2's ROIPooler on one call of this package's operator: ROIAlignBicubic, ROIAlignBilinear."""
 
-from typing import Any, Callable, Dict
+import math
+import operator
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
-from torch import nn
+from detectron2.layers import ROIAlign, ShapeSpec
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+from detectron2.structures import Boxes
+from detectron2.utils.tracing import assert_fx_safe, is_fx_tracing
+from torch import Tensor
 
-from ..layers import ROIAlign
+from ..layers import multiscale_roi_align
+from ..layers.roi_align import check_options, check_scale
+
+__all__ = ["POOLER_TYPES", "MultiscaleROIPooler", "init_head"]
+
+# torch.fx.symbolic_trace records calls of it in this module too, as they are.
+torch.fx.wrap("multiscale_roi_align")
+
+# What POOLER_TYPE may be beside Detectron2's own, and its interpolation.
+POOLER_TYPES = {"ROIAlignBicubic": "bicubic", "ROIAlignBilinear": "bilinear"}
 
 
-def use_bicubic(pooler: ROIPooler, a: float) -> ROIPooler:
-    """Replaces the level poolers of an ROIPooler of type ROIAlignV2 by bicubic ones, in place.
+class MultiscaleROIPooler(ROIPooler):
+    """Detectron2's ROIPooler, which pools the boxes of all levels in one call of the operator.
 
-    How boxes are assigned to levels stays with Detectron2.
-
-    Args:
-        a: parameter of the cubic kernel, see :func:`mrcnn_plugin.layers.roi_align`.
+    Boxes are assigned to levels as there, by the same function. "ROIAlignBilinear" pools what
+    "ROIAlignV2" of Detectron2 does. There are no parameters, so any checkpoint can be used.
     """
-    pooler.level_poolers = nn.ModuleList(
-        ROIAlign(
-            p.output_size,
-            p.spatial_scale,
-            p.sampling_ratio,
-            p.aligned,
-            interpolation="bicubic",
+
+    def __init__(
+        self,
+        output_size: Union[int, Tuple[int, int]],
+        scales: Sequence[float],
+        sampling_ratio: int,
+        pooler_type: str,
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
+        *,
+        a: float = -0.5,
+    ) -> None:
+        """
+        Args:
+            output_size, scales, sampling_ratio, canonical_box_size, canonical_level: see ROIPooler.
+                `scales` are at most `mrcnn_plugin.layers.roi_align.MAX_LEVELS`.
+            pooler_type: "ROIAlignBicubic" or "ROIAlignBilinear".
+            a: parameter of the cubic kernel, see :func:`mrcnn_plugin.layers.roi_align`.
+        """
+        if pooler_type not in POOLER_TYPES:
+            raise ValueError(
+                f"MultiscaleROIPooler: pooler_type must be one of {list(POOLER_TYPES)}, "
+                f"got {pooler_type!r}"
+            )
+        interpolation = POOLER_TYPES[pooler_type]
+        size = check_options(output_size, sampling_ratio, True, interpolation, a)
+        for level, scale in enumerate(scales):
+            check_scale(f"scales[{level}]", scale)
+        super().__init__(
+            size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
+        )
+        # The parent's modules, one for each level, are not what pools here.
+        del self.level_poolers
+        # Of these very types: TorchScript converts none.
+        self.scales = [float(scale) for scale in scales]
+        self.sampling_ratio = max(operator.index(sampling_ratio), 0)
+        self.interpolation = interpolation
+        self.a = float(a)
+
+    @classmethod
+    def like(
+        cls, pooler: ROIPooler, pooler_type: str = "ROIAlignBilinear", a: float = -0.5
+    ) -> "MultiscaleROIPooler":
+        """What takes the place of a stock pooler of type ROIAlignV2 in a model that is built."""
+        levels = list(pooler.level_poolers)
+        if not all(isinstance(level, ROIAlign) and level.aligned for level in levels):
+            raise ValueError(
+                f"MultiscaleROIPooler: pooler must be of type ROIAlignV2, got one of {levels[0]}"
+            )
+        return cls(
+            pooler.output_size,
+            [level.spatial_scale for level in levels],
+            levels[0].sampling_ratio,
+            pooler_type,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
             a=a,
         )
-        for p in pooler.level_poolers
-    )
-    return pooler
+
+    def forward(self, x: List[Tensor], box_lists: List[Boxes]) -> Tensor:
+        """
+        Args:
+            x: a map [N, C, H, W] for each of `scales`.
+            box_lists: the boxes of each of the N images, in units of the image.
+
+        Returns:
+            [M, C, height, width] for all M boxes in their order, of the dtype of `x`.
+        """
+        if not is_fx_tracing():
+            torch._assert(
+                isinstance(x, list) and isinstance(box_lists, list),
+                "Arguments to pooler must be lists",
+            )
+        assert_fx_safe(
+            len(x) == len(self.scales),
+            "unequal value, num_level_assignments={}, but x is list of {} Tensors".format(
+                len(self.scales), len(x)
+            ),
+        )
+        assert_fx_safe(
+            len(box_lists) == x[0].size(0),
+            "unequal value, x[0] batch dim 0 is {}, but box_list has length {}".format(
+                x[0].size(0), len(box_lists)
+            ),
+        )
+        height, width = self.output_size
+        if len(box_lists) == 0:
+            return x[0].new_zeros((0, x[0].size(1), height, width))
+        rois = convert_boxes_to_pooler_format(box_lists)
+        levels: Optional[Tensor] = None
+        if len(self.scales) > 1:
+            assigned = assign_boxes_to_levels(
+                box_lists,
+                self.min_level,
+                self.max_level,
+                self.canonical_box_size,
+                self.canonical_level,
+            )
+            # A box of negative area, or with a NaN, belongs to no level. The parent pools zeros for
+            # it, as the operator does for a box that is not finite.
+            is_level = (assigned >= 0) & (assigned < len(self.scales))
+            levels = torch.where(is_level, assigned, 0)
+            boxes = torch.where(is_level[:, None], rois[:, 1:], math.nan)
+            rois = torch.cat([rois[:, :1], boxes], dim=1)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # TorchScript knows the operator, but not what the checks of its arguments are written in.
+            return torch.ops.mrcnn_plugin.roi_align(
+                x,
+                rois.to(torch.float64 if x[0].dtype == torch.float64 else torch.float32),
+                levels,
+                self.scales,
+                height,
+                width,
+                self.sampling_ratio,
+                True,
+                self.interpolation,
+                self.a,
+            )
+        return multiscale_roi_align(
+            x,
+            rois,
+            levels,
+            (height, width),
+            self.scales,
+            self.sampling_ratio,
+            interpolation=self.interpolation,
+            a=self.a,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, scales={self.scales}, "
+            f"sampling_ratio={self.sampling_ratio}, interpolation={self.interpolation}, a={self.a}"
+        )
 
 
 def init_head(
@@ -40,7 +178,7 @@ def init_head(
     pooler: str,
 ) -> Dict[str, Any]:
     """Calls `init`, a method of a Detectron2 class of ROI heads that builds a pooler from a config,
-    so that it knows ROIAlignBicubic.
+    so that it knows the pooler types of this package.
 
     Args:
         init: the method of the parent class, such as `_init_box_head`.
@@ -51,15 +189,16 @@ def init_head(
     Returns:
         What `init` returns, with the pooler that `cfg.MODEL.<name>.POOLER_TYPE` asks for.
     """
-    if cfg.MODEL[name].POOLER_TYPE != "ROIAlignBicubic":
+    pooler_type = cfg.MODEL[name].POOLER_TYPE
+    if pooler_type not in POOLER_TYPES:
         return init(cfg, input_shape)
     a = cfg.MODEL.ROI_ALIGN.A
-    # ROIPooler only builds the types it knows: let it build the bilinear one with the same
-    # alignment.
+    # The parent names the class ROIPooler, which only builds the types it knows: let it build the
+    # one of the same alignment, and build ours like that.
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL[name].POOLER_TYPE = "ROIAlignV2"
     head = init(cfg, input_shape)
     if head:  # {} if cfg switches the head off
-        use_bicubic(head[pooler], a)
+        head[pooler] = MultiscaleROIPooler.like(head[pooler], pooler_type, a)
     return head

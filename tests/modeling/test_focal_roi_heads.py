@@ -11,8 +11,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
-from mrcnn_plugin.layers import ROIAlign
-from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
+from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers, MultiscaleROIPooler
 from tests import small
 
 LOSSES = ["cross_entropy", "sigmoid_focal", "sigmoid_focal_star", "softmax_focal"]
@@ -140,11 +139,10 @@ def test_every_pooler_can_be_bicubic(name):
     heads = build_model(config(name, MODEL__ROI_ALIGN__A=-0.75)).roi_heads
     poolers = [heads.pooler] if "Res5" in name else [heads.box_pooler, heads.mask_pooler]
     for pooler in poolers:
-        assert all(
-            isinstance(level, ROIAlign) and level.a == -0.75 for level in pooler.level_poolers
-        )
+        assert type(pooler) is MultiscaleROIPooler
+        assert (pooler.interpolation, pooler.a) == ("bicubic", -0.75)
     stock = build_model(config(name, **STOCK_POOLERS)).roi_heads
-    assert not any(isinstance(module, ROIAlign) for module in stock.modules())
+    assert not any(isinstance(module, MultiscaleROIPooler) for module in stock.modules())
 
 
 def test_every_stage_of_a_cascade_has_its_own_box_weights():
@@ -193,7 +191,7 @@ def test_keypoints_beside_boxes_and_masks(name):
             MODEL__ROI_KEYPOINT_HEAD__CONV_DIMS=[8],
         )
     )
-    assert isinstance(model.roi_heads.keypoint_pooler.level_poolers[0], ROIAlign)
+    assert isinstance(model.roi_heads.keypoint_pooler, MultiscaleROIPooler)
     inputs = small.batch((64, 96))
     centres = inputs[0]["instances"].gt_boxes.get_centers()
     visible = torch.cat([centres, torch.full((2, 1), 2.0)], dim=1)

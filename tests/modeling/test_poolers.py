@@ -1,20 +1,33 @@
-"""The pooler type ROIAlignBicubic in each ROI head, and stock pooler types beside it."""
+"""The pooler types of this package in each ROI head, and stock pooler types beside them."""
+
+import math
 
 import pytest
 import torch
+from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.layers import ROIAlign as StockROIAlign
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
 from detectron2.structures import Boxes
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import RoIPool
 
-from mrcnn_plugin.layers import ROIAlign, roi_align
-from mrcnn_plugin.modeling.poolers import use_bicubic
+from mrcnn_plugin.layers import roi_align
+from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
+from tests.layers.test_roi_align import random_features, random_rois
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
 HEADS = ["ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"]
+INTERPOLATION = {"ROIAlignBicubic": "bicubic", "ROIAlignBilinear": "bilinear"}
+SCALES = [2.0**-s for s in range(2, 6)]
+every_type = pytest.mark.parametrize("pooler_type", INTERPOLATION)
 
 
 def poolers(cfg):
@@ -22,65 +35,255 @@ def poolers(cfg):
     return [heads.box_pooler, heads.mask_pooler, heads.keypoint_pooler]
 
 
-@pytest.mark.parametrize("bicubic", HEADS)
-def test_each_head_chooses_its_own_pooler(bicubic):
-    cfg = small.config(MODEL__KEYPOINT_ON=True, MODEL__ROI_ALIGN__A=-0.75)
-    for head in HEADS:
-        cfg.MODEL[head].POOLER_TYPE = "ROIAlignBicubic" if head == bicubic else "ROIAlignV2"
-    for head, pooler in zip(HEADS, poolers(cfg), strict=True):
-        for level in pooler.level_poolers:
-            if head == bicubic:
-                assert isinstance(level, ROIAlign)
-                assert (level.interpolation, level.a, level.aligned) == ("bicubic", -0.75, True)
+def features_and_boxes(count=60):
+    """Maps of two images, and boxes on all levels, some inverted, without area or outside."""
+    features = [random_features(2, 4, 128 >> i, 192 >> i, seed=i) for i in range(4)]
+    rois = random_rois(count, 2, 512, 768, torch.float32)
+    return features, [Boxes(rois[rois[:, 0] == i, 1:]) for i in range(2)]
+
+
+class TestInHeads:
+    @pytest.mark.parametrize("ours", HEADS)
+    @every_type
+    def test_each_head_chooses_its_own_pooler(self, ours, pooler_type):
+        cfg = small.config(MODEL__KEYPOINT_ON=True, MODEL__ROI_ALIGN__A=-0.75)
+        for head in HEADS:
+            cfg.MODEL[head].POOLER_TYPE = pooler_type if head == ours else "ROIAlignV2"
+            cfg.MODEL[head].POOLER_SAMPLING_RATIO = 3
+            cfg.MODEL[head].POOLER_RESOLUTION = 6
+        for head, pooler in zip(HEADS, poolers(cfg), strict=True):
+            if head == ours:
+                assert type(pooler) is MultiscaleROIPooler
+                assert (pooler.interpolation, pooler.a) == (INTERPOLATION[pooler_type], -0.75)
+                assert (pooler.output_size, pooler.sampling_ratio) == ((6, 6), 3)
+                assert pooler.scales == SCALES
             else:
-                assert isinstance(level, StockROIAlign)
-    assert cfg.MODEL[bicubic].POOLER_TYPE == "ROIAlignBicubic", "the config is left as it was"
+                assert type(pooler) is ROIPooler
+                assert all(type(level) is StockROIAlign for level in pooler.level_poolers)
+        assert cfg.MODEL[ours].POOLER_TYPE == pooler_type, "the config is left as it was"
+
+    @pytest.mark.parametrize(
+        "name, layer, aligned", [("ROIAlign", StockROIAlign, False), ("ROIPool", RoIPool, None)]
+    )
+    def test_stock_pooler_types_still_work(self, name, layer, aligned):
+        cfg = small.config(MODEL__ROI_BOX_HEAD__POOLER_TYPE=name)
+        pooler = build_roi_heads(cfg, SHAPES).box_pooler
+        for level in pooler.level_poolers:
+            assert isinstance(level, layer) and getattr(level, "aligned", None) == aligned
+
+    def test_an_unknown_pooler_type_is_an_error(self):
+        with pytest.raises(ValueError, match="Unknown pooler type: ROIAlignCubic"):
+            build_roi_heads(small.config(MODEL__ROI_BOX_HEAD__POOLER_TYPE="ROIAlignCubic"), SHAPES)
+
+    def test_a_head_that_is_switched_off_needs_no_pooler(self):
+        heads = build_roi_heads(small.config(MODEL__MASK_ON=False), SHAPES)
+        assert not heads.mask_on and not hasattr(heads, "mask_pooler")
+
+    @every_type
+    def test_it_has_nothing_that_a_checkpoint_would_hold(self, pooler_type):
+        pooler = MultiscaleROIPooler(7, SCALES, 0, pooler_type)
+        assert not pooler.state_dict() and not list(pooler.children())
 
 
-@pytest.mark.parametrize(
-    "name, layer, aligned", [("ROIAlign", StockROIAlign, False), ("ROIPool", RoIPool, None)]
-)
-def test_stock_pooler_types_still_work(name, layer, aligned):
-    cfg = small.config(MODEL__ROI_BOX_HEAD__POOLER_TYPE=name)
-    pooler = build_roi_heads(cfg, SHAPES).box_pooler
-    for level in pooler.level_poolers:
-        assert isinstance(level, layer) and getattr(level, "aligned", None) == aligned
+class TestValues:
+    @pytest.mark.parametrize("sampling_ratio", [0, 2])
+    @pytest.mark.parametrize("levels", [[0, 1, 2, 3], [1, 2], [2]])
+    def test_bilinear_is_the_stock_pooler(self, sampling_ratio, levels):
+        features, boxes = features_and_boxes()
+        features = [features[i].requires_grad_() for i in levels]
+        if levels == [2] and sampling_ratio == 0:  # torchvision cannot pool all inverted boxes
+            for b in boxes:
+                b.tensor[:, 2:] = b.tensor[:, 2:].maximum(b.tensor[:, :2])
+        args = (7, [SCALES[i] for i in levels], sampling_ratio)
+        stock = ROIPooler(*args, "ROIAlignV2")
+        expected = stock(features, boxes)
+        grad = random_features(*expected.shape, seed=9)
+        expected_gradients = torch.autograd.grad(expected, features, grad)
+        for pooler in (
+            MultiscaleROIPooler(*args, "ROIAlignBilinear"),
+            MultiscaleROIPooler.like(stock),
+        ):
+            actual = pooler(features, boxes)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+            gradients = torch.autograd.grad(actual, features, grad)
+            torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=2e-5)
+
+    @every_type
+    def test_it_pools_what_roi_align_pools_from_each_level(self, pooler_type):
+        features, boxes = features_and_boxes()
+        for b in boxes:
+            b.tensor[:, 2:] = b.tensor[:, 2:].maximum(b.tensor[:, :2])
+        pooled = MultiscaleROIPooler((3, 5), SCALES, 2, pooler_type, a=-0.75)(features, boxes)
+        levels = assign_boxes_to_levels(boxes, 2, 5, 224, 4)
+        rois = convert_boxes_to_pooler_format(boxes)
+        options = dict(interpolation=INTERPOLATION[pooler_type], a=-0.75)
+        for level in range(4):
+            rows = levels == level
+            expected = roi_align(features[level], rois[rows], (3, 5), SCALES[level], 2, **options)
+            assert rows.any() and torch.equal(pooled[rows], expected)
+
+    @pytest.mark.parametrize(
+        "side, level", [(111, 0), (112, 1), (223, 1), (224, 2), (448, 3), (0, 0), (3000, 3)]
+    )
+    @every_type
+    def test_each_box_is_pooled_from_the_level_of_its_size(self, side, level, pooler_type):
+        """FPN, arXiv 1612.03144, eq. 1: level 4 + log2(side / 224), rounded down."""
+        features = [torch.full((1, 1, 1024 >> s, 1024 >> s), float(s - 2)) for s in range(2, 6)]
+        pooler = MultiscaleROIPooler(7, SCALES, 2, pooler_type)
+        pooled = pooler(features, [Boxes(torch.tensor([[0.0, 0.0, side, side]]))])
+        assert pooled[0, 0, 0, 0].item() == pytest.approx(level)
+
+    def test_the_canonical_size_and_level_are_those_of_the_parent(self):
+        features, boxes = features_and_boxes()
+        stock = ROIPooler(7, SCALES, 2, "ROIAlignV2", 100, 3)
+        expected = stock(features, boxes)
+        for ours in (
+            MultiscaleROIPooler(7, SCALES, 2, "ROIAlignBilinear", 100, 3),
+            MultiscaleROIPooler.like(stock),
+        ):
+            torch.testing.assert_close(ours(features, boxes), expected, rtol=0, atol=2e-6)
+
+    @pytest.mark.parametrize("box", [[9, 9, 5, 20], [math.nan, 1, 30, 40], [1, 1, math.inf, 9]])
+    @pytest.mark.parametrize("sampling_ratio", [0, 2])
+    def test_a_box_that_belongs_to_no_level_pools_zeros_as_in_the_parent(self, box, sampling_ratio):
+        features, _ = features_and_boxes()
+        boxes = [Boxes(torch.tensor([[10.0, 10, 60, 60], box])), Boxes(torch.zeros(0, 4))]
+        args = (7, SCALES, sampling_ratio)
+        pooled = MultiscaleROIPooler(*args, "ROIAlignBilinear")(features, boxes)
+        assert pooled[0].any() and not pooled[1].any()
+        if math.inf not in box:  # torchvision does not end, or cannot allocate
+            stock = ROIPooler(*args, "ROIAlignV2")(features, boxes)
+            torch.testing.assert_close(pooled, stock, rtol=0, atol=2e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_the_result_has_the_dtype_of_the_maps_and_full_coordinates(self, dtype):
+        features, boxes = features_and_boxes()
+        features = [f.to(dtype) for f in features]
+        pooler = MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic")
+        expected = pooler([f.float() for f in features], boxes)
+        actual = pooler(features, boxes)
+        assert actual.dtype == dtype
+        tolerance = 1e-4 if dtype == torch.float64 else 0
+        torch.testing.assert_close(
+            actual.float(), expected.to(dtype).float(), rtol=0, atol=tolerance
+        )
+
+    @every_type
+    def test_no_boxes_and_no_images(self, pooler_type):
+        features, _ = features_and_boxes()
+        pooler = MultiscaleROIPooler((7, 5), SCALES, 0, pooler_type)
+        no_boxes = [Boxes(torch.zeros(0, 4))]
+        assert pooler(features, no_boxes * 2).shape == (0, 4, 7, 5)
+        assert pooler([f[:0] for f in features], []).shape == (0, 4, 7, 5)
+
+    def test_one_call_of_the_operator(self):
+        calls = []
+
+        class Record(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                calls.append(func)
+                return func(*args, **(kwargs or {}))
+
+        pooler = MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic")
+        with Record():
+            pooler(*features_and_boxes())
+        assert calls.count(torch.ops.mrcnn_plugin.roi_align.default) == 1
+        assert not {torch.ops.aten.nonzero.default, torch.ops.aten.index_put_.default} & {*calls}
 
 
-def test_an_unknown_pooler_type_is_an_error():
-    with pytest.raises(ValueError, match="Unknown pooler type: ROIAlignCubic"):
-        build_roi_heads(small.config(MODEL__ROI_BOX_HEAD__POOLER_TYPE="ROIAlignCubic"), SHAPES)
+class TestErrors:
+    @pytest.mark.parametrize(
+        "changes, error, message",
+        [
+            (
+                dict(pooler_type="ROIAlignV2"),
+                ValueError,
+                "pooler_type must be one of .*ROIAlignBilinear.*, got 'ROIAlignV2'",
+            ),
+            (dict(a=math.nan), ValueError, "a must be finite in float32, got nan"),
+            (dict(output_size=0), ValueError, "output_size must be positive .*, got 0"),
+            (dict(scales=[0.5, 0.0]), ValueError, r"scales\[1\] must be positive .*, got 0.0"),
+            (dict(sampling_ratio=0.5), TypeError, "sampling_ratio must be a whole number, got 0.5"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, changes, error, message):
+        values = dict(output_size=7, scales=SCALES, sampling_ratio=0, pooler_type="ROIAlignBicubic")
+        with pytest.raises(error, match=message):
+            MultiscaleROIPooler(**{**values, **changes})
+
+    def test_lengths_that_differ(self):
+        features, boxes = features_and_boxes()
+        pooler = MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic")
+        with pytest.raises(AssertionError, match="num_level_assignments=4, but x is list of 3"):
+            pooler(features[:3], boxes)
+        with pytest.raises(AssertionError, match="batch dim 0 is 2, but box_list has length 1"):
+            pooler(features, boxes[:1])
+
+    @pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIPool"])
+    def test_it_stands_in_for_aligned_poolers_only(self, pooler_type):
+        with pytest.raises(ValueError, match="pooler must be of type ROIAlignV2, got one of R"):
+            MultiscaleROIPooler.like(ROIPooler(7, SCALES, 0, pooler_type))
 
 
-def test_a_head_that_is_switched_off_needs_no_pooler():
-    heads = build_roi_heads(small.config(MODEL__MASK_ON=False), SHAPES)
-    assert not heads.mask_on and not hasattr(heads, "mask_pooler")
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|Tracer|Converting a tensor)")
+class TestTorch:
+    class Wrapper(nn.Module):
+        def __init__(self, pooler):
+            super().__init__()
+            self.pooler = pooler
 
+        def forward(self, p2, p3, p4, p5, first, second):
+            return self.pooler([p2, p3, p4, p5], [Boxes(first), Boxes(second)])
 
-@pytest.mark.parametrize(
-    "side, level", [(111, 0), (112, 1), (223, 1), (224, 2), (448, 3), (0, 0), (3000, 3)]
-)
-def test_each_box_is_pooled_from_the_level_of_its_size(side, level):
-    """FPN, arXiv 1612.03144, eq. 1: level 4 + log2(side / 224), rounded down."""
-    features = [torch.full((1, 1, 1024 >> s, 1024 >> s), float(s - 2)) for s in range(2, 6)]
-    pooler = use_bicubic(ROIPooler(7, [2.0**-s for s in range(2, 6)], 2, "ROIAlignV2"), a=-0.5)
-    pooled = pooler(features, [Boxes(torch.tensor([[0.0, 0.0, side, side]]))])
-    assert pooled[0, 0, 0, 0].item() == pytest.approx(level)
+    @every_type
+    @pytest.mark.parametrize("num_levels", [4, 1])
+    def test_scripts(self, pooler_type, num_levels):
+        pooler = MultiscaleROIPooler(7, SCALES[:num_levels], 0, pooler_type, a=-0.75)
+        with patch_builtin_len():
+            scripted = torch.jit.script(pooler)
+        features, boxes = features_and_boxes()
+        for maps in (features, [f.double() for f in features], [f.half() for f in features]):
+            maps = maps[:num_levels]
+            assert torch.equal(scripted(maps, boxes), pooler(maps, boxes))
+        no_boxes = [Boxes(torch.zeros(0, 4))] * 2
+        assert scripted(features[:num_levels], no_boxes).shape == (0, 4, 7, 7)
 
+    @every_type
+    def test_traces(self, pooler_type):
+        model = self.Wrapper(MultiscaleROIPooler(7, SCALES, 0, pooler_type))
+        features, boxes = features_and_boxes()
+        traced = torch.jit.trace(model, (*features, *(b.tensor for b in boxes)))
+        for count in (5, 1, 0):
+            args = (*features, boxes[0].tensor[:count], boxes[1].tensor[: 2 * count])
+            assert torch.equal(traced(*args), model(*args))
 
-def test_pools_what_roi_align_pools():
-    features = [torch.randn(2, 4, 64 >> i, 96 >> i) for i in range(4)]
-    boxes = [
-        Boxes(torch.tensor([[10.0, 20.0, 60.0, 90.0]])),
-        Boxes(torch.tensor([[0.0, 0.0, 200.0, 180.0]])),
-    ]
-    pooler = use_bicubic(ROIPooler(7, [2.0**-s for s in range(2, 6)], 0, "ROIAlignV2"), a=-0.5)
-    first, second = pooler(features, boxes)
-    torch.testing.assert_close(first, roi_align(features[0][:1], [boxes[0].tensor], 7, 1 / 4)[0])
-    torch.testing.assert_close(second, roi_align(features[1][1:], [boxes[1].tensor], 7, 1 / 8)[0])
+    @every_type
+    def test_onnxruntime_computes_the_same(self, pooler_type, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        model = self.Wrapper(MultiscaleROIPooler(7, SCALES, 0, pooler_type)).eval()
+        features, boxes = features_and_boxes(20)
+        names = ["p2", "p3", "p4", "p5", "first", "second"]
+        path = tmp_path / "model.onnx"
+        torch.onnx.export(
+            model,
+            (*features, *(b.tensor for b in boxes)),
+            path,
+            dynamo=False,
+            input_names=names,
+            dynamic_axes={"first": {0: "first"}, "second": {0: "second"}},
+        )
+        session = onnxruntime.InferenceSession(path)
+        features, boxes = features_and_boxes()
+        for count in (20, 1, 0):
+            args = (*features, boxes[0].tensor[:count], boxes[1].tensor[: 2 * count])
+            feed = {name: value.numpy() for name, value in zip(names, args, strict=True)}
+            (actual,) = session.run(None, feed)
+            expected = model(*args)
+            torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=0, atol=1e-5)
 
-
-def test_no_boxes_at_all():
-    features = [torch.randn(2, 4, 64 >> i, 96 >> i) for i in range(4)]
-    pooler = use_bicubic(ROIPooler(7, [2.0**-s for s in range(2, 6)], 0, "ROIAlignV2"), a=-0.5)
-    assert pooler(features, [Boxes(torch.zeros(0, 4))] * 2).shape == (0, 4, 7, 7)
+    def test_compiles_around_what_depends_on_the_boxes(self):
+        model = self.Wrapper(MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic"))
+        features, boxes = features_and_boxes()
+        args = (*features, *(b.tensor for b in boxes))
+        compiled = torch.compile(model, backend="aot_eager")
+        torch.testing.assert_close(compiled(*args), model(*args))
