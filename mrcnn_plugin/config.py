@@ -1,7 +1,7 @@
 """Every config key that this package adds: default and meaning.
 
-Values that other parts accept by name, such as `MODEL.ROI_BOX_HEAD.POOLER_TYPE: "ROIAlignBicubic"`,
-are not keys of ours and stand with those parts.
+Values that other parts accept by name, such as `MODEL.ROI_BOX_HEAD.POOLER_TYPE: "ROIAlignBicubic"`
+or `"ROIAlignBilinear"`, are not keys of ours and stand with those parts.
 """
 
 from __future__ import annotations

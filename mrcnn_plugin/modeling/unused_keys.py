@@ -28,10 +28,16 @@ def find_unused_keys(cfg: CfgNode) -> List[str]:
     heads = has_roi_heads and _is_ours(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
     rpn = _is_ours(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME)
     of_heads = "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, heads
+    # ROIAlignBilinear has no parameter. Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
+    nodes = ["ROI_BOX_HEAD", *["ROI_MASK_HEAD"] * model.MASK_ON]
+    nodes += ["ROI_KEYPOINT_HEAD"] * model.KEYPOINT_ON
+    pooler_types = {node: model[node].POOLER_TYPE for node in nodes}
+    bicubic = heads and "ROIAlignBicubic" in pooler_types.values()
     of_backbone = "MODEL.BACKBONE.NAME", model.BACKBONE.NAME
     readers = {
         "MODEL.ROI_BOX_HEAD.CLS_LOSS": of_heads,
         "MODEL.ROI_BOX_HEAD.FOCAL": of_heads,
+        "MODEL.ROI_ALIGN": ("POOLER_TYPE of the heads", pooler_types, bicubic),
         "MODEL.RPN.FOCAL": (
             "MODEL.PROPOSAL_GENERATOR.NAME",
             model.PROPOSAL_GENERATOR.NAME,

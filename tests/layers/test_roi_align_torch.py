@@ -167,19 +167,21 @@ class TestOnnx:
         assert_same(roi_align_dense(*args), expected, 1e-5)
 
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-    @pytest.mark.parametrize("dynamo", [True, False])
+    @pytest.mark.parametrize("opset", ["dynamo", *range(11, 21)])
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-    def test_onnxruntime_computes_the_same(self, interpolation, dynamo, tmp_path):
+    def test_onnxruntime_computes_the_same(self, interpolation, opset, tmp_path):
         onnxruntime = pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
         model = Model(interpolation=interpolation).eval()
         path = tmp_path / "model.onnx"
         dynamic = {"features": {2: "height"}, "rois": {0: "num_rois"}}
+        dynamo = opset == "dynamo"
         torch.onnx.export(
             model,
             inputs(),
             path,
             dynamo=dynamo,
+            opset_version=None if dynamo else opset,
             verbose=False,
             input_names=["features", "rois"],
             **{"dynamic_shapes" if dynamo else "dynamic_axes": dynamic},

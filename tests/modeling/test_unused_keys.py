@@ -32,6 +32,18 @@ def test_a_key_without_its_component_is_named(node, key, value, reader, others):
     assert not find_unused_keys(small.config(**{node + key: value, name: chosen}))
 
 
+@pytest.mark.parametrize("head", ["BOX", "MASK", "KEYPOINT"])
+def test_the_cubic_kernel_needs_a_bicubic_pooler(head):
+    types = {f"MODEL__ROI_{h}_HEAD__POOLER_TYPE": "ROIAlignBilinear" for h in ("BOX", "MASK")}
+    changes = {**types, "MODEL__ROI_ALIGN__A": -0.75}
+    (sentence,) = find_unused_keys(small.config(**changes))
+    assert sentence.startswith("MODEL.ROI_ALIGN is not its default")
+    assert "'ROI_MASK_HEAD': 'ROIAlignBilinear'" in sentence
+    changes[f"MODEL__ROI_{head}_HEAD__POOLER_TYPE"] = "ROIAlignBicubic"
+    assert bool(find_unused_keys(small.config(**changes))) == (head == "KEYPOINT")
+    assert not find_unused_keys(small.config(**changes, MODEL__KEYPOINT_ON=True))
+
+
 def test_retinanet_has_no_roi_heads():
     cfg = config("retinanet_R_50_PAFPN_1x.yaml")
     cfg.MODEL.ROI_HEADS.NAME = "FocalROIHeads"

@@ -1,11 +1,12 @@
-"""Detectron2's ROI heads with focal-loss box predictors and bicubic poolers.
+"""Detectron2's ROI heads with focal-loss box predictors and the poolers of this package.
 
 Each class is its parent with two more choices in the config:
 
 * `MODEL.ROI_BOX_HEAD.CLS_LOSS` chooses the classification loss, see
   :class:`FocalFastRCNNOutputLayers`;
-* `POOLER_TYPE: "ROIAlignBicubic"` is known wherever the parent reads a pooler type, beside every
-  stock type; `MODEL.ROI_ALIGN.A` sets the kernel.
+* `POOLER_TYPE: "ROIAlignBicubic"` and `"ROIAlignBilinear"` are known wherever the parent reads a
+  pooler type, beside every stock type, see :class:`MultiscaleROIPooler`; `MODEL.ROI_ALIGN.A` sets
+  the cubic kernel.
 
 Parameters have the names that they have in the parent, so its checkpoints load.
 """
@@ -45,7 +46,7 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNN
 
 @ROI_HEADS_REGISTRY.register()
 class FocalROIHeads(StandardROIHeads):
-    """Detectron2's StandardROIHeads with focal loss and bicubic poolers, see above."""
+    """Detectron2's StandardROIHeads with focal loss and our poolers, see above."""
 
     # Detectron2 annotates StandardROIHeads so when it exports to TorchScript, which does not look
     # at the annotations of a parent.
@@ -74,7 +75,7 @@ class FocalROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class FocalCascadeROIHeads(FocalROIHeads, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with focal loss in every stage and bicubic poolers, see above.
+    """Detectron2's CascadeROIHeads with focal loss in every stage and our poolers, see above.
 
     The `super()` of :class:`FocalROIHeads` is CascadeROIHeads here, which builds what it changes.
     """
@@ -82,7 +83,7 @@ class FocalCascadeROIHeads(FocalROIHeads, CascadeROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class FocalRes5ROIHeads(Res5ROIHeads):
-    """Detectron2's Res5ROIHeads ("C4") with focal loss and bicubic pooling, see above.
+    """Detectron2's Res5ROIHeads ("C4") with focal loss and our pooler, see above.
 
     Boxes and masks share one pooler, whose type is that of ROI_BOX_HEAD.
     """
