@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from typing import List, Optional
 
 import pytest
 import torch
 import torchvision
 from detectron2.utils.analysis import FlopCountAnalysis
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -562,6 +563,18 @@ class TestTorch:
         traced = trace(Model())
         other = inputs(num_rois=9)
         assert torch.equal(traced(*other), Model()(*other))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script:")
+    def test_the_operator_can_be_scripted(self):
+        def pool(maps: List[Tensor], rois: Tensor, levels: Optional[Tensor], scales: List[float]):
+            return torch.ops.mrcnn_plugin.roi_align(
+                maps, rois, levels, scales, 2, 3, 0, True, "bicubic", -0.5
+            )
+
+        scripted = torch.jit.script(pool)
+        *maps, rois, levels = inputs()
+        for args in ((maps, rois, levels, SCALES), (maps[:1], rois, None, SCALES[:1])):
+            assert torch.equal(scripted(*args), pool(*args))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_autocast_leaves_the_dtype_of_the_maps(self, dtype):
