@@ -421,9 +421,9 @@ def multiscale_roi_align(
     )
 
 
-# torch.fx.symbolic_trace records calls of these, whose checks need real tensors, as they are.
+# torch.fx.symbolic_trace records calls of it in this module, as they are: its checks need real
+# tensors. Other modules wrap for themselves what they call.
 torch.fx.wrap("roi_align")
-torch.fx.wrap("multiscale_roi_align")
 
 
 def _pool(*arguments: Any) -> Tensor:

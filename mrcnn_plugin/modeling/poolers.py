@@ -21,9 +21,6 @@ from ..layers.roi_align import check_options, check_scale
 
 __all__ = ["POOLER_TYPES", "MultiscaleROIPooler", "init_head"]
 
-# torch.fx.symbolic_trace records calls of it in this module too, as they are.
-torch.fx.wrap("multiscale_roi_align")
-
 # What POOLER_TYPE may be beside Detectron2's own, and its interpolation.
 POOLER_TYPES = {"ROIAlignBicubic": "bicubic", "ROIAlignBilinear": "bilinear"}
 

@@ -516,7 +516,8 @@ class TestTorch:
         *maps, rois, of_rois = inputs()
         if not levels:
             maps, of_rois = maps[:1], None
-        maps = [m.contiguous(memory_format=format).requires_grad_() for m in maps]
+        maps[0] = maps[0].contiguous(memory_format=format)
+        maps = [m.requires_grad_() for m in maps]
         scales = SCALES[: len(maps)]
         torch.library.opcheck(OPERATOR.default, (maps, rois, of_rois, scales, 2, 3, *OPTIONS))
         grad = random_features(6, 3, 2, 3).contiguous(memory_format=format).requires_grad_()
@@ -588,13 +589,13 @@ class TestTorch:
         assert all(m.grad.dtype == dtype for m in maps)
 
     def test_flops(self):
-        expected = count_multiply_adds(6, 3, 2, 3, 2, "bicubic")
+        expected = count_multiply_adds(6, 3, 2, 3, 4, "bicubic")
         *maps, rois, levels = inputs()
         with FlopCounterMode(display=False) as counter:
-            output = Model(sampling_ratio=2)(maps[0].requires_grad_(), *maps[1:], rois, levels)
+            output = Model(sampling_ratio=4)(maps[0].requires_grad_(), *maps[1:], rois, levels)
             output.sum().backward()
         assert counter.get_total_flops() == 2 * 2 * expected
-        analysis = FlopCountAnalysis(Model(sampling_ratio=2), inputs())
+        analysis = FlopCountAnalysis(Model(sampling_ratio=4), inputs())
         assert analysis.by_operator()["roi_align"] == expected
 
 
