@@ -1,22 +1,29 @@
 #!/usr/bin/env python
-"""Times mrcnn_plugin's bicubic RoIAlign against torchvision's bilinear one.
+"""Times mrcnn_plugin's bicubic RoIAlign against the bilinear one of torchvision and Detectron2.
 
-Both run in one process, in turn, on the same boxes; a figure is the median of all turns. Prints tables; with --output,
-also writes FOLDER/roi_align_DEVICE.json and .png.
+The operator is compared with torchvision's, and a whole pooler and a Mask R-CNN with Detectron2's,
+which is always bilinear. Both run in one process, in turn, on the same boxes; a figure is the
+median of all turns. On a GPU, `ours_ms` is the time of a call's kernels, and `ours_wall_ms` that
+from the call to its result. Prints tables; with --output, also writes FOLDER/roi_align_DEVICE.json
+and .png.
 
     python tools/benchmark_roi_align.py --output docs/results
+    python tools/benchmark_roi_align.py --device cuda --sections cases pooler
 """
 
 import argparse
+import contextlib
 import ctypes
+import itertools
 import json
 import math
 import os
 import platform
 import statistics
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import matplotlib
 import torch
@@ -24,6 +31,8 @@ import torch.nn.functional as F
 import torchvision
 from tabulate import tabulate
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 import mrcnn_plugin
 from mrcnn_plugin.layers import roi_align
@@ -33,8 +42,67 @@ IMAGE_HEIGHT, IMAGE_WIDTH, BATCH, CHANNELS = 800, 1216, 2, 256
 # Boxes, shortest and longest side in pixels, stride of the map: as Detectron2 assigns boxes to the levels p2, p3, p4.
 LEVELS = [(512, 16, 112, 4), (512, 112, 224, 8), (256, 224, 448, 16)]
 SIZES = [7, 14]
+# dtypes of the features, and whether they are channels_last.
+KINDS = {
+    "cpu": [(torch.float32, False)],
+    "cuda": [(d, last) for d in (torch.float32, torch.float16) for last in (False, True)],
+}
 
+# The whole pooler: strides of p2 to p5, sides of its boxes, and (bins, boxes of an image, images).
+STRIDES = [4, 8, 16, 32]
+LOW, HIGH = 16, 600
+POOLINGS = {
+    "cpu": [(7, 512, 2), (14, 128, 2)],
+    "cuda": list(itertools.product(SIZES, (100, 1000), (1, 2))),
+}
+OUR_POOLERS = ["ROIAlignBicubic"]
+
+COLORS = ["#1f6fb4", "#e07b1a", "#8ab8de", "#f2bd8c"]
+
+# Inputs of a GPU's calls rotate among so many bytes, more than its caches hold.
+COLD_BYTES = 150_000_000
+# Calls that the profiler takes together.
+CALLS = 12
+
+Row = Dict[str, Any]
 Functions = Dict[str, Callable[[], Any]]
+# What a section finds, one after the other: where it stands in the JSON file, its title, and itself.
+Findings = Iterator[Tuple[str, str, Any]]
+
+
+def random_boxes(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """[count, 4] anywhere on the image; the logarithms of their sides are uniform."""
+    extent = torch.tensor([IMAGE_WIDTH, IMAGE_HEIGHT])
+    sides = torch.rand(count, 2, generator=generator) * math.log(high / low)
+    sides = sides.exp() * low
+    corner = torch.rand(count, 2, generator=generator) * (extent - sides)
+    return torch.cat([corner, corner + sides], dim=1)
+
+
+def rotating(tensor: Tensor) -> Iterator[Tensor]:
+    """`tensor` for ever; on a GPU in turn with copies, so that no cache holds the next one."""
+    copies = math.ceil(COLD_BYTES / max(tensor.nbytes, 1)) if tensor.is_cuda else 0
+    return itertools.cycle([tensor, *(tensor.clone() for _ in range(copies))])
+
+
+def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    """A function that makes another one of the calls each time."""
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
+
+
+def our_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    scale: float,
+    shape: Sequence[int],
+    sampling_ratio: int,
+) -> Tensor:
+    """What autograd calls for the gradient of a map of the shape [N, C, H, W]."""
+    n, _, h, w = shape
+    return torch.ops.mrcnn_plugin.roi_align_backward(
+        grad, boxes, scale, n, h, w, sampling_ratio, True, "bicubic", -0.5
+    )
 
 
 class Case:
@@ -60,12 +128,9 @@ class Case:
             values = torch.randn(*shape, generator=generator).to(device, dtype)
             return values.contiguous(memory_format=format)
 
-        extent = torch.tensor([IMAGE_WIDTH, IMAGE_HEIGHT])
-        sides = torch.rand(num_rois, 2, generator=generator) * math.log(high / low)
-        sides = sides.exp() * low
-        corner = torch.rand(num_rois, 2, generator=generator) * (extent - sides)
+        boxes = random_boxes(num_rois, low, high, generator)
         image = torch.arange(num_rois)[:, None] % BATCH
-        self.boxes = torch.cat([image, corner, corner + sides], dim=1).to(
+        self.boxes = torch.cat([image, boxes], dim=1).to(
             device, torch.float64 if dtype == torch.float64 else torch.float32
         )
         self.height, self.width = IMAGE_HEIGHT // stride, IMAGE_WIDTH // stride
@@ -74,57 +139,74 @@ class Case:
         self.size, self.scale, self.sampling_ratio = size, 1 / stride, sampling_ratio
 
     def forward(self) -> Functions:
-        options = (self.boxes, self.size, self.scale, self.sampling_ratio, True)
+        features = rotating(self.features)
+        options = (self.size, self.scale, self.sampling_ratio, True)
         # torchvision wants boxes of the features' dtype, which half precision cannot hold.
-        theirs = (self.boxes.to(self.features.dtype), *options[1:])
+        boxes = self.boxes.to(self.features.dtype)
         return {
-            "ours": lambda: roi_align(self.features, *options),
-            "theirs": lambda: torchvision.ops.roi_align(self.features, *theirs),
+            "ours": lambda: roi_align(next(features), self.boxes, *options),
+            "theirs": lambda: torchvision.ops.roi_align(next(features), boxes, *options),
         }
 
+    def forward_under_autocast(self) -> Functions:
+        """torchvision's runs in float32 there, and its result is converted back."""
+        features = rotating(self.features)
+        options = (self.boxes, self.size, self.scale, self.sampling_ratio, True)
+
+        def theirs() -> Tensor:
+            pooled = torchvision.ops.roi_align(next(features).float(), *options)
+            return pooled.to(self.features.dtype)
+
+        return {**self.forward(), "theirs": theirs}
+
     def backward(self) -> Functions:
-        n, c, h, w = self.features.shape
-        ours = torch.ops.mrcnn_plugin.roi_align_backward
-        theirs = torch.ops.torchvision._roi_align_backward
+        shape = self.features.shape
+        grads = rotating(self.grad)
+        options = (self.sampling_ratio, True)
         boxes = self.boxes.to(self.grad.dtype)
+        sizes = (self.size, self.size, *shape)
+        theirs = torch.ops.torchvision._roi_align_backward
         return {
-            "ours": lambda: ours(
-                self.grad,
-                self.boxes,
-                self.scale,
-                n,
-                h,
-                w,
-                self.sampling_ratio,
-                True,
-                "bicubic",
-                -0.5,
+            "ours": lambda: our_backward(
+                next(grads), self.boxes, self.scale, shape, self.sampling_ratio
             ),
-            "theirs": lambda: theirs(
-                self.grad,
-                boxes,
-                self.scale,
-                self.size,
-                self.size,
-                n,
-                c,
-                h,
-                w,
-                self.sampling_ratio,
-                True,
-            ),
+            "theirs": lambda: theirs(next(grads), boxes, self.scale, *sizes, *options),
         }
+
+    def passes(self) -> Dict[str, Functions]:
+        return {"forward": self.forward(), "backward": self.backward()}
+
+
+def taps(case: Case) -> Tuple[Tensor, Tensor]:
+    """Which rows and columns of the map each bin reads. [K, size, height], [K, size, width]."""
+    _, x1, y1, x2, y2 = case.boxes.unbind(1)
+    options = (case.size, case.scale, case.sampling_ratio, True, "bicubic", -0.5)
+    rows, columns = (
+        axis_matrix(low, high, pixels, *options) != 0
+        for low, high, pixels in ((y1, y2, case.height), (x1, x2, case.width))
+    )
+    return rows, columns
 
 
 def multiply_adds(case: Case) -> int:
     """How many the two passes need, in either direction."""
-    _, x1, y1, x2, y2 = case.boxes.unbind(1)
-    options = (case.size, case.scale, case.sampling_ratio, True, "bicubic", -0.5)
-    is_tap_x = axis_matrix(x1, x2, case.width, *options) != 0
-    is_tap_y = axis_matrix(y1, y2, case.height, *options) != 0
+    is_tap_y, is_tap_x = taps(case)
     columns = is_tap_x.any(dim=1).sum(dim=1)
     per_roi = is_tap_y.sum(dim=(1, 2)) * columns + case.size * is_tap_x.sum(dim=(1, 2))
     return int(per_roi.sum()) * case.features.shape[1]
+
+
+def least_traffic(case: Case) -> Dict[str, int]:
+    """Bytes that a pass has to move: those pixels that a box reads, once, or all of their gradient,
+    and the bins."""
+    rows, columns = (is_tap.any(dim=1).float() for is_tap in taps(case))
+    images = [case.boxes[:, 0] == image for image in range(BATCH)]
+    pixels = sum(int((rows[of].T @ columns[of]).count_nonzero()) for of in images)
+    read = pixels * case.features[0, :, 0, 0].nbytes
+    return {
+        "forward": read + case.grad.nbytes,
+        "backward": case.features.nbytes + case.grad.nbytes,
+    }
 
 
 def grid_sample_roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
@@ -175,13 +257,42 @@ def milliseconds(functions: Functions, seconds: float, device: str) -> Dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def with_ratio(row: Dict[str, Any], times: Dict[str, float]) -> Dict[str, Any]:
+def gpu_milliseconds(functions: Functions, seconds: float) -> Dict[str, float]:
+    """The GPU time of each function, of all its kernels: a median of means over some calls. All take turns for at
+    least `seconds` and one turn."""
+    times: Dict[str, List[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    end = time.perf_counter() + seconds
+    while not all(times.values()) or time.perf_counter() < end:
+        for name, function in functions.items():
+            torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                for _ in range(CALLS):
+                    function()
+                torch.cuda.synchronize()
+            # Those of the host have the time of what they launch, too.
+            kernels = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA]
+            times[name].append(sum(e.self_device_time_total for e in kernels) / CALLS / 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def with_ratio(row: Row, times: Dict[str, float], kind: str = "") -> Row:
     ours, theirs = times["ours"], times["theirs"]
-    return {**row, "ours_ms": ours, "theirs_ms": theirs, "ratio": theirs / ours}
+    return {
+        **row,
+        f"ours_{kind}ms": ours,
+        f"theirs_{kind}ms": theirs,
+        f"{kind}ratio": theirs / ours,
+    }
 
 
-def geometric_mean(ratios: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+def timed(row: Row, functions: Functions, seconds: float, device: str) -> Row:
+    """`row` with the times of "ours" and "theirs"; on a GPU, of its kernels and of the clock."""
+    if device == "cpu":
+        return with_ratio(row, milliseconds(functions, seconds, device))
+    row = with_ratio(row, gpu_milliseconds(functions, seconds / 2))
+    return with_ratio(row, milliseconds(functions, seconds / 2, device), "wall_")
 
 
 def keep_freed_memory() -> None:
@@ -207,22 +318,70 @@ def extra_memory(function: Callable[[], Tensor]) -> float:
     return (status("VmHWM") - before) / 1024 - result.nbytes / 2**20
 
 
-def main_cases(device: str, seconds: float, **options: Any) -> List[Dict[str, Any]]:
+def main_cases(device: str, seconds: float, dtype: torch.dtype, channels_last: bool) -> List[Row]:
     rows = []
-    for size in SIZES:
-        for level in LEVELS:
-            case = Case(*level, size, device, **options)
-            name = {"size": size, "stride": level[3], "rois": level[0]}
-            for pass_name, functions in (
-                ("forward", case.forward()),
-                ("backward", case.backward()),
-            ):
-                times = milliseconds(functions, seconds, device)
-                rows.append(with_ratio({"pass": pass_name, **name}, times))
+    for size, level in itertools.product(SIZES, LEVELS):
+        case = Case(*level, size, device, dtype=dtype, channels_last=channels_last)
+        traffic = least_traffic(case)
+        passes = case.passes()
+        if dtype == torch.float16:
+            passes["forward, autocast"] = case.forward_under_autocast()
+        for name, functions in passes.items():
+            row = {
+                "pass": name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "layout": "channels_last" if channels_last else "NCHW",
+                "size": size,
+                "stride": level[3],
+                "rois": level[0],
+                "mbyte": traffic[name.split(",")[0]] / 1e6,
+            }
+            rows.append(timed(row, functions, seconds, device))
     return rows
 
 
-def arithmetic(rows: List[Dict[str, Any]], device: str, seconds: float) -> List[Dict[str, Any]]:
+def geometric_means(rows: List[Row]) -> List[Row]:
+    """Of the ratios of each pass, dtype and layout, with the smallest of them."""
+    keys = ("pass", "dtype", "layout")
+    groups: Dict[Tuple[str, ...], List[float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row["ratio"])
+    return [
+        {
+            **dict(zip(keys, group, strict=True)),
+            "geometric_mean": math.exp(statistics.fmean(map(math.log, ratios))),
+            "smallest": min(ratios),
+        }
+        for group, ratios in groups.items()
+    ]
+
+
+def copy_rate(device: str, seconds: float) -> float:
+    """Gigabytes that a copy reads and writes in a second, or megabytes in a millisecond."""
+    a, b = torch.empty(2, 2**28 if device == "cuda" else 2**25, device=device)
+    copy = {"copy": lambda: b.copy_(a)}
+    times = (
+        gpu_milliseconds(copy, seconds) if device == "cuda" else milliseconds(copy, seconds, device)
+    )
+    return 2 * a.nbytes / 1e6 / times["copy"]
+
+
+def floors(rows: List[Row], rate: float) -> List[Row]:
+    """The time that the least traffic of each main case takes at the rate of a copy."""
+    keys = ("pass", "dtype", "layout", "size", "stride", "mbyte")
+    return [
+        {
+            **{key: row[key] for key in keys},
+            "floor_ms": row["mbyte"] / rate,
+            "ours_ms": row["ours_ms"],
+            "share": row["mbyte"] / rate / row["ours_ms"],
+        }
+        for row in rows
+        if row["pass"] in ("forward", "backward")
+    ]
+
+
+def arithmetic(rows: List[Row], device: str, seconds: float) -> List[Row]:
     """The time that the multiply-adds of each main case would take at the rate of `torch.mm`."""
     size = 1024
     a, b = torch.randn(2, size, size, device=device)
@@ -245,15 +404,15 @@ def arithmetic(rows: List[Dict[str, Any]], device: str, seconds: float) -> List[
     return results
 
 
-def growth(device: str, seconds: float) -> Dict[str, List[Dict[str, Any]]]:
+def growth(device: str, seconds: float) -> Dict[str, List[Row]]:
     """How time grows, from 7 x 7 bins of 512 boxes on stride 8."""
     count, low, high, stride = LEVELS[1]
-    results: Dict[str, List[Dict[str, Any]]] = {}
+    results: Dict[str, List[Row]] = {}
 
     def measure(name: str, value: int, case: Case) -> None:
-        for pass_name, functions in (("forward", case.forward()), ("backward", case.backward())):
-            times = milliseconds(functions, seconds, device)
-            results.setdefault(name, []).append(with_ratio({"pass": pass_name, name: value}, times))
+        for pass_name, functions in case.passes().items():
+            row = timed({"pass": pass_name, name: value}, functions, seconds, device)
+            results.setdefault(name, []).append(row)
 
     for rois in (64, 128, 256, 512, 1024):
         measure("rois", rois, Case(rois, low, high, stride, 7, device))
@@ -267,7 +426,7 @@ def growth(device: str, seconds: float) -> Dict[str, List[Dict[str, Any]]]:
     return results
 
 
-def growth_with_threads(seconds: float) -> List[Dict[str, Any]]:
+def growth_with_threads(seconds: float) -> List[Row]:
     """Each operator by itself, not in turn with the other: torchvision's has one thread, and for as
     long as it runs, those of ours would fall asleep."""
     count, low, high, stride = LEVELS[1]
@@ -276,7 +435,7 @@ def growth_with_threads(seconds: float) -> List[Dict[str, Any]]:
     before = torch.get_num_threads()
     for number in sorted({2**i for i in range(10) if 2**i < os.cpu_count()} | {os.cpu_count()}):
         torch.set_num_threads(number)
-        for pass_name, functions in (("forward", case.forward()), ("backward", case.backward())):
+        for pass_name, functions in case.passes().items():
             times: Dict[str, float] = {}
             for name, function in functions.items():
                 times.update(milliseconds({name: function}, seconds, "cpu"))
@@ -285,7 +444,7 @@ def growth_with_threads(seconds: float) -> List[Dict[str, Any]]:
     return rows
 
 
-def others(device: str, seconds: float) -> List[Dict[str, Any]]:
+def others(device: str, seconds: float) -> List[Row]:
     """Other layouts, dtypes and shapes, and what one would write without this package."""
     rows = []
     count, low, high, stride = LEVELS[1]
@@ -296,23 +455,17 @@ def others(device: str, seconds: float) -> List[Dict[str, Any]]:
         "float16": {"dtype": torch.float16},
     }.items():
         case = Case(count, low, high, stride, 7, device, **options)
-        functions = {"forward": case.forward(), "backward": case.backward()}
-        for pass_name, pair in functions.items():
+        for pass_name, pair in case.passes().items():
             if name.endswith("16") and device == "cpu":
                 # torchvision has no such kernel there; its float32 one is what one would run instead.
                 plain = Case(count, low, high, stride, 7, device)
-                pair["theirs"] = getattr(plain, pass_name)()["theirs"]
-            times = milliseconds(pair, seconds, device)
-            rows.append(with_ratio({"what": f"{name}, {pass_name}"}, times))
+                pair["theirs"] = plain.passes()[pass_name]["theirs"]
+            rows.append(timed({"what": f"{name}, {pass_name}"}, pair, seconds, device))
     one = Case(1, low, high, 16, 7, device)
     one.features = one.features[:1, :, :25, :38].contiguous()
     one.boxes = torch.tensor([[0.0, 40.0, 50.0, 200.0, 180.0]], device=device)
-    rows.append(
-        with_ratio(
-            {"what": "one box on a map of 25 x 38, forward"},
-            milliseconds(one.forward(), seconds, device),
-        )
-    )
+    row = {"what": "one box on a map of 25 x 38, forward"}
+    rows.append(timed(row, one.forward(), seconds, device))
     for level in LEVELS:
         case = Case(*level, 7, device)
         sizes = (case.size, case.scale)
@@ -325,8 +478,192 @@ def others(device: str, seconds: float) -> List[Dict[str, Any]]:
             "theirs": lambda c=case, s=sizes: grid_sample_roi_align(c.features, c.boxes, *s),
         }
         row = {"what": f"bicubic grid_sample, 2 x 2 samples, stride {level[3]}, forward"}
-        rows.append(with_ratio(row, milliseconds(pair, seconds, device)))
+        rows.append(timed(row, pair, seconds, device))
     return rows
+
+
+def pooler_of(type: str, size: int) -> Any:
+    """Detectron2's pooler of the type ROIAlignV2, or one of ours."""
+    from detectron2.modeling.poolers import ROIPooler
+
+    from mrcnn_plugin.modeling.poolers import use_bicubic
+
+    pooler = ROIPooler(size, [1 / stride for stride in STRIDES], 0, "ROIAlignV2")
+    return use_bicubic(pooler, a=-0.5) if type == "ROIAlignBicubic" else pooler
+
+
+def pooler_passes(pooler: Any, boxes: List[Any], pyramids: List[List[Tensor]]) -> Functions:
+    """Forward keeps what backward needs, as in training; backward is that of all maps."""
+    pooled = [pooler(maps, boxes) for maps in pyramids]
+    grad = torch.ones_like(pooled[0])
+    return {
+        "forward": in_turn([partial(pooler, maps, boxes) for maps in pyramids]),
+        "backward": in_turn(
+            [
+                partial(torch.autograd.grad, output, maps, grad, retain_graph=True)
+                for output, maps in zip(pooled, pyramids, strict=True)
+            ]
+        ),
+    }
+
+
+@torch.enable_grad()
+def pooler_cases(device: str, seconds: float, type: str) -> List[Row]:
+    from detectron2.structures import Boxes
+
+    rows = []
+    for size, count, images in POOLINGS[device]:
+        generator = torch.Generator().manual_seed(0)
+        boxes = [Boxes(random_boxes(count, LOW, HIGH, generator).to(device)) for _ in range(images)]
+        shapes = [(images, CHANNELS, IMAGE_HEIGHT // s, IMAGE_WIDTH // s) for s in STRIDES]
+        # Two pyramids are more than the caches of a GPU hold.
+        pyramids = [
+            [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+            for _ in range(1 if device == "cpu" else 2)
+        ]
+        ours, theirs = (
+            pooler_passes(pooler_of(name, size), boxes, pyramids) for name in (type, "ROIAlignV2")
+        )
+        for name in ours:
+            row = {"pass": name, "pooler": type, "size": size, "boxes": count, "images": images}
+            functions = {"ours": ours[name], "theirs": theirs[name]}
+            rows.append(timed(row, functions, seconds, device))
+    return rows
+
+
+def mask_rcnn(device: str) -> Any:
+    """Stock R50-FPN. Random weights need batch normalisation all over, which takes some time of its own."""
+    from detectron2 import model_zoo
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    cfg = get_cfg()
+    name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+    cfg.merge_from_file(model_zoo.get_config_file(name))
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.INPUT.MASK_FORMAT = "", device, "bitmask"
+    cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "BN", 0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    # So that there are as many detections as it may return: no class is probable otherwise.
+    model.roi_heads.box_predictor.cls_score.bias.data[0] = 4
+    return model
+
+
+def training_batch(device: str, objects: int = 16) -> List[Dict[str, Any]]:
+    """Random images; the masks of their objects fill the boxes."""
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    generator = torch.Generator().manual_seed(0)
+    size = (IMAGE_HEIGHT, IMAGE_WIDTH)
+    batch = []
+    for _ in range(BATCH):
+        boxes = random_boxes(objects, LOW, HIGH, generator)
+        masks = torch.zeros(objects, *size, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        instances = Instances(
+            size,
+            gt_boxes=Boxes(boxes),
+            gt_classes=torch.randint(80, (objects,), generator=generator),
+            gt_masks=BitMasks(masks),
+        )
+        image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image.to(device), "instances": instances.to(device)})
+    return batch
+
+
+def peak_memory(function: Callable[[], Any]) -> float:
+    """MiB on the GPU."""
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def model_cases(device: str, seconds: float) -> List[Row]:
+    """A training iteration and inference of Mask R-CNN, of which only the poolers differ."""
+    from detectron2.utils.events import EventStorage
+
+    model, batch = mask_rcnn(device), training_batch(device)
+    heads = model.roi_heads
+    half = torch.float16 if device == "cuda" else torch.bfloat16
+    ours, theirs = (
+        [pooler_of(type, size) for size in SIZES] for type in (OUR_POOLERS[0], "ROIAlignV2")
+    )
+
+    def use(poolers: List[Any]) -> None:
+        heads.box_pooler, heads.mask_pooler = poolers
+        # What training draws by chance is the same.
+        torch.manual_seed(0)
+
+    @torch.enable_grad()
+    def train(poolers: List[Any], amp: bool) -> None:
+        use(poolers)
+        model.zero_grad(set_to_none=True)
+        with EventStorage(), torch.autocast(device, half, enabled=amp):
+            loss = sum(model(batch).values())
+        loss.backward()
+
+    def infer(poolers: List[Any], amp: bool) -> Any:
+        use(poolers)
+        with torch.autocast(device, half, enabled=amp):
+            return model(batch)
+
+    rows = []
+    for amp, (what, function) in itertools.product(
+        (False, True), (("training iteration", train), ("inference", infer))
+    ):
+        model.train(function is train)
+        functions: Functions = {
+            "ours": partial(function, ours, amp),
+            "theirs": partial(function, theirs, amp),
+        }
+        row = {"what": what, "precision": "AMP" if amp else "float32"}
+        # Pooling is a small part of it.
+        row = with_ratio(row, milliseconds(functions, 5 * seconds, device))
+        if device == "cuda":
+            row.update({f"{name}_mib": peak_memory(f) for name, f in functions.items()})
+        rows.append(row)
+    return rows
+
+
+@contextlib.contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Without torch's filling of every new tensor, which would be timed, too."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@torch.enable_grad()
+def deterministic_case(device: str, seconds: float, sampling_ratio: int) -> Row:
+    """Forward and backward where gradients have to have the same bits in each run. torchvision's operator is then
+    another one, which is compiled, and needs memory for all samples."""
+    case = Case(*LEVELS[2], 7, device, sampling_ratio=sampling_ratio)
+    features = rotating(case.features.requires_grad_())
+    options = (case.boxes, case.size, case.scale, case.sampling_ratio, True)
+
+    def both(operator: Callable[..., Tensor]) -> Any:
+        input = next(features)
+        return torch.autograd.grad(operator(input, *options), input, case.grad)
+
+    row: Row = {"size": case.size, "stride": LEVELS[2][3], "sampling_ratio": sampling_ratio}
+    with deterministic_algorithms():
+        start = time.perf_counter()
+        try:
+            both(torchvision.ops.roi_align)
+            row["first_call_s"] = time.perf_counter() - start
+            functions: Functions = {
+                "ours": partial(both, roi_align),
+                "theirs": partial(both, torchvision.ops.roi_align),
+            }
+            return timed(row, functions, seconds, device)
+        except Exception as error:  # of many kinds: no compiler, or not enough memory
+            return {**row, "error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
 
 
 def processor(device: str) -> str:
@@ -341,86 +678,203 @@ def processor(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
-def print_table(title: str, rows: List[Dict[str, Any]]) -> None:
+def cases_section(device: str, seconds: float) -> Findings:
+    rows = []
+    for dtype, channels_last in KINDS[device]:
+        found = main_cases(device, seconds, dtype, channels_last)
+        yield "cases", "Bicubic ours, bilinear torchvision, results in new memory", found
+        rows += found
+    yield "geometric_means", "Ratios of these cases", geometric_means(rows)
+    rate = copy_rate(device, seconds)
+    yield "copy", "What a copy reads and writes", {"gb_per_s": rate}
+    yield "floors", "What has to be moved, and the time of as large a copy", floors(rows, rate)
+    if device == "cpu":
+        title = "Multiply-adds, and the time of as many in torch.mm"
+        yield "arithmetic", title, arithmetic(rows, device, seconds)
+
+
+def others_section(device: str, seconds: float) -> Findings:
+    title = "Other inputs, 512 boxes on stride 8 where nothing is said"
+    yield "others", title, others(device, seconds)
+
+
+def growth_section(device: str, seconds: float) -> Findings:
+    for name, rows in growth(device, seconds).items():
+        yield f"growth/{name}", f"Growth with {name}", rows
+
+
+def pooler_section(device: str, seconds: float) -> Findings:
+    for type in OUR_POOLERS:
+        title = f"Pooler of p2 to p5: {type} ours, ROIAlignV2 Detectron2"
+        yield "pooler", title, pooler_cases(device, seconds, type)
+
+
+def model_section(device: str, seconds: float) -> Findings:
+    title = f"Mask R-CNN R50-FPN, {BATCH} images: {OUR_POOLERS[0]} ours, ROIAlignV2 Detectron2"
+    yield "model", title, model_cases(device, seconds)
+
+
+def deterministic_section(device: str, seconds: float) -> Findings:
+    # What torchvision needs for adaptive sampling may be more memory than there is.
+    for sampling_ratio in (2, 0):
+        title = "Forward and backward with deterministic algorithms"
+        yield "deterministic", title, [deterministic_case(device, seconds, sampling_ratio)]
+
+
+def memory_section(device: str, seconds: float) -> Findings:
+    """On the CPU, with glibc. The last one, since it changes how memory is allocated."""
+    extra = {
+        f"{name}, stride {level[3]}": extra_memory(functions["ours"])
+        for level in LEVELS
+        for name, functions in Case(*level, 14, device).passes().items()
+    }
+    yield "extra_memory_mib", "MiB beyond the result, 14 x 14", extra
+    keep_freed_memory()
+    rows = main_cases(device, seconds, *KINDS[device][0])
+    yield "warm", "Results in memory that was used before", rows
+
+
+SECTIONS: Dict[str, Callable[[str, float], Findings]] = {
+    "cases": cases_section,
+    "others": others_section,
+    "growth": growth_section,
+    "pooler": pooler_section,
+    "model": model_section,
+    "deterministic": deterministic_section,
+    "memory": memory_section,
+}
+DEFAULT_SECTIONS = {
+    "cpu": ["cases", "others", "growth", "pooler", "memory"],
+    "cuda": ["cases", "pooler", "model", "deterministic"],
+}
+
+
+def show(title: str, found: Any) -> None:
     print(f"\n{title}")
-    print(tabulate(rows, headers="keys", floatfmt=("g",) * (len(rows[0]) - 3) + (".2f",) * 3))
+    print(
+        tabulate(found if isinstance(found, list) else [found], headers="keys", floatfmt=".4g"),
+        flush=True,
+    )
+
+
+def bar_panels(report: Dict[str, Any]) -> Dict[str, Dict[str, Dict[str, float]]]:
+    """The ratios of each panel of the figure, by series (colour) and label."""
+    panels: Dict[str, Dict[str, Dict[str, float]]] = {}
+
+    def add(panel: str, series: str, label: str, ratio: float) -> None:
+        panels.setdefault(panel, {}).setdefault(series, {})[label] = ratio
+
+    for row in report.get("cases", []):
+        label = f"{row['size']}×{row['size']}\nstride {row['stride']}"
+        add(f"operator, {row['dtype']}, {row['layout']}", row["pass"], label, row["ratio"])
+    for row in report.get("pooler", []):
+        label = f"{row['size']}×{row['size']}\n{row['images']}·{row['boxes']}\nboxes"
+        add(f"{row['pooler']}, p2 to p5", row["pass"], label, row["ratio"])
+        if "wall_ratio" in row:
+            series = f"{row['pass']}, clock"
+            add(f"{row['pooler']}, p2 to p5", series, label, row["wall_ratio"])
+    for row in report.get("model", []):
+        add("Mask R-CNN", row["what"], row["precision"], row["ratio"])
+    return panels
+
+
+def plot_bars(axis: Any, title: str, series: Dict[str, Dict[str, float]]) -> None:
+    labels = list(next(iter(series.values())))
+    width = 0.8 / len(series)
+    for i, (name, ratios) in enumerate(series.items()):
+        positions = [labels.index(label) + (i + 0.5) * width - 0.4 for label in ratios]
+        bars = axis.bar(positions, ratios.values(), width * 0.95, label=name, color=COLORS[i])
+        axis.bar_label(bars, fmt="%.3g", fontsize=7)
+    axis.set_xticks(range(len(labels)), labels, fontsize=7)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_title(title, fontsize=9)
+    axis.set_ylabel("bilinear time / our time")
+    axis.legend(frameon=False, fontsize=7)
+
+
+def plot_growth(axis: Any, name: str, rows: List[Row]) -> None:
+    for pass_name, color in zip(("forward", "backward"), COLORS, strict=False):
+        chosen = [row for row in rows if row["pass"] == pass_name]
+        for key, style in (("ours_ms", "o-"), ("theirs_ms", "s--")):
+            axis.plot(
+                [row[name] for row in chosen],
+                [row[key] for row in chosen],
+                style,
+                color=color,
+                markersize=4,
+                label=f"{'ours' if key == 'ours_ms' else 'torchvision'}, {pass_name}",
+            )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([row[name] for row in chosen], [str(row[name]) for row in chosen])
+    axis.minorticks_off()
+    axis.set_yscale("log")
+    axis.set_xlabel(name.replace("_", " "))
+    axis.set_ylabel("ms")
+    axis.legend(frameon=False, fontsize=7)
 
 
 def plot(report: Dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = {"forward": "#1f6fb4", "backward": "#e07b1a"}
-    growth = report["growth"]
+    bars, growth = bar_panels(report), report.get("growth", {})
+    drawings = [partial(plot_bars, title=title, series=series) for title, series in bars.items()]
+    drawings += [partial(plot_growth, name=name, rows=rows) for name, rows in growth.items()]
+    if not drawings:
+        return
+    lines = math.ceil(len(drawings) / 3)
     figure, axes = plt.subplots(
-        1,
-        1 + len(growth),
-        figsize=(18, 4),
-        layout="constrained",
-        width_ratios=[2.2] + [1] * len(growth),
+        lines, 3, figsize=(18, 4 * lines), layout="constrained", squeeze=False
     )
-    rows = report["cases"]
-    for i, name in enumerate(colors):
-        values = [row["ratio"] for row in rows if row["pass"] == name]
-        positions = [j + (i - 0.5) * 0.4 for j in range(len(values))]
-        bars = axes[0].bar(positions, values, 0.38, label=name, color=colors[name])
-        axes[0].bar_label(bars, fmt="%.1f", fontsize=8)
-    labels = [
-        f"{r['size']}×{r['size']}\nstride {r['stride']}" for r in rows if r["pass"] == "forward"
-    ]
-    axes[0].set_xticks(range(len(labels)), labels, fontsize=7)
-    axes[0].axhline(1, color="black", linewidth=0.8)
-    axes[0].set_ylabel("torchvision bilinear time / our bicubic time")
-    axes[0].legend(frameon=False)
-    for axis, (name, values) in zip(axes[1:], growth.items(), strict=True):
-        for pass_name, color in colors.items():
-            chosen = [row for row in values if row["pass"] == pass_name]
-            for key, style in (("ours_ms", "o-"), ("theirs_ms", "s--")):
-                axis.plot(
-                    [row[name] for row in chosen],
-                    [row[key] for row in chosen],
-                    style,
-                    color=color,
-                    markersize=4,
-                    label=f"{'ours' if key == 'ours_ms' else 'torchvision'}, {pass_name}",
-                )
-        axis.set_xscale("log", base=2)
-        axis.set_xticks([row[name] for row in chosen], [str(row[name]) for row in chosen])
-        axis.minorticks_off()
-        axis.set_yscale("log")
-        axis.set_xlabel(name.replace("_", " "))
-        axis.set_ylabel("ms")
-    axes[1].legend(frameon=False, fontsize=7)
+    for axis in axes.flat[len(drawings) :]:
+        axis.set_axis_off()
+    for axis, draw in zip(axes.flat, drawings, strict=False):
+        draw(axis)
     about = report["environment"]
     figure.suptitle(
-        f"RoIAlign, {CHANNELS} channels, batch {BATCH}, {IMAGE_HEIGHT}×{IMAGE_WIDTH} images, float32, "
-        f"adaptive sampling. "
+        f"RoIAlign, {CHANNELS} channels, {IMAGE_HEIGHT}×{IMAGE_WIDTH} images, adaptive sampling. "
         f"{about['processor']}, {about['threads']} thread(s), torch {about['torch']}",
         fontsize=10,
     )
     figure.savefig(path, dpi=110)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        metavar="NAME",
+        help=f"of {', '.join(SECTIONS)} (default: those of the device)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement (default: 1)")
+    parser.add_argument("--seconds", type=float, help="per measurement (default: 1, on a GPU 0.4)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the results here")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.threads < 1:
         parser.error(f"--threads {arguments.threads}: must be at least 1")
+    if arguments.seconds is None:
+        arguments.seconds = 1.0 if arguments.device == "cpu" else 0.4
     if not arguments.seconds > 0:
         parser.error(f"--seconds {arguments.seconds}: must be positive")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA GPU")
+    glibc = platform.libc_ver()[0] == "glibc"
+    if arguments.sections is None:
+        arguments.sections = list(DEFAULT_SECTIONS[arguments.device])
+        if not glibc:
+            arguments.sections.remove("memory")
+    elif "memory" in arguments.sections and not (glibc and arguments.device == "cpu"):
+        parser.error("--sections memory: only on the CPU, and with glibc")
     return arguments
 
 
 @torch.no_grad()
-def main() -> None:
-    arguments = parse_arguments()
-    device, seconds = arguments.device, arguments.seconds
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    arguments = parse_arguments(argv)
+    device = arguments.device
     torch.set_num_threads(arguments.threads)
     report: Dict[str, Any] = {
         "environment": {
@@ -433,50 +887,24 @@ def main() -> None:
             "mrcnn_plugin": mrcnn_plugin.__version__,
         }
     }
-    print(tabulate(report["environment"].items(), tablefmt="plain"))
-
-    def add(key: str, title: str, rows: List[Dict[str, Any]]) -> None:
-        report[key] = rows
-        print_table(title, rows)
-
-    add(
-        "cases",
-        "Bicubic ours, bilinear torchvision, results in new memory",
-        main_cases(device, seconds),
-    )
-    report["geometric_means"] = {
-        name: geometric_mean([row["ratio"] for row in report["cases"] if row["pass"] == name])
-        for name in ("forward", "backward")
-    }
-    print("\ngeometric mean of the ratios:", report["geometric_means"])
-    add(
-        "arithmetic",
-        "Multiply-adds, and the time of as many in torch.mm",
-        arithmetic(report["cases"], device, seconds),
-    )
-    add(
-        "others",
-        "Other inputs, 512 boxes on stride 8 where nothing is said",
-        others(device, seconds),
-    )
-    report["growth"] = growth(device, seconds)
-    for name, rows in report["growth"].items():
-        print_table(f"Growth with {name}", rows)
-    if device == "cpu" and platform.libc_ver()[0] == "glibc":
-        report["extra_memory_mib"] = {
-            f"{name}, stride {level[3]}": extra_memory(
-                getattr(Case(*level, 14, device), name)()["ours"]
-            )
-            for level in LEVELS
-            for name in ("forward", "backward")
-        }
-        print("\nMiB beyond the result, 14 x 14:", report["extra_memory_mib"])
-        keep_freed_memory()
-        add("warm", "Results in memory that was used before", main_cases(device, seconds))
+    print(tabulate(report["environment"].items(), tablefmt="plain"), flush=True)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
         stem = arguments.output / f"roi_align_{device}"
-        stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    start = time.perf_counter()
+    for section in arguments.sections:
+        for key, title, found in SECTIONS[section](device, arguments.seconds):
+            *parents, name = key.split("/")
+            place = report
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            # A section may find the rows of a table one after the other.
+            place[name] = place.get(name, []) + found if isinstance(found, list) else found
+            show(title, found)
+            if arguments.output:
+                stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\n{section}: {time.perf_counter() - start:.0f} s since the start", flush=True)
+    if arguments.output:
         plot(report, stem.with_suffix(".png"))
         print(f"\nWrote {stem}.json and {stem}.png")
 
