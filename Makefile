@@ -9,7 +9,7 @@ REQUIREMENTS_DONE := $(VENV)/.mrcnn_plugin_requirements
 PACKAGE_DONE := $(VENV)/.mrcnn_plugin_package
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test lint sanitize cuda dist clean
+.PHONY: help setup quickstart test lint sanitize cuda gpu dist clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -50,6 +50,13 @@ cuda: setup ## compile the CUDA kernels for all generations of GPUs, without one
 	@grep -E "^ptxas info +: Used" build/cuda.log | sed -E 's/.*Used ([0-9]+ registers).*/\1/' | sort -n | uniq -c
 	@! grep -E "[1-9][0-9]* bytes (stack frame|spill)" build/cuda.log
 	$(BIN)/python -m tests.built_for_cuda build/cuda/mrcnn_plugin/_C.abi3.so
+
+gpu: setup ## build for the GPU of this machine, run the tests and the benchmark there
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu: torch finds no CUDA GPU here")'
+	@$(BIN)/python -m tests.built_for_cuda mrcnn_plugin/_C.abi3.so 2>/dev/null || \
+	    { CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 $(BIN)/python setup.py -q build_ext --force --inplace && touch $(PACKAGE_DONE); }
+	$(BIN)/python -m pytest -m cuda
+	$(BIN)/python tools/benchmark_roi_align.py --device cuda --output docs/results
 
 dist: setup ## build a source distribution and a wheel in dist/
 	$(BIN)/python -m build --no-isolation .

@@ -1,0 +1,81 @@
+import json
+import math
+
+import pytest
+import torch
+import torchvision
+from detectron2.modeling import build_model
+
+from mrcnn_plugin.layers import roi_align
+from tests import small
+from tests.conftest import load_tool
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The tool with a workload that takes no time."""
+    tool = load_tool("benchmark_roi_align")
+    monkeypatch.setattr(tool, "IMAGE_HEIGHT", 128)
+    monkeypatch.setattr(tool, "IMAGE_WIDTH", 192)
+    monkeypatch.setattr(tool, "LEVELS", [(6, 16, 30, 4), (6, 30, 60, 8), (4, 40, 64, 16)])
+    monkeypatch.setattr(tool, "HIGH", 100)
+    monkeypatch.setattr(tool, "POOLINGS", dict.fromkeys(tool.POOLINGS, [(7, 10, 2)]))
+    monkeypatch.setattr(tool, "COLD_BYTES", 1_000_000)
+
+    def mask_rcnn(device):
+        changes = {"MODEL__DEVICE": device, "MODEL__ROI_HEADS__NUM_CLASSES": 80}
+        return build_model(small.config(**changes))
+
+    monkeypatch.setattr(tool, "mask_rcnn", mask_rcnn)
+    return tool
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_what_the_sections_find_is_written(benchmark, device, tmp_path, capsys):
+    # Without what takes long, the compilation of torchvision's deterministic operator on a GPU.
+    sections = ["cases", "pooler", "model"] + ["others", "deterministic"] * (device == "cpu")
+    options = ["--device", device, "--seconds", "0.001", "--output", str(tmp_path)]
+    benchmark.main([*options, "--sections", *sections])
+
+    assert (tmp_path / f"roi_align_{device}.png").stat().st_size > 10_000
+    report = json.loads((tmp_path / f"roi_align_{device}.json").read_text())
+    cases = [row for row in report["cases"] if row["pass"] in ("forward", "backward")]
+    assert len(cases) == len(report["floors"]) == 2 * 6 * len(benchmark.KINDS[device])
+    assert [row["pass"] for row in report["pooler"]] == ["forward", "backward"]
+    assert len(report["model"]) == 4
+    for section in sections:
+        for row in report[section]:
+            assert row["ratio"] == row["theirs_ms"] / row["ours_ms"] > 0
+    forward = [row["ratio"] for row in cases if row["pass"] == "forward"][:6]
+    mean = report["geometric_means"][0]
+    assert mean["geometric_mean"] == pytest.approx(math.prod(forward) ** (1 / 6))
+    assert mean["smallest"] == min(forward)
+    assert "Pooler of p2 to p5" in capsys.readouterr().out
+
+
+def test_only_pixels_that_a_box_reads_have_to_be_moved(benchmark):
+    case = benchmark.Case(*benchmark.LEVELS[1], 7, "cpu", channels=1)
+    features = case.features.requires_grad_()
+    pooled = roi_align(features, case.boxes, case.size, case.scale)
+    pooled.backward(case.grad)
+    pixels = features.grad.count_nonzero().item()
+    assert 0 < pixels < features.numel()
+    traffic = benchmark.least_traffic(case)
+    assert traffic["forward"] == 4 * (pixels + case.grad.numel())
+    assert traffic["backward"] == 4 * (features.numel() + case.grad.numel())
+
+
+def test_what_torchvision_cannot_do_is_reported(benchmark, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(torchvision.ops, "roi_align", fail)
+    row = benchmark.deterministic_case("cpu", 0.001, 2)
+    assert row["error"] == "RuntimeError: out of memory"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_sections_that_cannot_run_are_refused(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--sections", "nothing"])
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
