@@ -271,7 +271,7 @@ def gpu_milliseconds(functions: Functions, seconds: float) -> Dict[str, float]:
                 for _ in range(CALLS):
                     function()
                 torch.cuda.synchronize()
-            # Those of the host have the time of what they launch, too.
+            # Events of the host may have the time of what they launch, too.
             kernels = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA]
             times[name].append(sum(e.self_device_time_total for e in kernels) / CALLS / 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -482,14 +482,14 @@ def others(device: str, seconds: float) -> List[Row]:
     return rows
 
 
-def pooler_of(type: str, size: int) -> Any:
+def pooler_of(pooler_type: str, size: int) -> Any:
     """Detectron2's pooler of the type ROIAlignV2, or one of ours."""
     from detectron2.modeling.poolers import ROIPooler
 
     from mrcnn_plugin.modeling.poolers import use_bicubic
 
     pooler = ROIPooler(size, [1 / stride for stride in STRIDES], 0, "ROIAlignV2")
-    return use_bicubic(pooler, a=-0.5) if type == "ROIAlignBicubic" else pooler
+    return use_bicubic(pooler, a=-0.5) if pooler_type == "ROIAlignBicubic" else pooler
 
 
 def pooler_passes(pooler: Any, boxes: List[Any], pyramids: List[List[Tensor]]) -> Functions:
@@ -508,7 +508,7 @@ def pooler_passes(pooler: Any, boxes: List[Any], pyramids: List[List[Tensor]]) -
 
 
 @torch.enable_grad()
-def pooler_cases(device: str, seconds: float, type: str) -> List[Row]:
+def pooler_cases(device: str, seconds: float, pooler_type: str) -> List[Row]:
     from detectron2.structures import Boxes
 
     rows = []
@@ -522,10 +522,17 @@ def pooler_cases(device: str, seconds: float, type: str) -> List[Row]:
             for _ in range(1 if device == "cpu" else 2)
         ]
         ours, theirs = (
-            pooler_passes(pooler_of(name, size), boxes, pyramids) for name in (type, "ROIAlignV2")
+            pooler_passes(pooler_of(name, size), boxes, pyramids)
+            for name in (pooler_type, "ROIAlignV2")
         )
         for name in ours:
-            row = {"pass": name, "pooler": type, "size": size, "boxes": count, "images": images}
+            row = {
+                "pass": name,
+                "pooler": pooler_type,
+                "size": size,
+                "boxes": count,
+                "images": images,
+            }
             functions = {"ours": ours[name], "theirs": theirs[name]}
             rows.append(timed(row, functions, seconds, device))
     return rows
@@ -587,7 +594,8 @@ def model_cases(device: str, seconds: float) -> List[Row]:
     heads = model.roi_heads
     half = torch.float16 if device == "cuda" else torch.bfloat16
     ours, theirs = (
-        [pooler_of(type, size) for size in (7, 14)] for type in (OUR_POOLERS[0], "ROIAlignV2")
+        [pooler_of(pooler_type, size) for size in (7, 14)]
+        for pooler_type in (OUR_POOLERS[0], "ROIAlignV2")
     )
 
     def use(poolers: List[Any]) -> None:
@@ -662,7 +670,8 @@ def deterministic_case(device: str, seconds: float, sampling_ratio: int) -> Row:
                 "theirs": partial(both, torchvision.ops.roi_align),
             }
             return timed(row, functions, seconds, device)
-        except Exception as error:  # of many kinds: no compiler, or not enough memory
+        # Of many kinds: there is no compiler, or not enough memory.
+        except Exception as error:
             return {**row, "error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
 
 
@@ -704,9 +713,9 @@ def growth_section(device: str, seconds: float) -> Findings:
 
 
 def pooler_section(device: str, seconds: float) -> Findings:
-    for type in OUR_POOLERS:
-        title = f"Pooler of p2 to p5: {type} ours, ROIAlignV2 Detectron2"
-        yield "pooler", title, pooler_cases(device, seconds, type)
+    for pooler_type in OUR_POOLERS:
+        title = f"Pooler of p2 to p5: {pooler_type} ours, ROIAlignV2 Detectron2"
+        yield "pooler", title, pooler_cases(device, seconds, pooler_type)
 
 
 def model_section(device: str, seconds: float) -> Findings:
