@@ -901,7 +901,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         stem = arguments.output / f"roi_align_{device}"
     start = time.perf_counter()
-    for section in arguments.sections:
+    for section in filter(arguments.sections.__contains__, SECTIONS):
         for key, title, found in SECTIONS[section](device, arguments.seconds):
             *parents, name = key.split("/")
             place = report
