@@ -55,7 +55,7 @@ POOLINGS = {
     "cpu": [(7, 512, 2), (14, 128, 2)],
     "cuda": list(itertools.product(SIZES, (100, 1000), (1, 2))),
 }
-OUR_POOLERS = ["ROIAlignBicubic"]
+OUR_POOLERS = ["ROIAlignBicubic", "ROIAlignBilinear"]
 
 COLORS = ["#1f6fb4", "#e07b1a", "#8ab8de", "#f2bd8c"]
 
@@ -100,9 +100,10 @@ def our_backward(
 ) -> Tensor:
     """What autograd calls for the gradient of a map of the shape [N, C, H, W]."""
     n, _, h, w = shape
-    return torch.ops.mrcnn_plugin.roi_align_backward(
-        grad, boxes, scale, n, h, w, sampling_ratio, True, "bicubic", -0.5
+    (gradient,) = torch.ops.mrcnn_plugin.roi_align_backward(
+        grad, boxes, None, [scale], n, [h], [w], [True], sampling_ratio, True, "bicubic", -0.5
     )
+    return gradient
 
 
 class Case:
@@ -486,10 +487,10 @@ def pooler_of(pooler_type: str, size: int) -> Any:
     """Detectron2's pooler of the type ROIAlignV2, or one of ours."""
     from detectron2.modeling.poolers import ROIPooler
 
-    from mrcnn_plugin.modeling.poolers import use_bicubic
+    from mrcnn_plugin.modeling import MultiscaleROIPooler
 
-    pooler = ROIPooler(size, [1 / stride for stride in STRIDES], 0, "ROIAlignV2")
-    return use_bicubic(pooler, a=-0.5) if pooler_type == "ROIAlignBicubic" else pooler
+    pooler = MultiscaleROIPooler if pooler_type in OUR_POOLERS else ROIPooler
+    return pooler(size, [1 / stride for stride in STRIDES], 0, pooler_type)
 
 
 def pooler_passes(pooler: Any, boxes: List[Any], pyramids: List[List[Tensor]]) -> Functions:

@@ -481,7 +481,9 @@ def check_options(
     a: float,
 ) -> Tuple[int, int]:
     _check_number("a", a)
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, SupportsIndex):
+    if type(sampling_ratio) is not int and (
+        isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, SupportsIndex)
+    ):
         raise TypeError(f"roi_align: sampling_ratio must be a whole number, got {sampling_ratio!r}")
     if not isinstance(aligned, bool):
         raise TypeError(f"roi_align: aligned must be True or False, got {aligned!r}")
@@ -511,6 +513,8 @@ def check_options(
 
 
 def _check_number(name: str, number: Any) -> None:
+    if type(number) in (float, int):
+        return  # a protocol takes much longer, and a small GPU call waits for that
     if isinstance(number, (bool, str)) or not isinstance(number, (SupportsFloat, torch.SymFloat)):
         raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
 

@@ -3,7 +3,7 @@
 //   .set_block_order(0: forward, 1: reversed, 2: on several host threads)
 //   .counters() -> global loads, stores and atomic additions since the last call
 #define MRCNN_CUDA_EMULATION
-#include "cuda/roi_align_launch.cuh"
+#include "cuda/roi_align_launch.cu"
 #include "cuda/roi_align_operators.h"
 #include "roi_align.h"
 
@@ -37,12 +37,13 @@ std::vector<int64_t> counters() {
 
 TORCH_LIBRARY(mrcnn_plugin_emulation, m) {
   m.def(
-      "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-      "int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
+      "roi_align(Tensor[] input, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
       TORCH_FN(mrcnn_plugin::cuda::roi_align));
   m.def(
-      "roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt height, SymInt width, "
-      "int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor",
+      "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt batch, "
+      "SymInt[] heights, SymInt[] widths, bool[] needed, int sampling_ratio, bool aligned, str interpolation, "
+      "float a) -> Tensor[]",
       TORCH_FN(mrcnn_plugin::cuda::roi_align_backward));
   m.def("set_block_order(int order) -> ()", TORCH_FN(set_block_order));
   m.def("counters() -> int[]", TORCH_FN(counters));

@@ -7,15 +7,17 @@
 #define MRCNN_MOST_BLOCKS 3
 #include "cpu/roi_align_geometry.h"
 #include "cpu/roi_align_kernel.h"
-#include "cuda/roi_align_launch.cuh"
+#include "cuda/roi_align_launch.cu"
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 using namespace mrcnn_plugin;
@@ -173,10 +175,16 @@ void run_cpu(
     work(0);
   };
   const auto with_task = [&](bool transposed, const S* source, S* target, const auto& function) {
-    cpu::Geometry<T> geometry(
-        boxes.data(), num_rois, c.problem, c.scale, c.sampling_ratio, c.aligned, kA, for_each_axis);
+    Call call{num_rois, c.problem.batch, c.problem.channels, c.problem.pooled_height, c.problem.pooled_width, 1, {}, {}};
+    call.levels[0] = {c.problem.height, c.problem.width, c.scale, true};
+    call.options = {c.problem.interpolation, kA, c.sampling_ratio, c.aligned};
+    std::vector<int64_t> rows(num_rois);
+    std::iota(rows.begin(), rows.end(), 0);
+    cpu::Geometry<T> geometry(boxes.data(), rows.data(), num_rois, call, call.levels[0]);
+    for_each_axis([&](int64_t axis) { geometry.add_weights(axis); });
+    geometry.sort();
     if (transposed) {
-      geometry.transpose(for_each_axis);
+      for_each_axis([&](int64_t axis) { geometry.transpose(axis); });
     }
     cpu::Task<S> task = geometry.template task<S>();
     task.source = source;
@@ -214,38 +222,43 @@ template <typename S>
 void run_cuda(const std::string& name, const Case& c, const Buffer<cpu::accumulator_t<S>>& boxes, int64_t comparable) {
   using T = cpu::accumulator_t<S>;
   const int64_t num_rois = static_cast<int64_t>(boxes.size()) / 5;
-  const cuda::Boxes<T> call{boxes.data(), num_rois, static_cast<T>(c.scale), c.sampling_ratio, c.aligned, T(kA)};
-  const Layout m = layout(c, c.problem.height, c.problem.width);
-  const Layout b = layout(c, c.problem.pooled_height, c.problem.pooled_width);
-  const Strides map{m.item, m.channel, m.row, m.column}, bins{b.item, b.channel, b.row, b.column};
-  Buffer<double> memory((cuda::workspace_bytes<T>(c.problem, num_rois) + 7) / 8);
+  cuda::Boxes<T> call{boxes.data(), nullptr, num_rois, {}, c.problem.interpolation, T(kA), c.sampling_ratio, c.aligned};
+  call.scales[0] = static_cast<T>(c.scale);
+  const auto steps = [](const Layout& l) {
+    return cuda::Steps{l.item, static_cast<int>(l.channel), static_cast<int>(l.row), static_cast<int>(l.column)};
+  };
+  const bool channels_last = c.channels_last && c.problem.channels > 1;
+  const bool vectors = channels_last && c.problem.channels % cuda::vector_channels<T> == 0;
+  const int height = static_cast<int>(c.problem.height), width = static_cast<int>(c.problem.width);
+  const int bin_rows = static_cast<int>(c.problem.pooled_height), bin_columns = static_cast<int>(c.problem.pooled_width);
+  const auto pyramid_of = [&](auto* data) {
+    cuda::Pyramid<std::remove_pointer_t<decltype(data)>> pyramid{};
+    pyramid.count = 1;
+    pyramid.batch = static_cast<int>(c.problem.batch);
+    pyramid.channels = static_cast<int>(c.problem.channels);
+    pyramid.levels[0] = {data, steps(layout(c, height, width)), height, width, channels_last, vectors};
+    return pyramid;
+  };
+  const auto bins_of = [&](auto* data) {
+    return cuda::Bins<std::remove_pointer_t<decltype(data)>>{
+        data, steps(layout(c, bin_rows, bin_columns)), bin_rows, bin_columns, channels_last, vectors};
+  };
+  const int64_t bytes = cuda::workspace_bytes<S, T>(pyramid_of(static_cast<S*>(nullptr)), bin_rows, bin_columns, num_rois);
+  const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(32, std::max<int64_t>(bytes, 32)), std::free);
   std::vector<simt::BlockOrder> orders{simt::BlockOrder::kForward};
   if (sizeof(S) == sizeof(float)) {
     orders.insert(orders.end(), {simt::BlockOrder::kReversed, simt::BlockOrder::kHostThreads});
   }
   for (const simt::BlockOrder order : orders) {
     simt::settings().order = order;
-    for (const bool deterministic : {false, true}) {
-      run<S, T>(
-          name, c, boxes, comparable,
-          [&](const Buffer<S>& source, Buffer<S>& target) {
-            cuda::launch_forward<S, T>(
-                c.problem, call, memory.data(), source.data(), map, target.data(), bins, nullptr);
-          },
-          [&](const Buffer<S>& source, Buffer<S>& target) {
-            if (deterministic) {
-              cuda::launch_backward_gather<S, T>(
-                  c.problem, call, memory.data(), source.data(), bins, target.data(), map, nullptr);
-            } else {
-              Buffer<T> sums(target.size());
-              cuda::launch_backward_atomic<S, T>(
-                  c.problem, call, memory.data(), source.data(), bins, sums.data(), map, nullptr);
-              for (size_t i = 0; i < sums.size(); ++i) {
-                target[i] = static_cast<S>(sums[i]);
-              }
-            }
-          });
-    }
+    run<S, T>(
+        name, c, boxes, comparable,
+        [&](const Buffer<S>& source, Buffer<S>& target) {
+          cuda::launch_forward<S, T>(pyramid_of(source.data()), call, memory.get(), bins_of(target.data()), nullptr);
+        },
+        [&](const Buffer<S>& source, Buffer<S>& target) {
+          cuda::launch_backward<S, T>(bins_of(source.data()), call, memory.get(), pyramid_of(target.data()), nullptr);
+        });
   }
 }
 

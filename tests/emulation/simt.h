@@ -10,6 +10,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -191,13 +192,22 @@ class Block {
 
   void barrier(int line) {
     const Unwatched unwatched;
-    Fiber& fiber = fibers_[current_];
-    fiber.barrier = line;
-    // Two in turn: who still waits must not see what others do after this barrier.
-    char* phase = &phases_[fiber.barriers++ % 2];
-    release(phase);
-    leave(fiber, false);
-    acquire(phase);
+    wait(line, phases_);
+  }
+
+  // Bit i is what the i-th thread of the caller's warp says. It orders the memory accesses of a warp only, but all threads
+  // of the block have to call it.
+  unsigned int ballot(bool condition, int line) {
+    const Unwatched unwatched;
+    const size_t warp = current_ / kWarp;
+    votes_[current_] = condition;
+    wait(line, warp_phases_[warp]);
+    unsigned int bits = 0;
+    for (size_t i = warp * kWarp; i < std::min((warp + 1) * kWarp, fibers_.size()); ++i) {
+      bits |= static_cast<unsigned int>(votes_[i]) << (i % kWarp);
+    }
+    wait(line, warp_phases_[warp]);
+    return bits;
   }
 
   // The next array of the calling thread. All threads ask for the same ones in the same order.
@@ -236,6 +246,18 @@ class Block {
   Counters counters;
 
  private:
+  static constexpr size_t kWarp = 32;
+
+  // Two phases in turn: who still waits must not see what others do after this barrier.
+  void wait(int line, char (&phases)[2]) {
+    Fiber& fiber = fibers_[current_];
+    fiber.barrier = line;
+    char* phase = &phases[fiber.barriers++ % 2];
+    release(phase);
+    leave(fiber, false);
+    acquire(phase);
+  }
+
   static void enter() {
     Unwatched::begin();
     Block* block = current();
@@ -321,7 +343,8 @@ class Block {
   const void* host_stack_ = nullptr;
   size_t host_stack_size_ = 0;
   void* tsan_fiber_ = nullptr;
-  char start_ = 0, phases_[2] = {}, end_ = 0; // what is released and acquired
+  char start_ = 0, phases_[2] = {}, warp_phases_[32][2] = {}, end_ = 0; // what is released and acquired
+  bool votes_[1024] = {};
   std::exception_ptr error_;
 };
 
@@ -377,9 +400,26 @@ inline void launch(int64_t blocks, int64_t threads, const std::function<void()>&
 
 #define CUDA_SHARED(type, name, count) \
   type* name = static_cast<type*>(simt::Block::current()->shared(sizeof(type) * (count)))
+#define CUDA_BOUNDS(threads, blocks)
+#define CUDA_SINCE_86(value, before) value
+#define CUDA_PARAMETER const
+#define warp_ballot(condition) simt::Block::current()->ballot(condition, __LINE__)
 // The stream is only there to be named.
 #define CUDA_LAUNCH(kernel, blocks, threads, stream, ...) \
   ((void)(stream), simt::launch(blocks, threads, [&] { kernel(__VA_ARGS__); }))
+
+template <typename T>
+inline T fused(T a, T b, T c) {
+  return a * b + c;
+}
+
+inline int count_bits(unsigned int bits) {
+  return __builtin_popcount(bits);
+}
+
+inline int lowest_bit(unsigned int bits) {
+  return __builtin_ctz(bits);
+}
 
 template <typename T>
 inline T load_global(const T* p) {

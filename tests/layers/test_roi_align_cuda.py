@@ -38,24 +38,47 @@ CUBIC = (0, True, "bicubic", -0.5)
 
 
 class Operators:
-    """roi_align and roi_align_backward of some namespace, for tensors on the CPU."""
+    """The operators of some namespace on a device, for tensors on the CPU."""
 
     def __init__(self, namespace, device, is_first=True):
         self.namespace, self.device, self.is_first = namespace, device, is_first
 
-    def forward(self, features, rois, *options):
+    def on_device(self, tensor):
+        return None if tensor is None else tensor.to(self.device)
+
+    def forward_levels(self, maps, rois, levels, *options):
         return self.namespace.roi_align(
-            features.to(self.device), rois.to(self.device), *options
+            [self.on_device(map) for map in maps],
+            self.on_device(rois),
+            self.on_device(levels),
+            *options,
         ).cpu()
 
-    def backward(self, grad, rois, *options, deterministic=False):
-        torch.use_deterministic_algorithms(deterministic)
-        try:
-            return self.namespace.roi_align_backward(
-                grad.to(self.device), rois.to(self.device), *options
-            ).cpu()
-        finally:
-            torch.use_deterministic_algorithms(False)
+    def backward_levels(self, grad, rois, levels, *options):
+        gradients = self.namespace.roi_align_backward(
+            self.on_device(grad), self.on_device(rois), self.on_device(levels), *options
+        )
+        return [gradient.cpu() for gradient in gradients]
+
+    def forward(self, features, rois, scale, *options):
+        return self.forward_levels([features], rois, None, [scale], *options)
+
+    def backward(self, grad, rois, scale, batch, height, width, *options):
+        (gradient,) = self.backward_levels(
+            grad, rois, None, [scale], batch, [height], [width], [True], *options
+        )
+        return gradient
+
+
+def reference(features, rois, scale, *options):
+    return roi_align_reference([features], rois, None, [scale], *options)
+
+
+def reference_gradient(grad, rois, scale, batch, height, width, *options):
+    (gradient,) = roi_align_backward_reference(
+        grad, rois, None, [scale], batch, [height], [width], [True], *options
+    )
+    return gradient
 
 
 def some_layouts(ops, tensor):
@@ -115,17 +138,16 @@ def test_every_layout_and_tile(ops, dtype, channels, height, width, size):
     rois = random_rois(8, 2, height, width, boxes_dtype(dtype))
     grad = random_features(8, channels, *size, dtype=torch.float64, seed=1).to(dtype)
     for name, map in some_layouts(ops, features):
-        expected = roi_align_reference(map.cpu().double(), rois.double(), 1.0, *size, *CUBIC)
+        expected = reference(map.cpu().double(), rois.double(), 1.0, *size, *CUBIC)
         actual = ops.forward(map, rois, 1.0, *size, *CUBIC)
         assert actual.dtype == dtype, name
         assert_same(actual.double(), expected, TOLERANCE[dtype])
     options = (1.0, 2, height, width, *CUBIC)
     for name, gradient in some_layouts(ops, grad):
-        expected = roi_align_backward_reference(gradient.cpu().double(), rois.double(), *options)
-        for deterministic in (False, True):
-            actual = ops.backward(gradient, rois, *options, deterministic=deterministic)
-            assert actual.dtype == dtype, name
-            assert_same(actual.double(), expected, TOLERANCE[dtype])
+        expected = reference_gradient(gradient.cpu().double(), rois.double(), *options)
+        actual = ops.backward(gradient, rois, *options)
+        assert actual.dtype == dtype, name
+        assert_same(actual.double(), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -134,32 +156,29 @@ def test_results_have_the_memory_format_of_the_input(ops, format):
     rois = random_rois(4, 2, 6, 7, torch.float32)
     output = ops.forward(features, rois, 1.0, 3, 2, *CUBIC)
     assert output.is_contiguous(memory_format=format)
-    for deterministic in (False, True):
-        grad_input = ops.backward(output, rois, 1.0, 2, 6, 7, *CUBIC, deterministic=deterministic)
-        assert grad_input.is_contiguous(memory_format=format)
+    grad_input = ops.backward(output, rois, 1.0, 2, 6, 7, *CUBIC)
+    assert grad_input.is_contiguous(memory_format=format)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_deterministic_gradient_has_the_same_bits_in_any_order(emulation, format, dtype):
+def test_the_gradient_has_the_same_bits_in_any_order(emulation, format, dtype):
     grad = random_features(40, 9, 7, 7).to(dtype).contiguous(memory_format=format)
     rois = random_rois(40, 2, 20, 40, boxes_dtype(dtype))
     ops = Operators(emulation, "cpu")
     results = []
     for order in (0, 1, 2, 2, 2):
         emulation.set_block_order(order)
-        results.append(ops.backward(grad, rois, 1.0, 2, 20, 40, *CUBIC, deterministic=True))
+        results.append(ops.backward(grad, rois, 1.0, 2, 20, 40, *CUBIC))
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_deterministic_gradient_has_the_same_bits_every_time_on_a_gpu():
+def test_the_gradient_has_the_same_bits_every_time_on_a_gpu():
     ops = Operators(torch.ops.mrcnn_plugin, "cuda")
     grad, rois = random_features(300, 64, 7, 7), random_rois(300, 2, 40, 60, torch.float32)
-    results = [
-        ops.backward(grad, rois, 1.0, 2, 40, 60, *CUBIC, deterministic=True) for _ in range(5)
-    ]
+    results = [ops.backward(grad, rois, 1.0, 2, 40, 60, *CUBIC) for _ in range(5)]
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
@@ -174,9 +193,10 @@ def test_bins_that_rounding_makes_overlap_are_not_lost(ops):
     rois = torch.tensor([[0.0, -1.27446393e11, 0.0, 2.5489279e10, 3.0]])
     features = torch.full((1, 1, 3, 2152), 1e10)
     options = (1.0, 1, 12, *CUBIC)
-    expected = torch.ops.mrcnn_plugin.roi_align(features, rois, *options)
+    expected = torch.ops.mrcnn_plugin.roi_align([features], rois, None, [1.0], *options[1:])
     assert (expected != 0).sum() == 2
-    assert_same(ops.forward(features, rois, *options), expected, 1e-6)
+    # Each sums the weights of 2152 pixels in an order of its own.
+    assert_same(ops.forward(features, rois, *options), expected, 1e-4)
 
 
 def test_no_rois_and_no_channels(ops):
@@ -184,25 +204,20 @@ def test_no_rois_and_no_channels(ops):
         boxes = torch.zeros(rois, 5)
         output = ops.forward(torch.ones(2, channels, 8, 8), boxes, 1.0, 7, 7, *CUBIC)
         assert output.shape == (rois, channels, 7, 7)
-        for deterministic in (False, True):
-            grad_input = ops.backward(
-                output, boxes, 1.0, 2, 8, 8, *CUBIC, deterministic=deterministic
-            )
-            assert torch.equal(grad_input, torch.zeros(2, channels, 8, 8))
+        grad_input = ops.backward(output, boxes, 1.0, 2, 8, 8, *CUBIC)
+        assert torch.equal(grad_input, torch.zeros(2, channels, 8, 8))
 
 
 def test_many_bins_of_a_box_larger_than_any_tile(ops):
     features = random_features(1, 2, 150, 170, dtype=torch.float64)
     rois = torch.tensor([[0.0, -3.0, -2.0, 176.0, 151.0]], dtype=torch.float64)
     for size in ((70, 3), (3, 80)):
-        expected = roi_align_reference(features, rois, 1.0, *size, *CUBIC)
+        expected = reference(features, rois, 1.0, *size, *CUBIC)
         assert_same(ops.forward(features, rois, 1.0, *size, *CUBIC), expected, 1e-12)
         grad = random_features(1, 2, *size, dtype=torch.float64, seed=1)
         options = (1.0, 1, 150, 170, *CUBIC)
-        expected = roi_align_backward_reference(grad, rois, *options)
-        for deterministic in (False, True):
-            actual = ops.backward(grad, rois, *options, deterministic=deterministic)
-            assert_same(actual, expected, 1e-12)
+        expected = reference_gradient(grad, rois, *options)
+        assert_same(ops.backward(grad, rois, *options), expected, 1e-12)
 
 
 def test_pixels_without_a_weight_are_not_read(ops):
@@ -240,22 +255,86 @@ def test_any_box_gives_what_the_reference_gives(
     rois = torch.nn.functional.pad(torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), (1, 0))
     options = (sampling_ratio, aligned, interpolation, -0.5)
     actual = ops.forward(features, rois, 0.5, *size, *options)
-    assert_same(actual, roi_align_reference(features, rois, 0.5, *size, *options), 1e-9)
+    assert_same(actual, reference(features, rois, 0.5, *size, *options), 1e-9)
     options = (0.5, 1, height, width, *options)
-    expected = roi_align_backward_reference(actual, rois, *options)
-    for deterministic in (False, True):
-        grad_input = ops.backward(actual, rois, *options, deterministic=deterministic)
-        assert_same(grad_input, expected, 1e-9)
+    expected = reference_gradient(actual, rois, *options)
+    assert_same(ops.backward(actual, rois, *options), expected, 1e-9)
 
 
-@pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, math.nan])
-def test_a_batch_index_that_is_no_image(ops, index):
-    rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]], dtype=torch.float32)
-    message = r"boxes\[1, 0\] is the batch index .* batch size 2"
-    with pytest.raises(IndexError, match=message):
-        ops.forward(torch.ones(2, 3, 8, 8), rois, 1.0, 2, 2, *CUBIC)
-    with pytest.raises(IndexError, match=message):
-        ops.backward(torch.ones(2, 3, 2, 2), rois, 1.0, 2, 8, 8, *CUBIC)
+# On a GPU the host does not wait for a check: such a RoI pools NaN, and no memory but that of the maps is read.
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, 1e30, math.inf, math.nan])
+def test_a_batch_index_that_is_no_image_pools_nan(ops, index, format):
+    features = random_features(2, 5, 8, 8).contiguous(memory_format=format)
+    rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4], [1, 1, 1, 7, 7]])
+    output = ops.forward(features, rois, 1.0, 9, 2, *CUBIC)
+    assert output[1].isnan().all()
+    assert torch.equal(output[[0, 2]], ops.forward(features, rois[[0, 2]], 1.0, 9, 2, *CUBIC))
+    gradient = ops.backward(torch.ones_like(output), rois, 1.0, 2, 8, 8, *CUBIC)
+    without = ops.backward(torch.ones_like(output[:2]), rois[[0, 2]], 1.0, 2, 8, 8, *CUBIC)
+    assert torch.equal(gradient, without)
+
+
+@pytest.mark.parametrize("level", [-1, 2, 2**40, -(2**63)])
+def test_a_level_that_is_no_map_pools_nan(ops, level):
+    maps = [random_features(1, 3, 8, 8), random_features(1, 3, 4, 4)]
+    rois = torch.tensor([[0.0, 0, 0, 4, 4], [0.0, 1, 1, 7, 7]])
+    options = ([1.0, 0.5], 2, 3, *CUBIC)
+    output = ops.forward_levels(maps, rois, torch.tensor([level, 1]), *options)
+    assert output[0].isnan().all()
+    assert torch.equal(output[1:], ops.forward_levels(maps, rois[1:], torch.tensor([1]), *options))
+    gradients = ops.backward_levels(
+        torch.ones_like(output),
+        rois,
+        torch.tensor([level, 1]),
+        [1.0, 0.5],
+        1,
+        [8, 4],
+        [8, 4],
+        [True, True],
+        *CUBIC,
+    )
+    assert torch.equal(gradients[0], torch.zeros(1, 3, 8, 8))
+    assert gradients[1].isfinite().all() and gradients[1].any()
+
+
+SHAPES = [(40, 70), (20, 35), (10, 18), (5, 9)]
+SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(7, 7), (14, 14)])
+def test_several_levels_in_layouts_of_their_own(ops, dtype, size):
+    maps = [
+        random_features(2, 5, *shape, dtype=torch.float64, seed=i)
+        .to(dtype)
+        .contiguous(memory_format=FORMATS[i % 2])
+        for i, shape in enumerate(SHAPES)
+    ]
+    rois = random_rois(20, 2, 160, 280, boxes_dtype(dtype))
+    levels = torch.arange(20) % 3  # the last has none
+    options = (SCALES, *size, *CUBIC)
+    expected = roi_align_reference([m.double() for m in maps], rois.double(), levels, *options)
+    actual = ops.forward_levels(maps, rois, levels, *options)
+    assert_same(actual.double(), expected, TOLERANCE[dtype])
+    grad = random_features(20, 5, *size, dtype=torch.float64, seed=9).to(dtype)
+    needed = [True, False, True, True]
+    options = (SCALES, 2, [h for h, _ in SHAPES], [w for _, w in SHAPES], needed, *CUBIC)
+    expected = roi_align_backward_reference(grad.double(), rois.double(), levels, *options)
+    gradients = ops.backward_levels(grad, rois, levels, *options)
+    assert len(gradients) == 3 and not gradients[2].any()
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert gradient.dtype == dtype
+        assert_same(gradient.double(), reference, TOLERANCE[dtype])
+
+
+def test_the_second_kernel_of_few_blocks_is_the_first_of_many(ops):
+    # One image makes blocks of fewer channels than forty, which is what the launch decides by.
+    grad = random_features(6, 70, 7, 7)
+    rois = random_rois(6, 1, 30, 30, torch.float32)
+    few = ops.backward(grad, rois, 1.0, 1, 30, 30, *CUBIC)
+    many = ops.backward(grad, rois, 1.0, 70, 30, 30, *CUBIC)
+    assert torch.equal(few[0], many[0])
 
 
 @pytest.mark.cuda
@@ -264,34 +343,99 @@ class TestOnGpu:
     """What only a GPU can show: dispatch, streams, autograd, opcheck."""
 
     def args(self):
-        features = random_features(2, 3, 8, 9).cuda().requires_grad_()
-        return (features, random_rois(6, 2, 8, 9, torch.float32).cuda(), 0.5, 2, 3, *CUBIC)
+        """Arguments of the operator, and levels of its maps."""
+        maps = [
+            random_features(2, 3, *shape, seed=i).cuda().requires_grad_()
+            for i, shape in enumerate([(8, 9), (4, 5)])
+        ]
+        rois = random_rois(6, 2, 16, 18, torch.float32).cuda()
+        levels = torch.tensor([0, 1, 0, 1, 1, 0], device="cuda")
+        return (maps, rois, levels, [0.5, 0.25], 2, 3, *CUBIC)
 
     def test_opcheck(self):
         torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align.default, self.args())
 
     def test_on_a_stream_of_its_own(self):
-        features, *others = self.args()
-        expected = torch.ops.mrcnn_plugin.roi_align(features, *others)
-        late = torch.zeros_like(features)
+        maps, *others = self.args()
+        expected = torch.ops.mrcnn_plugin.roi_align(maps, *others)
+        late = [torch.zeros_like(map) for map in maps]
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda._sleep(100_000_000)  # on another stream the features would not be there yet
-            late.copy_(features)
+            for target, source in zip(late, maps, strict=True):
+                target.copy_(source)
             actual = torch.ops.mrcnn_plugin.roi_align(late, *others)
         torch.cuda.synchronize()
         assert torch.equal(actual, expected)
 
+    def test_two_streams_at_once(self):
+        features = random_features(2, 64, 100, 100).cuda()
+        rois = random_rois(300, 2, 100, 100, torch.float32).cuda()
+        options = (None, [1.0], 7, 7, *CUBIC)
+        expected = torch.ops.mrcnn_plugin.roi_align([features], rois, *options)
+        torch.cuda.synchronize()
+        streams = [torch.cuda.Stream() for _ in range(2)]
+        results = []
+        for i in range(20):
+            with torch.cuda.stream(streams[i % 2]):
+                results.append(torch.ops.mrcnn_plugin.roi_align([features], rois, *options))
+        torch.cuda.synchronize()
+        assert all(torch.equal(result, expected) for result in results)
+
     def test_gradcheck(self):
-        features, *others = self.args()
-        others[0] = others[0].double()
+        maps, rois, *others = self.args()
         assert torch.autograd.gradcheck(
-            lambda x: torch.ops.mrcnn_plugin.roi_align(x, *others),
-            features.detach().double().requires_grad_(),
+            lambda *maps: torch.ops.mrcnn_plugin.roi_align(list(maps), rois.double(), *others),
+            [map.detach().double().requires_grad_() for map in maps],
         )
 
     def test_autocast_leaves_the_dtype_of_features(self):
-        features, *others = self.args()
+        maps, *others = self.args()
         with torch.autocast("cuda", dtype=torch.float16):
-            output = torch.ops.mrcnn_plugin.roi_align(features.half(), *others)
+            output = torch.ops.mrcnn_plugin.roi_align([map.half() for map in maps], *others)
         assert output.dtype == torch.float16
+
+    def test_a_graph_holds_forward_and_backward(self):
+        maps, *others = self.args()
+
+        def step():
+            output = torch.ops.mrcnn_plugin.roi_align(maps, *others)
+            return output, torch.autograd.grad(output.square().sum(), maps)
+
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, gradients = step()
+        with torch.no_grad():
+            for map in maps:
+                map.mul_(2)
+        graph.replay()
+        expected, expected_gradients = step()
+        torch.cuda.synchronize()
+        assert torch.equal(output, expected)
+        for actual, wanted in zip(gradients, expected_gradients, strict=True):
+            assert torch.equal(actual, wanted)
+
+    @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+    def test_compiles(self, mode):
+        maps, *others = self.args()
+
+        def pool(maps):
+            return torch.ops.mrcnn_plugin.roi_align(maps, *others).square().sum()
+
+        expected = torch.autograd.grad(pool(maps), maps)
+        compiled = torch.compile(pool, fullgraph=True, mode=mode)
+        for _ in range(3):  # reduce-overhead records a graph the second time
+            actual = [g.clone() for g in torch.autograd.grad(compiled(maps), maps)]
+        torch.testing.assert_close(actual, list(expected))
+
+    def test_too_little_memory_is_an_error_that_leaves_the_device_usable(self):
+        features = torch.zeros(1, 4096, 8, 8, device="cuda")
+        rois = torch.zeros(200_000, 5, device="cuda")
+        with pytest.raises(torch.cuda.OutOfMemoryError):  # 600 GB
+            torch.ops.mrcnn_plugin.roi_align([features], rois, None, [1.0], 14, 14, *CUBIC)
+        output = torch.ops.mrcnn_plugin.roi_align([features], rois[:2], None, [1.0], 2, 2, *CUBIC)
+        assert torch.equal(output, torch.zeros(2, 4096, 2, 2, device="cuda"))

@@ -131,33 +131,35 @@ MRCNN_HOST_DEVICE void cubic_taps(T t, T a, T taps[4]) {
   taps[3] = a * s * t * t;
 }
 
-// Writes the `band.count` weights of bin p to `weights`. A tap beyond the border of the map belongs to the border pixel,
-// which is then the end of the band: taps are clamped to the band, so that no rounding can make them leave `weights`.
+// Writes the `band.count` weights of bin p to `weights`, `stride` numbers apart. A tap beyond the border of the map belongs
+// to the border pixel, which is then the end of the band: taps are clamped to the band, so that no rounding can make them
+// leave `weights`.
 template <typename T>
 MRCNN_HOST_DEVICE void bin_weights(
-    const Axis<T>& axis, int64_t p, const Band& band, int64_t size, Interpolation interpolation, T a, T* weights) {
+    const Axis<T>& axis, int64_t p, const Band& band, int64_t size, Interpolation interpolation, T a, T* weights,
+    int64_t stride = 1) {
   for (int64_t k = 0; k < band.count; ++k) {
-    weights[k] = T(0);
+    weights[k * stride] = T(0);
   }
   for (int64_t k = 0; k < band.samples; ++k) {
     const T x = clamp_to_map(sample_position(axis, p, band.begin + k), size);
     const int64_t low = static_cast<int64_t>(x);
     const T t = x - static_cast<T>(low);
     if (interpolation == Interpolation::kBilinear) {
-      weights[clamp_index(low - band.first, band.count)] += T(1) - t;
+      weights[clamp_index(low - band.first, band.count) * stride] += T(1) - t;
       if (t > T(0)) { // a NaN beyond the sample's own pixel must not reach it
-        weights[clamp_index(low + 1 - band.first, band.count)] += t;
+        weights[clamp_index(low + 1 - band.first, band.count) * stride] += t;
       }
     } else {
       T taps[4];
       cubic_taps(t, a, taps);
       for (int64_t j = 0; j < 4; ++j) {
-        weights[clamp_index(low - 1 + j - band.first, band.count)] += taps[j];
+        weights[clamp_index(low - 1 + j - band.first, band.count) * stride] += taps[j];
       }
     }
   }
   for (int64_t k = 0; k < band.count; ++k) {
-    weights[k] /= axis.grid;
+    weights[k * stride] /= axis.grid;
   }
 }
 

@@ -18,20 +18,23 @@ void check_launch() {
 
 namespace {
 
+// The guard is for devices of any type: the operator refuses what is not all on one device.
 at::Tensor roi_align_on_device(
-    const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
-    int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const c10::DeviceGuard guard(input.device()); // of any type: the operator refuses what is not all on one device
+    at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+    bool aligned, std::string_view interpolation, double a) {
+  const c10::DeviceGuard guard(rois.device());
   return roi_align(
-      input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a);
+      input, rois, levels, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a);
 }
 
-at::Tensor roi_align_backward_on_device(
-    const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
-    int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
+std::vector<at::Tensor> roi_align_backward_on_device(
+    const at::Tensor& grad, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,
+    const c10::List<bool>& needed, int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
   const c10::DeviceGuard guard(grad.device());
   return roi_align_backward(
-      grad, rois, spatial_scale, batch, height, width, sampling_ratio, aligned, interpolation, a);
+      grad, rois, levels, spatial_scales, batch, heights, widths, needed, sampling_ratio, aligned, interpolation, a);
 }
 
 } // namespace

@@ -1,12 +1,18 @@
-// RoIAlign on CUDA, out[k, c] = Wy[k] . F[c] . Wx[k]^T, as on the CPU (../cpu).
+// RoIAlign on CUDA, out[k, c] = Wy[k] . F[c] . Wx[k]^T for all levels of a pyramid, as on the CPU (../cpu).
 //
-// weights_kernel writes the rows of Wy and Wx to memory, folded over the samples, once per RoI. The others work on
-// tiles: the weights of kBinRows x kBinColumns bins and a tile of the map are in shared memory as dense little matrices,
-// so that nothing depends on how large a RoI, a band or the number of bins is. A thread has one column of the tile and one
-// channel; columns run along the threads of a warp where they lie together in memory (NCHW), else channels do
-// (channels_last). A weight of zero is skipped: a pixel that a bin does not read cannot make it NaN.
+// taps_kernel writes the weights of each RoI, once for all channels. The bins of an axis are cut into tiles of at most
+// kTileBins, and a pixel that a tile reads has a record of kRecord numbers: its weight in each bin of the tile, and a mask
+// of those that are not zero. So a weight is found without a search, and nothing depends on how long a band is.
 //
-// Never run on a GPU so far. The tests run this source on the CPU.
+// forward_kernel has a block per RoI, tile of bin rows and group of channels. In the y pass a thread has a column of the map
+// and some channels, reads each pixel once and adds it to the bin rows of its record. That leaves a strip of bin rows x
+// columns in shared memory, of which the x pass makes bins.
+//
+// backward_kernel has a block per tile of the map and group of channels, finds the RoIs that touch the tile, and adds up
+// what they give to a pixel in the registers of one thread, in the order of the RoIs. It writes each pixel once: the same
+// bits every time, without atomic additions and without a cleared map.
+//
+// In both, the threads of a warp lie along what is contiguous in memory: columns (NCHW) or channels (channels_last).
 #pragma once
 
 #include "../interpolation.h"
@@ -18,459 +24,827 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
+#include <cstring>
+#include <limits>
 
 namespace mrcnn_plugin::cuda {
 
+constexpr int kTileBins = 7;
+constexpr int kPlaces = static_cast<int>(kMaxLevels); // of an image: its levels
+constexpr int kRecord = 8; // weights in the bins of a tile, then the mask
 constexpr int kThreads = 256;
-constexpr int kWeightThreads = 64;
-constexpr int kBinRows = 8; // of a tile: sums in registers
-constexpr int kBinColumns = 16;
-constexpr int kMapRows = 32; // whose weights are in shared memory at a time
-constexpr int kGatherRows = 8; // of the map in a block of the gather: sums in registers
+constexpr int kWarp = 32;
+constexpr int kGroups = 16; // of vector_channels channels each, in a block
+constexpr int kColumns = kThreads / kGroups; // of the map, in a block
+constexpr int kGatherRows = 8; // of the map, in a block of backward_kernel: sums in registers
+constexpr int kBatch = 2; // tiles of RoIs whose bins backward_kernel holds at a time
+constexpr int kStagedRows = 64; // whose records forward_kernel holds at a time
+constexpr int kGroupBins = 16; // most bin columns that the x pass makes at a time
+constexpr int kFewBlocks = 1000;
+constexpr int kTapThreads = 2 * kWarp; // a warp per axis
+constexpr int kTapTiles = kWarp / kTileBins; // that a warp of taps_kernel works on at a time
+constexpr int kRun = 16; // weights of a bin that taps_kernel holds in shared memory
+constexpr int kShort = 8; // longest band of a bin column whose weights stand together, too
 
-template <bool channels_last>
-struct Tile {
-  static constexpr int columns = channels_last ? 8 : 32;
-  static constexpr int channels = kThreads / columns;
-  // Bins of a thread, all of its channel.
-  static constexpr int bins = kBinRows * kBinColumns / columns;
-};
-
-// The pixels [first, first + count) of a bin, whose weights start at `offset` of the RoI's.
-struct BinWeights {
-  int64_t first;
-  int64_t count;
-  int64_t offset;
-};
-
-struct Roi {
-  int64_t image;
-  Range rows; // that any bin reads
-  Range columns;
-};
-
-// What weights_kernel writes.
+// Blocks that a multiprocessor holds at a time, as far as registers allow without spilling any.
+template <typename T, bool channels_last>
+constexpr int forward_blocks = sizeof(T) == 8 ? 2 : CUDA_SINCE_86((channels_last ? 4 : 3), 2);
 template <typename T>
-struct Workspace {
-  Roi* rois; // [count]
-  BinWeights* bins; // [count, pooled_height + pooled_width]
-  T* weights; // [count, weights_per_roi]
-};
+constexpr int backward_blocks = sizeof(T) == 8 ? 2 : CUDA_SINCE_86(3, 2);
 
-// Samples of different bins do not overlap, so that the bands of an axis have no more than its pixels and 5 more per bin
-// between them: twice the pixels, since a box so large that its bins are rounded to multiples of the map can have two
-// neighbours that cover it.
-MRCNN_HOST_DEVICE int64_t weights_per_roi(const Problem& problem) {
-  return 2 * (problem.height + problem.width) + 5 * (problem.pooled_height + problem.pooled_width);
-}
-
-MRCNN_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) {
+template <typename T>
+MRCNN_HOST_DEVICE T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-MRCNN_HOST_DEVICE int64_t larger(int64_t a, int64_t b) {
+template <typename T>
+MRCNN_HOST_DEVICE T larger(T a, T b) {
   return a > b ? a : b;
 }
 
-MRCNN_HOST_DEVICE int64_t divide_up(int64_t a, int64_t b) {
+template <typename T>
+MRCNN_HOST_DEVICE T divide_up(T a, T b) {
   return (a + b - 1) / b;
+}
+
+// The tiles of an axis: all of one size, save for the last.
+struct Tiling {
+  int bins;
+  int tiles;
+  int size; // bins of a tile
+};
+
+MRCNN_HOST_DEVICE Tiling make_tiling(int bins) {
+  const int tiles = divide_up(bins, kTileBins);
+  return {bins, tiles, divide_up(bins, tiles)};
+}
+
+// A tile of bin rows and bin columns of a RoI, and the pixels that it reads.
+struct alignas(16) Tile {
+  int place; // image * kPlaces + level, or -1 for a RoI that has none
+  int roi;
+  int tile_y;
+  int tile_x;
+  int y_begin;
+  int y_end;
+  int x_begin;
+  int x_end;
+};
+
+// The pixels that a bin reads along an axis.
+struct Band32 {
+  int first;
+  int count;
+};
+
+// What taps_kernel writes.
+template <typename T>
+struct Workspace {
+  Tiling y;
+  Tiling x;
+  int height; // of the largest map
+  int width;
+  int num_rois;
+  Tile* tiles; // [num_rois, y.tiles, x.tiles]
+  Band32* bands; // of bin columns, [num_rois, x.bins]
+  T* short_weights; // of bin columns that read no more than kShort pixels, else zero, [num_rois, x.bins, kShort]
+  T* row_records; // [num_rois, y.tiles, height, kRecord]
+  T* column_records; // [num_rois, x.tiles, width, kRecord]
+
+  MRCNN_HOST_DEVICE T* row_record(int roi, int tile) const {
+    return row_records + (static_cast<int64_t>(roi) * y.tiles + tile) * height * kRecord;
+  }
+  MRCNN_HOST_DEVICE T* column_record(int roi, int tile) const {
+    return column_records + (static_cast<int64_t>(roi) * x.tiles + tile) * width * kRecord;
+  }
+};
+
+// Sizes of the maps.
+struct Extents {
+  int heights[kMaxLevels];
+  int widths[kMaxLevels];
+  int levels;
+  int batch;
+};
+
+// Numbers that are read or written as one.
+template <typename T, int count>
+struct alignas(sizeof(T) * count) Pack {
+  T values[count];
+};
+
+template <typename T, int count>
+MRCNN_HOST_DEVICE Pack<T, count>& as_pack(T* p) {
+  return *reinterpret_cast<Pack<T, count>*>(p);
+}
+
+template <typename T, int count>
+MRCNN_HOST_DEVICE const Pack<T, count>& as_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, count>*>(p);
+}
+
+// The mask of a record, kept as the bits of an integer in the place of a number.
+template <typename T>
+__device__ inline T mask_to_number(int mask) {
+  T number = T(0);
+  memcpy(&number, &mask, sizeof(mask));
+  return number;
+}
+
+template <typename T>
+__device__ inline int number_to_mask(T number) {
+  int mask;
+  memcpy(&mask, &number, sizeof(mask));
+  return mask;
+}
+
+template <typename T>
+__device__ inline void load_record(const T* shared, T (&record)[kRecord]) {
+  constexpr int kPack = 16 / sizeof(T);
+#pragma unroll
+  for (int i = 0; i < kRecord; i += kPack) {
+    const Pack<T, kPack> pack = as_pack<T, kPack>(shared + i);
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      record[i + j] = pack.values[j];
+    }
+  }
+}
+
+// Writes number(0) ... number(kRecord - 1) to global memory.
+template <typename T, typename Number>
+__device__ inline void store_numbers(T* target, const Number& number) {
+  constexpr int kPack = 16 / sizeof(T);
+#pragma unroll
+  for (int i = 0; i < kRecord; i += kPack) {
+    Pack<T, kPack> pack;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      pack.values[j] = number(i + j);
+    }
+    store_global(&as_pack<T, kPack>(target + i), pack);
+  }
 }
 
 // ---- weights --------------------------------------------------------------------------------------------------------
 
-// Makes `range` reach over [begin, begin + count).
-__device__ inline void extend(Range& range, int64_t begin, int64_t count) {
+// Makes [begin, end) reach over a band.
+__device__ inline void extend(int& begin, int& end, int first, int count) {
   if (count > 0) {
-    const bool is_empty = range.begin == range.end;
-    range.end = is_empty ? begin + count : larger(range.end, begin + count);
-    range.begin = is_empty ? begin : smaller(range.begin, begin);
+    const bool is_empty = begin == end;
+    end = is_empty ? first + count : larger(end, first + count);
+    begin = is_empty ? first : smaller(begin, first);
   }
 }
 
-// A block per RoI, a thread per bin.
+// A block per RoI, a warp per axis. A thread has a bin, then a pixel.
 template <typename T>
-__global__ void weights_kernel(Problem problem, Boxes<T> boxes, Workspace<T> workspace) {
-  CUDA_SHARED(int64_t, firsts, kWeightThreads);
-  CUDA_SHARED(int64_t, counts, kWeightThreads);
-  const int64_t capacity = weights_per_roi(problem);
-  for (int64_t k = blockIdx.x; k < boxes.count; k += gridDim.x) {
-    BinWeights* bin = workspace.bins + k * (problem.pooled_height + problem.pooled_width);
-    Roi* roi = workspace.rois + k;
-    int64_t used = 0;
-    for (int axis = 0; axis < 2; ++axis) {
-      const int64_t size = axis == 0 ? problem.height : problem.width;
-      const int64_t bins = axis == 0 ? problem.pooled_height : problem.pooled_width;
-      const T* box = boxes.data + k * 5 + (axis == 0 ? 2 : 1);
-      const Axis<T> samples = make_axis(
-          load_global(box), load_global(box + 2), boxes.spatial_scale, bins, boxes.sampling_ratio, boxes.aligned);
-      Range reach{0, 0};
-      for (int64_t first = 0; first < bins; first += kWeightThreads) {
-        const int64_t p = first + threadIdx.x;
-        Band band{0, 0, 0, 0};
-        if (p < bins) {
-          band = bin_band(samples, p, size, problem.interpolation);
+__global__ void CUDA_BOUNDS(kTapThreads, 12)
+    taps_kernel(CUDA_PARAMETER Extents extents, CUDA_PARAMETER Boxes<T> boxes, CUDA_PARAMETER Workspace<T> workspace) {
+  CUDA_SHARED(int, firsts, kTapThreads);
+  CUDA_SHARED(int, counts, kTapThreads);
+  CUDA_SHARED(T, runs, kTapThreads * kRun);
+  const int axis = threadIdx.x / kWarp; // 0: rows, 1: columns
+  const int lane = threadIdx.x % kWarp;
+  const Tiling tiling = axis == 0 ? workspace.y : workspace.x;
+  const int others = axis == 0 ? workspace.x.tiles : workspace.y.tiles;
+  const int longest = larger(workspace.y.tiles, workspace.x.tiles);
+  for (int k = blockIdx.x; k < workspace.num_rois; k += gridDim.x) {
+    const T* box = boxes.data + static_cast<int64_t>(k) * 5;
+    const T image = load_global(box);
+    const int64_t given_level = boxes.levels == nullptr ? 0 : load_global(boxes.levels + k);
+    const bool has_level = given_level >= 0 && given_level < extents.levels;
+    const int level = has_level ? static_cast<int>(given_level) : 0;
+    const bool is_valid =
+        has_level && image >= T(0) && image < static_cast<T>(extents.batch) && image == std::floor(image);
+    const int size = axis == 0 ? extents.heights[level] : extents.widths[level];
+    const T* low = box + (axis == 0 ? 2 : 1);
+    const Axis<T> samples = make_axis(
+        load_global(low), load_global(low + 2), boxes.scales[level], tiling.bins, boxes.sampling_ratio, boxes.aligned);
+    for (int first_tile = 0; first_tile < longest; first_tile += kTapTiles) {
+      const int tile = first_tile + lane / kTileBins, slot = lane % kTileBins;
+      const int p = tile * tiling.size + slot;
+      const bool has_tile = lane < kTapTiles * kTileBins && tile < tiling.tiles;
+      const bool has_bin = has_tile && slot < tiling.size && p < tiling.bins;
+      Band band{0, 0, 0, 0};
+      if (has_bin && is_valid) {
+        band = bin_band(samples, p, size, boxes.interpolation);
+      }
+      const int first = static_cast<int>(band.first), count = static_cast<int>(band.count);
+      if (count > 0 && count <= kRun) {
+        bin_weights(samples, p, band, size, boxes.interpolation, boxes.a, runs + threadIdx.x * kRun);
+      }
+      firsts[threadIdx.x] = first;
+      counts[threadIdx.x] = count;
+      __syncthreads();
+      if (has_bin && axis == 1) {
+        const int64_t i = static_cast<int64_t>(k) * tiling.bins + p;
+        store_global(workspace.bands + i, Band32{first, count});
+        store_numbers(workspace.short_weights + i * kShort, [&](int j) {
+          return j < count && count <= kShort ? runs[threadIdx.x * kRun + j] : T(0);
+        });
+      }
+      const auto records_of = [&](int t) {
+        return axis == 0 ? workspace.row_record(k, t) : workspace.column_record(k, t);
+      };
+      // The pixels that the t-th tile of these reads.
+      const auto reach = [&](int t, int& begin, int& end) {
+        begin = end = 0;
+        for (int s = 0; s < kTileBins; ++s) {
+          extend(begin, end, firsts[axis * kWarp + t * kTileBins + s], counts[axis * kWarp + t * kTileBins + s]);
         }
-        firsts[threadIdx.x] = band.first;
-        counts[threadIdx.x] = band.count;
-        __syncthreads();
-        int64_t offset = used;
-        for (int i = 0; i < kWeightThreads; ++i) {
-          offset += i < static_cast<int>(threadIdx.x) ? counts[i] : 0;
-          used += counts[i];
-          extend(reach, firsts[i], counts[i]);
-        }
-        if (p < bins) {
-          // Does not happen; what memory is written does not depend on that.
-          if (offset + band.count > capacity) {
-            band.count = band.samples = 0;
+      };
+      int begin, end;
+      if (count > kRun) { // into the records at once, which are read again below
+        reach(lane / kTileBins, begin, end);
+        bin_weights(
+            samples, p, band, size, boxes.interpolation, boxes.a,
+            records_of(tile) + (first - begin) * int64_t(kRecord) + slot, kRecord);
+      }
+      __syncthreads();
+      for (int t = 0; t < kTapTiles && first_tile + t < tiling.tiles; ++t) {
+        reach(t, begin, end);
+        T* records = records_of(first_tile + t);
+        for (int i = lane; i < end - begin; i += kWarp) {
+          T record[kRecord];
+          int mask = 0;
+#pragma unroll
+          for (int s = 0; s < kTileBins; ++s) {
+            const int of_bin = axis * kWarp + t * kTileBins + s;
+            const int j = begin + i - firsts[of_bin];
+            record[s] = T(0);
+            if (j >= 0 && j < counts[of_bin]) {
+              record[s] =
+                  counts[of_bin] <= kRun ? runs[of_bin * kRun + j] : load_global(records + i * int64_t(kRecord) + s);
+            }
+            mask |= (record[s] != T(0)) << s;
           }
-          store_global(&bin[p].first, band.first);
-          store_global(&bin[p].count, band.count);
-          store_global(&bin[p].offset, offset);
-          bin_weights(
-              samples, p, band, size, problem.interpolation, boxes.a, workspace.weights + k * capacity + offset);
+          record[kTileBins] = mask_to_number<T>(mask);
+          store_numbers(records + i * int64_t(kRecord), [&](int s) { return record[s]; });
         }
-        __syncthreads();
+        for (int other = lane; other < others; other += kWarp) {
+          const int y = axis == 0 ? first_tile + t : other, x = axis == 0 ? other : first_tile + t;
+          Tile* result = workspace.tiles + (static_cast<int64_t>(k) * workspace.y.tiles + y) * workspace.x.tiles + x;
+          if (axis == 0) {
+            store_global(&result->place, is_valid ? static_cast<int>(image) * kPlaces + level : -1);
+            store_global(&result->roi, k);
+            store_global(&result->y_begin, begin);
+            store_global(&result->y_end, end);
+          } else {
+            store_global(&result->tile_y, y);
+            store_global(&result->tile_x, x);
+            store_global(&result->x_begin, begin);
+            store_global(&result->x_end, end);
+          }
+        }
       }
-      if (threadIdx.x == 0) {
-        Range* range = axis == 0 ? &roi->rows : &roi->columns;
-        store_global(&range->begin, reach.begin);
-        store_global(&range->end, reach.end);
-      }
-      bin += bins;
-    }
-    if (threadIdx.x == 0) {
-      store_global(&roi->image, static_cast<int64_t>(load_global(boxes.data + k * 5)));
+      __syncthreads();
     }
   }
 }
 
-// The weights of the bins [p, p + kBinRows) x [q, q + kBinColumns) of a RoI. What lies beyond its bins reads nothing.
-template <typename T>
-struct TileWeights {
-  const BinWeights* bins; // in shared memory: of the rows, then of the columns
-  const T* weights;
-  Range rows; // that the bins read
-  Range columns;
+// ---- forward --------------------------------------------------------------------------------------------------------
 
-  // All threads together. `shared` has room for kBinRows + kBinColumns.
-  __device__ TileWeights(
-      const Problem& problem, const Workspace<T>& workspace, int64_t k, int64_t p, int64_t q, BinWeights* shared)
-      : bins(shared), weights(workspace.weights + k * weights_per_roi(problem)), rows{0, 0}, columns{0, 0} {
-    const BinWeights* bin = workspace.bins + k * (problem.pooled_height + problem.pooled_width);
-    const int i = threadIdx.x;
-    __syncthreads(); // nobody uses the last tile's any more
-    if (i < kBinRows) {
-      shared[i] = load_bin(bin, p + i, problem.pooled_height);
-    } else if (i < kBinRows + kBinColumns) {
-      shared[i] = load_bin(bin + problem.pooled_height, q + i - kBinRows, problem.pooled_width);
-    }
-    __syncthreads();
-    for (int j = 0; j < kBinRows + kBinColumns; ++j) {
-      extend(j < kBinRows ? rows : columns, shared[j].first, shared[j].count);
+// Reads V channels from `channel` on. What stands beyond the last channel is read from it again, and used by nobody.
+template <typename scalar_t, typename T, int V, bool channels_last>
+struct ChannelReader {
+  int offsets[V];
+  bool vectors; // they can be read as one
+
+  __device__ ChannelReader(int step, int channel, int channels, bool vectors) : vectors(vectors) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      offsets[v] = smaller(v, channels - 1 - channel) * step;
     }
   }
 
-  __device__ static BinWeights load_bin(const BinWeights* bin, int64_t i, int64_t count) {
-    if (i >= count) {
-      return {0, 0, 0};
-    }
-    return {load_global(&bin[i].first), load_global(&bin[i].count), load_global(&bin[i].offset)};
-  }
-
-  __device__ T at(const BinWeights& bin, int64_t pixel) const {
-    const int64_t i = pixel - bin.first;
-    return i >= 0 && i < bin.count ? load_global(weights + bin.offset + i) : T(0);
-  }
-
-  // wy[row][bin], all threads together.
-  __device__ void load_rows(int64_t row, int rows, T* wy) const {
-    for (int i = threadIdx.x; i < rows * kBinRows; i += kThreads) {
-      wy[i] = at(bins[i % kBinRows], row + i / kBinRows);
-    }
-  }
-
-  // wx[bin][column], all threads together.
-  template <int count>
-  __device__ void load_columns(int64_t column, T* wx) const {
-    for (int i = threadIdx.x; i < kBinColumns * count; i += kThreads) {
-      wx[i] = at(bins[kBinRows + i / count], column + i % count);
+  __device__ void operator()(const scalar_t* pixel, T (&values)[V]) const {
+    if (channels_last && vectors) {
+      const Pack<scalar_t, V> pack = load_global(&as_pack<scalar_t, V>(pixel));
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        values[v] = static_cast<T>(pack.values[v]);
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        values[v] = static_cast<T>(load_global(pixel + offsets[v]));
+      }
     }
   }
 };
 
-// ---- the place of a thread --------------------------------------------------------------------------------------------
-
-template <bool channels_last>
-struct Place {
-  using Shape = Tile<channels_last>;
-
-  int x;
-  int c;
-
-  __device__ Place()
-      : x(channels_last ? threadIdx.x / Shape::channels : threadIdx.x % Shape::columns),
-        c(channels_last ? threadIdx.x % Shape::channels : threadIdx.x / Shape::columns) {}
-
-  // The i-th bin of the thread.
-  __device__ int bin_row(int i) const {
-    return (x + Shape::columns * i) / kBinColumns;
+// Adds a pixel to the bin rows that read it.
+template <typename T, int V>
+__device__ inline void add_row(const T* shared_record, const T (&values)[V], T (&sums)[kTileBins][V]) {
+  T record[kRecord];
+  load_record(shared_record, record);
+  const int mask = number_to_mask(record[kTileBins]);
+#pragma unroll
+  for (int p = 0; p < kTileBins; ++p) {
+    if (mask >> p & 1) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        sums[p][v] = fused(record[p], values[v], sums[p][v]);
+      }
+    }
   }
-  __device__ int bin_column(int i) const {
-    return (x + Shape::columns * i) % kBinColumns;
-  }
-  // Shared arrays over (channel, bin row, column or bin column), so that a warp's accesses lie together.
-  __device__ int strip(int p, int column) const {
-    return channels_last ? (p * Shape::columns + column) * Shape::channels + c
-                         : (c * kBinRows + p) * Shape::columns + column;
-  }
-  __device__ int bin(int p, int q) const {
-    return channels_last ? (p * kBinColumns + q) * Shape::channels + c : (c * kBinRows + p) * kBinColumns + q;
-  }
-};
+}
 
-// ---- forward ----------------------------------------------------------------------------------------------------------
-
-// A block per RoI and group of channels. Reads each pixel once for kBinRows x kBinColumns bins.
+// A block per RoI, tile of bin rows and kGroups * V channels, of the levels in the layout `channels_last`.
 template <typename scalar_t, typename T, bool channels_last>
-__global__ void forward_kernel(
-    Problem problem, int64_t num_rois, Workspace<T> workspace, const scalar_t* map, Strides map_strides, scalar_t* output,
-    Strides output_strides) {
-  using Shape = Tile<channels_last>;
-  CUDA_SHARED(BinWeights, tile_bins, kBinRows + kBinColumns);
-  CUDA_SHARED(T, wy, kMapRows * kBinRows);
-  CUDA_SHARED(T, wx, kBinColumns * Shape::columns);
-  CUDA_SHARED(T, strip, kBinRows * kThreads);
-  const Place<channels_last> place;
-  const int64_t groups = divide_up(problem.channels, Shape::channels);
-  for (int64_t unit = blockIdx.x; unit < num_rois * groups; unit += gridDim.x) {
-    const int64_t k = unit / groups;
-    const int64_t channel = unit % groups * Shape::channels + place.c;
-    const bool has_channel = channel < problem.channels;
-    const int64_t image = load_global(&workspace.rois[k].image);
-    const scalar_t* plane = map + image * map_strides.item + channel * map_strides.channel;
-    for (int64_t p0 = 0; p0 < problem.pooled_height; p0 += kBinRows) {
-      for (int64_t q0 = 0; q0 < problem.pooled_width; q0 += kBinColumns) {
-        const TileWeights<T> tile(problem, workspace, k, p0, q0, tile_bins);
-        const Range rows = tile.rows, columns = tile.columns;
-        T sums[Shape::bins] = {};
-        for (int64_t column = columns.begin; column < columns.end; column += Shape::columns) {
-          tile.template load_columns<Shape::columns>(column, wx);
-          T strip_column[kBinRows] = {};
-          for (int64_t row = rows.begin; row < rows.end; row += kMapRows) {
-            const int num_rows = static_cast<int>(smaller(kMapRows, rows.end - row));
-            __syncthreads();
-            tile.load_rows(row, num_rows, wy);
-            __syncthreads();
-            if (has_channel && column + place.x < columns.end) {
-              const scalar_t* pixel = plane + row * map_strides.row + (column + place.x) * map_strides.column;
-              for (int r = 0; r < num_rows; ++r, pixel += map_strides.row) {
-                const T value = static_cast<T>(load_global(pixel));
-                for (int p = 0; p < kBinRows; ++p) {
-                  const T weight = wy[r * kBinRows + p];
+__global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forward_kernel(
+    CUDA_PARAMETER Pyramid<const scalar_t> maps, CUDA_PARAMETER Workspace<T> workspace,
+    CUDA_PARAMETER Bins<scalar_t> bins, int num_units) {
+  constexpr int V = vector_channels<T>;
+  constexpr int kChannels = kGroups * V;
+  constexpr int kUnroll = channels_last || sizeof(T) == 8 ? 2 : 4; // rows whose pixels a thread reads at a time
+  constexpr int kStripSize = channels_last ? kTileBins * kColumns * kChannels : kTileBins * (kColumns + 1) * kChannels;
+  CUDA_SHARED(T, staged, kStagedRows * kRecord);
+  CUDA_SHARED(T, strip, kStripSize); // [channel][bin row][column] or, channels_last, [bin row][column][channel]
+  CUDA_SHARED(T, wide, kTileBins * kChannels); // sums of a bin that reads more columns than the block has
+  CUDA_SHARED(Band32, bands, kGroupBins);
+  CUDA_SHARED(T, short_weights, kGroupBins * kShort);
+  const int thread = threadIdx.x;
+  const int chunks = divide_up(maps.channels, kChannels);
+  for (int unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
+    const int roi_and_tile = unit / chunks;
+    const int chunk_channel = (unit - roi_and_tile * chunks) * kChannels;
+    const Tile* tiles = workspace.tiles + static_cast<int64_t>(roi_and_tile) * workspace.x.tiles;
+    const Tile tile = load_global(tiles);
+    const int k = tile.roi;
+    const bool is_valid = tile.place >= 0;
+    const int level = is_valid ? tile.place % kPlaces : 0;
+    const auto& map = maps.levels[level];
+    if (map.channels_last != channels_last) {
+      continue;
+    }
+    const int last_channel = smaller(chunk_channel + kChannels, maps.channels);
+    const int num_bins = workspace.x.bins;
+    const int first_p = tile.tile_y * workspace.y.size;
+    const int num_p = smaller(workspace.y.size, workspace.y.bins - first_p);
+    scalar_t* const result = bins.data + k * bins.steps.item + int64_t(first_p) * bins.steps.row;
+    if (!is_valid) {
+      for (int c = chunk_channel; c < last_channel; ++c) {
+        for (int i = thread; i < num_p * num_bins; i += kThreads) {
+          store_global(
+              result + int64_t(c) * bins.steps.channel + int64_t(i / num_bins) * bins.steps.row +
+                  int64_t(i % num_bins) * bins.steps.column,
+              static_cast<scalar_t>(std::numeric_limits<float>::quiet_NaN()));
+        }
+      }
+      continue;
+    }
+    const scalar_t* plane = map.data + tile.place / kPlaces * map.steps.item;
+    const T* row_records = workspace.row_record(k, tile.tile_y);
+    const int num_rows = tile.y_end - tile.y_begin;
+    int x_begin = 0, x_end = 0; // what the RoI reads, or more than a block has
+    for (int t = 0; t < workspace.x.tiles && x_end - x_begin <= 2 * kColumns; ++t) {
+      const int begin = load_global(&tiles[t].x_begin);
+      extend(x_begin, x_end, begin, load_global(&tiles[t].x_end) - begin);
+    }
+    // RoIs that are wide have twice the columns and half of the channels at a time.
+    const int columns = channels_last || x_end - x_begin <= kColumns ? kColumns : 2 * kColumns;
+    const bool is_one_group = num_bins <= kGroupBins && x_end - x_begin <= columns;
+    const int step = kThreads / columns * V; // channels at a time
+    const int x = channels_last ? thread / kGroups : thread & (columns - 1);
+    const int group = channels_last ? thread % kGroups : thread / columns;
+    // Records of rows [first, first + kStagedRows), and of some that nobody reads to make whole batches.
+    const auto stage = [&](int first) {
+      const int count = smaller(kStagedRows, num_rows - first);
+#pragma unroll 1
+      for (int i = thread; i < divide_up(count, kUnroll) * kUnroll * kRecord; i += kThreads) {
+        staged[i] = i < count * kRecord ? load_global(row_records + first * int64_t(kRecord) + i) : T(0);
+      }
+    };
+    for (int q0 = 0, num_q = 0; q0 < num_bins; q0 += num_q) {
+      // The next bins that together read no more columns than there are, or one that reads more.
+      num_q = smaller(kGroupBins, num_bins - q0);
+      __syncthreads(); // nobody uses what was in shared memory any more
+      if (q0 == 0) {
+        stage(0);
+      }
+      const int64_t first_bin = static_cast<int64_t>(k) * num_bins + q0;
+      if (thread < num_q * kShort) {
+        short_weights[thread] = load_global(workspace.short_weights + first_bin * kShort + thread);
+      } else if (thread >= kThreads - num_q) {
+        bands[thread - (kThreads - num_q)] = load_global(workspace.bands + first_bin + thread - (kThreads - num_q));
+      }
+      __syncthreads();
+      int begin = x_begin, end = x_end;
+      if (!is_one_group) {
+        begin = end = 0;
+        for (int i = 0; i < num_q; ++i) {
+          int new_begin = begin, new_end = end;
+          extend(new_begin, new_end, bands[i].first, bands[i].count);
+          if (i > 0 && new_end - new_begin > columns) {
+            num_q = i;
+          } else {
+            begin = new_begin;
+            end = new_end;
+          }
+        }
+      }
+      // In the x pass a thread has a bin column, and some of its bin rows (NCHW: of all channels).
+      const unsigned int slots = channels_last ? kColumns : kThreads;
+      const unsigned int slot = channels_last ? thread / kGroups : thread;
+      const unsigned int inverse = 65536u / num_q + 1; // exact for all slots
+      const int slot_row = slot * inverse >> 16, slot_rows = slots * inverse >> 16;
+      const int of_group = slot - slot_row * num_q;
+      const bool is_wide = end - begin > columns;
+      for (int first_channel = chunk_channel; first_channel < last_channel; first_channel += step) {
+        int column = begin;
+        do { // once, save for a bin that reads more columns than there are
+          // y pass
+          T sums[kTileBins][V] = {};
+          const int channel = first_channel + group * V;
+          const bool has_pixels = column + x < end && channel < maps.channels;
+          for (int first = 0; first < num_rows; first += kStagedRows) {
+            if (num_rows > kStagedRows) {
+              __syncthreads();
+              stage(first);
+              __syncthreads();
+            }
+            if (has_pixels) {
+              const ChannelReader<scalar_t, T, V, channels_last> read(
+                  map.steps.channel, channel, maps.channels, map.vectors);
+              const int row_step = map.steps.row;
+              const int left = smaller(kStagedRows, num_rows - first);
+              const scalar_t* pixel = plane + int64_t(channel) * map.steps.channel +
+                  int64_t(column + x) * map.steps.column + int64_t(tile.y_begin + first) * row_step;
+              for (int r = 0; r < left; r += kUnroll) {
+                T values[kUnroll][V];
+#pragma unroll
+                for (int i = 0; i < kUnroll; ++i) {
+                  read(pixel, values[i]);
+                  pixel += r + i + 1 < left ? row_step : 0; // the last row again, whose record is empty then
+                }
+#pragma unroll
+                for (int i = 0; i < kUnroll; ++i) {
+                  add_row<T, V>(staged + (r + i) * kRecord, values[i], sums);
+                }
+              }
+            }
+          }
+#pragma unroll
+          for (int p = 0; p < kTileBins; ++p) {
+            if constexpr (channels_last) {
+              Pack<T, V> pack;
+#pragma unroll
+              for (int v = 0; v < V; ++v) {
+                pack.values[v] = sums[p][v];
+              }
+              as_pack<T, V>(strip + (p * kColumns + x) * kChannels + group * V) = pack;
+            } else {
+#pragma unroll
+              for (int v = 0; v < V; ++v) {
+                strip[((group * V + v) * kTileBins + p) * (columns + 1) + x] = sums[p][v];
+              }
+            }
+          }
+          __syncthreads();
+          // x pass
+          if (slot_row < slot_rows) {
+            const Band32 band = bands[of_group];
+            const int q = q0 + of_group;
+            const int from = larger(band.first, column), to = smaller(band.first + band.count, column + columns);
+            // Where the weights of a long band stand.
+            const auto long_weights = [&] {
+              const int t = q / workspace.x.size;
+              return workspace.column_record(k, t) +
+                  (from - load_global(&tiles[t].x_begin)) * int64_t(kRecord) + q % workspace.x.size;
+            };
+            T weights[kShort];
+            load_record(short_weights + of_group * kShort, weights);
+            if constexpr (channels_last) {
+              for (int p = slot_row; p < num_p; p += slot_rows) {
+                T bin[V] = {};
+                const T* s = strip + (p * kColumns + from - column) * kChannels + group * V;
+                const auto add = [&](T weight, int i) {
                   if (weight != T(0)) {
-                    strip_column[p] += weight * value;
+                    const Pack<T, V> pack = as_pack<T, V>(s + i * kChannels);
+#pragma unroll
+                    for (int v = 0; v < V; ++v) {
+                      bin[v] = fused(weight, pack.values[v], bin[v]);
+                    }
+                  }
+                };
+                if (band.count <= kShort) {
+#pragma unroll
+                  for (int i = 0; i < kShort; ++i) {
+                    add(weights[i], i);
+                  }
+                } else {
+                  const T* more = long_weights();
+                  for (int i = 0; i < to - from; ++i) {
+                    add(load_global(more + i * kRecord), i);
+                  }
+                }
+                if (is_wide) {
+#pragma unroll
+                  for (int v = 0; v < V; ++v) {
+                    T* sum = wide + p * kChannels + group * V + v;
+                    bin[v] += column == begin ? T(0) : *sum;
+                    *sum = bin[v];
+                  }
+                }
+                if (column + columns >= end && channel < maps.channels) {
+                  scalar_t* target = result + int64_t(channel) * bins.steps.channel + int64_t(p) * bins.steps.row +
+                      int64_t(q) * bins.steps.column;
+                  if (bins.vectors) {
+                    Pack<scalar_t, V> pack;
+#pragma unroll
+                    for (int v = 0; v < V; ++v) {
+                      pack.values[v] = static_cast<scalar_t>(bin[v]);
+                    }
+                    store_global(&as_pack<scalar_t, V>(target), pack);
+                  } else {
+#pragma unroll
+                    for (int v = 0; v < V; ++v) {
+                      if (channel + v < maps.channels) {
+                        store_global(target + int64_t(v) * bins.steps.channel, static_cast<scalar_t>(bin[v]));
+                      }
+                    }
                   }
                 }
               }
-            }
-          }
-          for (int p = 0; p < kBinRows; ++p) {
-            strip[place.strip(p, place.x)] = strip_column[p];
-          }
-          __syncthreads();
-          for (int i = 0; i < Shape::bins; ++i) {
-            for (int j = 0; j < Shape::columns; ++j) {
-              const T weight = wx[place.bin_column(i) * Shape::columns + j];
-              if (weight != T(0)) {
-                sums[i] += weight * strip[place.strip(place.bin_row(i), j)];
-              }
-            }
-          }
-          __syncthreads();
-        }
-        for (int i = 0; i < Shape::bins; ++i) {
-          const int64_t p = p0 + place.bin_row(i), q = q0 + place.bin_column(i);
-          if (has_channel && p < problem.pooled_height && q < problem.pooled_width) {
-            store_global(
-                output + k * output_strides.item + channel * output_strides.channel + p * output_strides.row +
-                    q * output_strides.column,
-                static_cast<scalar_t>(sums[i]));
-          }
-        }
-      }
-    }
-  }
-}
-
-// ---- backward ---------------------------------------------------------------------------------------------------------
-
-// The gradients of a tile of bins, by the threads that own them.
-template <typename scalar_t, typename T, bool channels_last>
-__device__ inline void load_bins(
-    const Problem& problem, const Place<channels_last>& place, const scalar_t* grad, const Strides& strides, int64_t k,
-    int64_t channel, int64_t p0, int64_t q0, T* bins) {
-  for (int i = 0; i < Tile<channels_last>::bins; ++i) {
-    const int64_t p = p0 + place.bin_row(i), q = q0 + place.bin_column(i);
-    const bool is_bin = channel < problem.channels && p < problem.pooled_height && q < problem.pooled_width;
-    bins[place.bin(place.bin_row(i), place.bin_column(i))] = is_bin
-        ? static_cast<T>(load_global(
-              grad + k * strides.item + channel * strides.channel + p * strides.row + q * strides.column))
-        : T(0);
-  }
-}
-
-// strip[p] = sum_q Wx[q, x] . bins[p][q] at the thread's column. Returns whether any bin reads the column.
-template <typename T, bool channels_last>
-__device__ inline bool strip_of_bins(const Place<channels_last>& place, const T* wx, const T* bins, T (&strip)[kBinRows]) {
-  bool is_read = false;
-  for (int p = 0; p < kBinRows; ++p) {
-    strip[p] = T(0);
-  }
-  for (int q = 0; q < kBinColumns; ++q) {
-    const T weight = wx[q * Tile<channels_last>::columns + place.x];
-    if (weight != T(0)) {
-      is_read = true;
-      for (int p = 0; p < kBinRows; ++p) {
-        strip[p] += weight * bins[place.bin(p, q)];
-      }
-    }
-  }
-  return is_read;
-}
-
-// A block per RoI and group of channels adds to the map: one atomic addition per pixel for kBinRows x kBinColumns bins.
-template <typename scalar_t, typename T, bool channels_last>
-__global__ void backward_atomic_kernel(
-    Problem problem, int64_t num_rois, Workspace<T> workspace, const scalar_t* grad, Strides grad_strides, T* map,
-    Strides map_strides) {
-  using Shape = Tile<channels_last>;
-  CUDA_SHARED(BinWeights, tile_bins, kBinRows + kBinColumns);
-  CUDA_SHARED(T, wy, kMapRows * kBinRows);
-  CUDA_SHARED(T, wx, kBinColumns * Shape::columns);
-  CUDA_SHARED(T, bins, kBinRows * kBinColumns * Shape::channels);
-  const Place<channels_last> place;
-  const int64_t groups = divide_up(problem.channels, Shape::channels);
-  for (int64_t unit = blockIdx.x; unit < num_rois * groups; unit += gridDim.x) {
-    const int64_t k = unit / groups;
-    const int64_t channel = unit % groups * Shape::channels + place.c;
-    const int64_t image = load_global(&workspace.rois[k].image);
-    T* plane = map + image * map_strides.item + channel * map_strides.channel;
-    for (int64_t p0 = 0; p0 < problem.pooled_height; p0 += kBinRows) {
-      for (int64_t q0 = 0; q0 < problem.pooled_width; q0 += kBinColumns) {
-        const TileWeights<T> tile(problem, workspace, k, p0, q0, tile_bins);
-        const Range rows = tile.rows, columns = tile.columns;
-        if (rows.begin == rows.end) {
-          continue; // the barriers that keep the columns' weights apart are in the loop over rows
-        }
-        load_bins(problem, place, grad, grad_strides, k, channel, p0, q0, bins);
-        for (int64_t column = columns.begin; column < columns.end; column += Shape::columns) {
-          tile.template load_columns<Shape::columns>(column, wx);
-          __syncthreads();
-          T strip[kBinRows];
-          const bool is_read =
-              strip_of_bins(place, wx, bins, strip) && channel < problem.channels;
-          for (int64_t row = rows.begin; row < rows.end; row += kMapRows) {
-            const int num_rows = static_cast<int>(smaller(kMapRows, rows.end - row));
-            tile.load_rows(row, num_rows, wy);
-            __syncthreads();
-            T* pixel = plane + row * map_strides.row + (column + place.x) * map_strides.column;
-            for (int r = 0; r < num_rows && is_read; ++r, pixel += map_strides.row) {
-              T sum = T(0);
-              bool row_is_read = false;
-              for (int p = 0; p < kBinRows; ++p) {
-                const T weight = wy[r * kBinRows + p];
-                if (weight != T(0)) {
-                  row_is_read = true;
-                  sum += weight * strip[p];
+            } else {
+              const int rows_of_channels = smaller(step, last_channel - first_channel) * kTileBins;
+              for (int r = slot_row; r < rows_of_channels; r += slot_rows) {
+                const int c = r / kTileBins, p = r - c * kTileBins;
+                if (p >= num_p) {
+                  continue;
+                }
+                T bin = T(0);
+                const T* s = strip + r * (columns + 1) + from - column;
+                if (band.count <= kShort) {
+#pragma unroll
+                  for (int i = 0; i < kShort; ++i) {
+                    if (weights[i] != T(0)) {
+                      bin = fused(weights[i], s[i], bin);
+                    }
+                  }
+                } else {
+                  const T* more = long_weights();
+                  for (int i = 0; i < to - from; ++i) {
+                    const T weight = load_global(more + i * kRecord);
+                    if (weight != T(0)) {
+                      bin = fused(weight, s[i], bin);
+                    }
+                  }
+                }
+                if (is_wide) {
+                  bin += column == begin ? T(0) : wide[r];
+                  wide[r] = bin;
+                }
+                if (column + columns >= end) {
+                  store_global(
+                      result + int64_t(first_channel + c) * bins.steps.channel + int64_t(p) * bins.steps.row +
+                          int64_t(q) * bins.steps.column,
+                      static_cast<scalar_t>(bin));
                 }
               }
-              if (row_is_read) {
-                atomic_add_global(pixel, sum);
-              }
             }
-            __syncthreads();
           }
-        }
+          column += columns;
+          __syncthreads();
+        } while (column < end);
       }
     }
   }
 }
 
-__device__ inline bool overlap(const Range& a, int64_t begin, int64_t end) {
-  return a.begin < end && begin < a.end;
-}
+// ---- backward -------------------------------------------------------------------------------------------------------
 
-// A block per image, tile of the map and group of channels gathers from the RoIs in their order, and writes each pixel
-// once: the same bits every time.
-template <typename scalar_t, typename T, bool channels_last>
-__global__ void backward_gather_kernel(
-    Problem problem, int64_t num_rois, Workspace<T> workspace, const scalar_t* grad, Strides grad_strides, scalar_t* map,
-    Strides map_strides) {
-  using Shape = Tile<channels_last>;
-  CUDA_SHARED(BinWeights, tile_bins, kBinRows + kBinColumns);
-  CUDA_SHARED(T, wy, kGatherRows * kBinRows);
-  CUDA_SHARED(T, wx, kBinColumns * Shape::columns);
-  CUDA_SHARED(T, bins, kBinRows * kBinColumns * Shape::channels);
-  CUDA_SHARED(bool, touches, kThreads);
-  const Place<channels_last> place;
-  const int64_t groups = divide_up(problem.channels, Shape::channels);
-  const int64_t tiles_x = divide_up(problem.width, Shape::columns);
-  const int64_t tiles_y = divide_up(problem.height, kGatherRows);
-  for (int64_t unit = blockIdx.x; unit < problem.batch * tiles_y * tiles_x * groups; unit += gridDim.x) {
-    const int64_t channel = unit % groups * Shape::channels + place.c;
-    const int64_t column = unit / groups % tiles_x * Shape::columns;
-    const int64_t row = unit / groups / tiles_x % tiles_y * kGatherRows;
-    const int64_t image = unit / groups / tiles_x / tiles_y;
-    T sums[kGatherRows] = {};
-    for (int64_t first = 0; first < num_rois; first += kThreads) {
-      const int64_t mine = first + threadIdx.x;
+// The blocks of each level, one per tile of kGatherRows x kColumns pixels of an image and group of channels. The last level
+// comes first: more RoIs touch a tile of a coarse map, and what takes long is better begun early.
+struct GatherBlocks {
+  int first[kMaxLevels + 1];
+};
+
+// A block per tile of a map and kGroups * V channels. `channels_last` is the layout of the bins and of the maps.
+template <typename scalar_t, typename T, int V, bool channels_last>
+__global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
+    CUDA_PARAMETER Bins<const scalar_t> bins, CUDA_PARAMETER Workspace<T> workspace,
+    CUDA_PARAMETER Pyramid<scalar_t> maps, CUDA_PARAMETER GatherBlocks blocks) {
+  constexpr int kChannels = kGroups * V;
+  constexpr int kRowPairs = kThreads / (kGroups * kTileBins); // bin rows that the block reads at a time
+  constexpr int kBinStep = (kGroups + 1) * V; // one group more, so that the bins of a group are in different banks
+  constexpr int kTileStep = kTileBins * kTileBins * kBinStep;
+  constexpr int kRecords = kGatherRows + kColumns;
+  constexpr int kNear = 4;
+  CUDA_SHARED(unsigned int, ballots, kThreads / kWarp);
+  CUDA_SHARED(int, list, kThreads); // tiles of RoIs that touch this tile of the map
+  CUDA_SHARED(T, records, kBatch * kRecords * kRecord); // of the rows (by bin: see below), then of the columns
+  CUDA_SHARED(int, row_masks, kBatch * kGatherRows);
+  CUDA_SHARED(T, gradients, kBatch * kTileStep); // [bin][channel]
+  const int thread = threadIdx.x, lane = thread % kWarp;
+  const int x = thread / kGroups, group = thread % kGroups;
+  const int chunks = divide_up(maps.channels, kChannels);
+  const int num_tiles = workspace.num_rois * workspace.y.tiles * workspace.x.tiles;
+  // The bins that a thread reads for all: bin column my_q of every kRowPairs-th bin row from my_p on, of group my_group.
+  const int my_group = channels_last ? thread % kGroups : thread / (kRowPairs * kTileBins);
+  const int my_bin = channels_last ? thread / kGroups : thread % (kRowPairs * kTileBins);
+  const int my_p = my_bin / kTileBins, my_q = my_bin % kTileBins;
+  for (int block = blockIdx.x; block < blocks.first[maps.count]; block += gridDim.x) {
+    int order = 0;
+    while (block >= blocks.first[order + 1]) {
+      ++order;
+    }
+    const int level = maps.count - 1 - order;
+    const auto& map = maps.levels[level];
+    int rest = block - blocks.first[order];
+    const int first_channel = rest % chunks * kChannels;
+    rest /= chunks;
+    const int tiles_x = divide_up(map.width, kColumns);
+    const int column = rest % tiles_x * kColumns;
+    rest /= tiles_x;
+    const int tiles_y = divide_up(map.height, kGatherRows);
+    const int row = rest % tiles_y * kGatherRows;
+    const int image = rest / tiles_y;
+    const int my_channel = first_channel + my_group * V;
+    const bool has_bin = my_p < kRowPairs && my_group < kGroups && my_channel < maps.channels;
+    const ChannelReader<scalar_t, T, V, channels_last> read(
+        bins.steps.channel, my_channel, maps.channels, bins.vectors);
+    T sums[kGatherRows][V] = {};
+    for (int first = 0; first < num_tiles; first += kThreads) {
       bool is_touched = false;
-      if (mine < num_rois) {
-        const Roi* roi = workspace.rois + mine;
-        const Range rows{load_global(&roi->rows.begin), load_global(&roi->rows.end)};
-        const Range columns{load_global(&roi->columns.begin), load_global(&roi->columns.end)};
-        is_touched = load_global(&roi->image) == image && overlap(rows, row, row + kGatherRows) &&
-            overlap(columns, column, column + Shape::columns);
+      if (first + thread < num_tiles) {
+        const Tile tile = load_global(workspace.tiles + first + thread);
+        is_touched = tile.place == image * kPlaces + level && tile.y_begin < row + kGatherRows &&
+            row < tile.y_end && tile.x_begin < column + kColumns && column < tile.x_end;
       }
-      touches[threadIdx.x] = is_touched;
+      const unsigned int ballot = warp_ballot(is_touched);
+      if (lane == 0) {
+        ballots[thread / kWarp] = ballot;
+      }
       __syncthreads();
-      for (int64_t k = first; k < smaller(first + kThreads, num_rois); ++k) {
-        if (!touches[k - first]) {
-          continue;
-        }
-        for (int64_t p0 = 0; p0 < problem.pooled_height; p0 += kBinRows) {
-          for (int64_t q0 = 0; q0 < problem.pooled_width; q0 += kBinColumns) {
-            const TileWeights<T> tile(problem, workspace, k, p0, q0, tile_bins);
-            if (!overlap(tile.rows, row, row + kGatherRows) ||
-                !overlap(tile.columns, column, column + Shape::columns)) {
-              continue;
+      int position = count_bits(ballot & ((1u << lane) - 1)), count = 0;
+#pragma unroll
+      for (int i = 0; i < kThreads / kWarp; ++i) {
+        const int of_warp = count_bits(ballots[i]);
+        position += i < thread / kWarp ? of_warp : 0;
+        count += of_warp;
+      }
+      if (is_touched) {
+        list[position] = first + thread;
+      }
+      __syncthreads();
+      for (int i = 0; i < count; i += kBatch) {
+        const int num = smaller(kBatch, count - i);
+#pragma unroll 1
+        for (int j = 0; j < num; ++j) {
+          const Tile tile = load_global(workspace.tiles + list[i + j]);
+          // The records of the pixels of this tile of the map, zero where the RoI reads nothing.
+          if (thread < kRecords * kRecord) {
+            const int pixel = thread / kRecord, s = thread % kRecord;
+            const bool is_row = pixel < kGatherRows;
+            const int from = is_row ? row + pixel - tile.y_begin : column + pixel - kGatherRows - tile.x_begin;
+            const int size = is_row ? tile.y_end - tile.y_begin : tile.x_end - tile.x_begin;
+            const T* source = is_row ? workspace.row_record(tile.roi, tile.tile_y)
+                                     : workspace.column_record(tile.roi, tile.tile_x);
+            const T number = from >= 0 && from < size ? load_global(source + from * int64_t(kRecord) + s) : T(0);
+            T* target = records + j * kRecords * kRecord;
+            if (!is_row) {
+              target[thread] = number;
+            } else if (s < kTileBins) {
+              target[s * kGatherRows + pixel] = number;
+            } else {
+              row_masks[j * kGatherRows + pixel] = number_to_mask(number);
             }
-            tile.load_rows(row, kGatherRows, wy);
-            tile.template load_columns<Shape::columns>(column, wx);
-            load_bins(problem, place, grad, grad_strides, k, channel, p0, q0, bins);
-            __syncthreads();
-            T strip[kBinRows];
-            if (strip_of_bins(place, wx, bins, strip)) {
-              for (int r = 0; r < kGatherRows; ++r) {
-                for (int p = 0; p < kBinRows; ++p) {
-                  const T weight = wy[r * kBinRows + p];
-                  if (weight != T(0)) {
-                    sums[r] += weight * strip[p];
+          }
+          if (has_bin) { // whoever has no channel reads nothing, and is read by nobody
+            const int first_p = tile.tile_y * workspace.y.size, first_q = tile.tile_x * workspace.x.size;
+            const int num_p = smaller(workspace.y.size, workspace.y.bins - first_p);
+            const bool has_column = my_q < smaller(workspace.x.size, workspace.x.bins - first_q);
+            const scalar_t* bin = bins.data + tile.roi * bins.steps.item + int64_t(my_channel) * bins.steps.channel +
+                int64_t(first_p + my_p) * bins.steps.row + int64_t(first_q + my_q) * bins.steps.column;
+            T* target = gradients + j * kTileStep + my_bin * kBinStep + my_group * V;
+#pragma unroll
+            for (int p = 0; p < kTileBins; p += kRowPairs) {
+              if (p + my_p < kTileBins) {
+                Pack<T, V> values{}; // zero where there is no bin, since a weight of zero is multiplied, too
+                if (has_column && p + my_p < num_p) {
+                  read(bin, values.values);
+                }
+                as_pack<T, V>(target + p * kTileBins * kBinStep) = values;
+              }
+              bin += kRowPairs * bins.steps.row;
+            }
+          }
+        }
+        __syncthreads();
+        for (int j = 0; j < num; ++j) {
+          const T* row_weights = records + j * kRecords * kRecord;
+          const T* column_weights = row_weights + (kGatherRows + x) * kRecord;
+          const int columns_mask = number_to_mask(column_weights[kTileBins]);
+          if (columns_mask != 0) {
+            int rows_mask = 0;
+#pragma unroll
+            for (int r = 0; r < kGatherRows; ++r) {
+              rows_mask |= row_masks[j * kGatherRows + r];
+            }
+            // The bins that give to the column are neighbours: mostly no more than kNear, from first_q on.
+            const int lowest = lowest_bit(columns_mask);
+            const bool is_near = columns_mask >> lowest < 1 << kNear;
+            const int first_q = is_near ? smaller(lowest, kTileBins - kNear) : 0;
+            T near[kNear];
+#pragma unroll
+            for (int q = 0; q < kNear; ++q) {
+              near[q] = column_weights[first_q + q];
+            }
+            const T* of_first = gradients + j * kTileStep + first_q * kBinStep + group * V;
+#pragma unroll
+            for (int p = 0; p < kTileBins; ++p) {
+              if (rows_mask >> p & 1) {
+                T strip[V] = {};
+                const auto add = [&](T weight, const T* bin) {
+                  const Pack<T, V> values = as_pack<T, V>(bin);
+#pragma unroll
+                  for (int v = 0; v < V; ++v) {
+                    strip[v] = fused(weight, values.values[v], strip[v]);
+                  }
+                };
+#pragma unroll
+                for (int q = 0; q < kNear; ++q) {
+                  add(near[q], of_first + (p * kTileBins + q) * kBinStep);
+                }
+                if (!is_near) {
+#pragma unroll
+                  for (int q = kNear; q < kTileBins; ++q) {
+                    add(column_weights[q], of_first + (p * kTileBins + q) * kBinStep);
+                  }
+                }
+                T of_rows[kGatherRows];
+                load_record(row_weights + p * kGatherRows, of_rows);
+#pragma unroll
+                for (int r = 0; r < kGatherRows; ++r) {
+#pragma unroll
+                  for (int v = 0; v < V; ++v) {
+                    sums[r][v] = fused(of_rows[r], strip[v], sums[r][v]);
                   }
                 }
               }
             }
           }
         }
+        __syncthreads();
       }
-      __syncthreads();
     }
-    if (channel < problem.channels && column + place.x < problem.width) {
-      scalar_t* pixel = map + image * map_strides.item + channel * map_strides.channel + row * map_strides.row +
-          (column + place.x) * map_strides.column;
-      for (int r = 0; r < kGatherRows && row + r < problem.height; ++r, pixel += map_strides.row) {
-        store_global(pixel, static_cast<scalar_t>(sums[r]));
+    if constexpr (channels_last) {
+      const int channel = first_channel + group * V;
+      if (column + x < map.width && channel < maps.channels) {
+        scalar_t* pixel = map.data + image * map.steps.item + int64_t(channel) * map.steps.channel +
+            int64_t(row) * map.steps.row + int64_t(column + x) * map.steps.column;
+#pragma unroll
+        for (int r = 0; r < kGatherRows; ++r) {
+          if (row + r < map.height) {
+            if (map.vectors) {
+              Pack<scalar_t, V> pack;
+#pragma unroll
+              for (int v = 0; v < V; ++v) {
+                pack.values[v] = static_cast<scalar_t>(sums[r][v]);
+              }
+              store_global(&as_pack<scalar_t, V>(pixel), pack);
+            } else {
+#pragma unroll
+              for (int v = 0; v < V; ++v) {
+                if (channel + v < maps.channels) {
+                  store_global(pixel + int64_t(v) * map.steps.channel, static_cast<scalar_t>(sums[r][v]));
+                }
+              }
+            }
+          }
+          pixel += map.steps.row;
+        }
+      }
+    } else {
+      // Through shared memory, so that neighbouring threads write neighbouring columns.
+      constexpr int kRowsAtOnce = 2;
+      const int my_column = thread % kColumns;
+#pragma unroll
+      for (int r0 = 0; r0 < kGatherRows; r0 += kRowsAtOnce) {
+#pragma unroll
+        for (int r = 0; r < kRowsAtOnce; ++r) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            gradients[(r * kChannels + group * V + v) * (kColumns + 1) + x] = sums[r0 + r][v];
+          }
+        }
+        __syncthreads();
+        if (column + my_column < map.width) {
+#pragma unroll 2
+          for (int c = thread / kColumns; c < kRowsAtOnce * kChannels; c += kThreads / kColumns) {
+            const int r = r0 + c / kChannels, channel = first_channel + c % kChannels;
+            if (row + r < map.height && channel < maps.channels) {
+              store_global(
+                  map.data + image * map.steps.item + int64_t(channel) * map.steps.channel +
+                      int64_t(row + r) * map.steps.row + int64_t(column + my_column) * map.steps.column,
+                  static_cast<scalar_t>(gradients[c * (kColumns + 1) + my_column]));
+            }
+          }
+        }
+        __syncthreads();
       }
     }
   }

@@ -6,11 +6,14 @@
 #include "roi_align_launch.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 
+#include <algorithm>
 #include <array>
+#include <optional>
+#include <type_traits>
+#include <vector>
 
 namespace mrcnn_plugin::cuda {
 
@@ -19,84 +22,169 @@ void check_launch();
 
 namespace {
 
-Strides strides_of(const at::Tensor& tensor) {
-  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+Steps steps_of(const at::Tensor& tensor) {
+  return {
+      tensor.stride(0), static_cast<int>(tensor.stride(1)), static_cast<int>(tensor.stride(2)),
+      static_cast<int>(tensor.stride(3))};
 }
 
-// Copies the batch indices to the host, which waits for the device: a wrong one would read any memory.
-void check_batch_indices(const at::Tensor& rois, int64_t batch) {
-  const at::Tensor indices = rois.select(1, 0).to(at::kCPU, at::kDouble).contiguous();
-  const double* index = indices.const_data_ptr<double>();
-  for (int64_t k = 0; k < indices.numel(); ++k) {
-    check_batch_index(index[k], k, batch);
+// A copy of the few tensors whose pixels are further apart than Steps can say.
+at::Tensor with_short_steps(const at::Tensor& tensor) {
+  const int64_t longest = std::max({tensor.stride(1), tensor.stride(2), tensor.stride(3)});
+  return longest < (int64_t(1) << 28) ? tensor : tensor.contiguous();
+}
+
+bool is_channels_last(const at::Tensor& tensor) {
+  return tensor.stride(1) == 1 && tensor.size(1) > 1;
+}
+
+// Whether the channels of a pixel can be read vector_channels at a time.
+template <typename scalar_t>
+bool has_vectors(const at::Tensor& tensor) {
+  constexpr int64_t kCount = vector_channels<at::opmath_type<scalar_t>>;
+  return is_channels_last(tensor) && tensor.size(1) % kCount == 0 && tensor.stride(0) % kCount == 0 &&
+      tensor.stride(2) % kCount == 0 && tensor.stride(3) % kCount == 0 &&
+      reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (kCount * sizeof(scalar_t)) == 0;
+}
+
+// `scalar_t` is const for what is read.
+template <typename scalar_t>
+scalar_t* data_of(const at::Tensor& tensor) {
+  if constexpr (std::is_const_v<scalar_t>) {
+    return tensor.const_data_ptr<std::remove_const_t<scalar_t>>();
+  } else {
+    return tensor.mutable_data_ptr<scalar_t>();
   }
 }
 
-at::Tensor allocate_workspace(const Problem& problem, const at::Tensor& rois) {
-  const int64_t bytes = rois.scalar_type() == at::kDouble ? workspace_bytes<double>(problem, rois.size(0))
-                                                          : workspace_bytes<float>(problem, rois.size(0));
-  return at::empty({bytes}, rois.options().dtype(at::kByte));
+template <typename scalar_t>
+Bins<scalar_t> bins_of(const at::Tensor& tensor) {
+  return {
+      data_of<scalar_t>(tensor), steps_of(tensor), static_cast<int>(tensor.size(2)), static_cast<int>(tensor.size(3)),
+      is_channels_last(tensor), has_vectors<std::remove_const_t<scalar_t>>(tensor)};
+}
+
+// The maps of a call. Those that are not defined have no data.
+template <typename scalar_t>
+Pyramid<scalar_t> pyramid_of(const Call& call, const std::array<at::Tensor, kMaxLevels>& maps) {
+  Pyramid<scalar_t> pyramid{};
+  pyramid.count = static_cast<int>(call.num_levels);
+  pyramid.batch = static_cast<int>(call.batch);
+  pyramid.channels = static_cast<int>(call.channels);
+  for (int64_t l = 0; l < call.num_levels; ++l) {
+    auto& level = pyramid.levels[l];
+    level.height = static_cast<int>(call.levels[l].height);
+    level.width = static_cast<int>(call.levels[l].width);
+    if (maps[l].defined()) {
+      level.data = data_of<scalar_t>(maps[l]);
+      level.steps = steps_of(maps[l]);
+      level.channels_last = is_channels_last(maps[l]);
+      level.vectors = has_vectors<std::remove_const_t<scalar_t>>(maps[l]);
+    }
+  }
+  return pyramid;
 }
 
 template <typename T>
-Boxes<T> boxes_of(
-    const at::Tensor& contiguous_rois, double spatial_scale, int64_t sampling_ratio, bool aligned, double a) {
-  return {
-      contiguous_rois.const_data_ptr<T>(), contiguous_rois.size(0), static_cast<T>(spatial_scale), sampling_ratio,
-      aligned, static_cast<T>(a)};
+Boxes<T> boxes_of(const Call& call, const at::Tensor& rois, const std::optional<at::Tensor>& levels) {
+  Boxes<T> boxes{};
+  boxes.data = rois.const_data_ptr<T>();
+  boxes.levels = levels ? levels->const_data_ptr<int64_t>() : nullptr;
+  boxes.count = call.num_rois;
+  for (int64_t l = 0; l < call.num_levels; ++l) {
+    boxes.scales[l] = static_cast<T>(call.levels[l].spatial_scale);
+  }
+  boxes.interpolation = call.options.interpolation;
+  boxes.a = static_cast<T>(call.options.a);
+  boxes.sampling_ratio = call.options.sampling_ratio;
+  boxes.aligned = call.options.aligned;
+  return boxes;
+}
+
+// The kernels count pixels, RoIs and blocks in 32 bits, and addresses in 64.
+void check_sizes(const Call& call) {
+  constexpr int64_t kMost = int64_t(1) << 31;
+  const auto tiles = [](int64_t bins) { return bins / 4 + 1; };
+  int64_t pixels = 0;
+  for (int64_t l = 0; l < call.num_levels; ++l) {
+    pixels += call.levels[l].height * call.levels[l].width;
+  }
+  TORCH_CHECK_VALUE(
+      call.num_rois * tiles(call.pooled_height) * tiles(call.pooled_width) * (call.channels / 32 + 1) < kMost &&
+          call.batch * pixels / 64 * (call.channels / 16 + 1) < kMost && call.batch < kMost / kMaxLevels,
+      "roi_align: CUDA kernels cannot count ", call.num_rois, " RoIs of ", call.pooled_height, " x ",
+      call.pooled_width, " bins on ", call.batch, " x ", pixels, " pixels of ", call.channels, " channels");
+}
+
+std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
+  return tensor ? std::optional<at::Tensor>(tensor->contiguous()) : std::nullopt;
+}
+
+at::Tensor allocate(const at::Tensor& rois, int64_t bytes) {
+  return at::empty({bytes}, rois.options().dtype(at::kByte));
 }
 
 } // namespace
 
 at::Tensor roi_align(
-    const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height, int64_t pooled_width,
-    int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const Problem problem = check_forward(input, rois, pooled_height, pooled_width, sampling_ratio, interpolation);
-  check_batch_indices(rois, problem.batch);
+    at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+    bool aligned, std::string_view interpolation, double a) {
+  const Call call = check_forward(
+      input, rois, levels, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, interpolation, a);
+  check_sizes(call);
   const at::Tensor boxes = rois.contiguous();
-  const at::Tensor workspace = allocate_workspace(problem, boxes);
+  const std::optional<at::Tensor> box_levels = contiguous(levels);
+  std::array<at::Tensor, kMaxLevels> maps;
+  for (size_t l = 0; l < input.size(); ++l) {
+    maps[l] = with_short_steps(input[l]);
+  }
   const at::Tensor output = at::empty(
-      {rois.size(0), problem.channels, pooled_height, pooled_width}, input.options(), input.suggest_memory_format());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "roi_align", [&] {
-    launch_forward<scalar_t>(
-        problem, boxes_of<at::opmath_type<scalar_t>>(boxes, spatial_scale, sampling_ratio, aligned, a),
-        workspace.mutable_data_ptr(), input.const_data_ptr<scalar_t>(), strides_of(input),
-        output.mutable_data_ptr<scalar_t>(), strides_of(output), current_stream());
+      {call.num_rois, call.channels, pooled_height, pooled_width}, input[0].options(),
+      input[0].suggest_memory_format());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "roi_align", [&] {
+    using T = at::opmath_type<scalar_t>;
+    const auto pyramid = pyramid_of<const scalar_t>(call, maps);
+    const auto bins = bins_of<scalar_t>(output);
+    const at::Tensor workspace = allocate(
+        boxes, workspace_bytes<const scalar_t, T>(pyramid, bins.height, bins.width, call.num_rois));
+    launch_forward<scalar_t, T>(
+        pyramid, boxes_of<T>(call, boxes, box_levels), workspace.mutable_data_ptr(), bins, current_stream());
   });
   check_launch();
   return output;
 }
 
-at::Tensor roi_align_backward(
-    const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t batch, int64_t height, int64_t width,
-    int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
-  const Problem problem = check_backward(grad, rois, batch, height, width, sampling_ratio, interpolation);
-  check_batch_indices(rois, problem.batch);
+std::vector<at::Tensor> roi_align_backward(
+    const at::Tensor& grad, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,
+    const c10::List<bool>& needed, int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a) {
+  const Call call = check_backward(
+      grad, rois, levels, spatial_scales, batch, heights, widths, needed, sampling_ratio, aligned, interpolation, a);
+  check_sizes(call);
   const at::Tensor boxes = rois.contiguous();
-  const at::Tensor workspace = allocate_workspace(problem, boxes);
-  const std::array<int64_t, 4> sizes{batch, problem.channels, height, width};
-  const at::MemoryFormat format = grad.suggest_memory_format();
-  at::Tensor grad_input;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
-    using acc_t = at::opmath_type<scalar_t>;
-    const Boxes<acc_t> call = boxes_of<acc_t>(boxes, spatial_scale, sampling_ratio, aligned, a);
-    if (at::globalContext().deterministicAlgorithms()) {
-      grad_input = at::empty(sizes, grad.options(), format);
-      launch_backward_gather<scalar_t>(
-          problem, call, workspace.mutable_data_ptr(), grad.const_data_ptr<scalar_t>(), strides_of(grad),
-          grad_input.mutable_data_ptr<scalar_t>(), strides_of(grad_input), current_stream());
-    } else {
-      // Sums of half-precision gradients are kept in float32 until the last one is in.
-      grad_input =
-          at::empty(sizes, grad.options().dtype(c10::CppTypeToScalarType<acc_t>::value), format).zero_();
-      launch_backward_atomic<scalar_t>(
-          problem, call, workspace.mutable_data_ptr(), grad.const_data_ptr<scalar_t>(), strides_of(grad),
-          grad_input.mutable_data_ptr<acc_t>(), strides_of(grad_input), current_stream());
-      grad_input = grad_input.to(grad.scalar_type());
+  const std::optional<at::Tensor> box_levels = contiguous(levels);
+  const at::Tensor gradient = with_short_steps(grad);
+  std::array<at::Tensor, kMaxLevels> maps;
+  std::vector<at::Tensor> results;
+  for (int64_t l = 0; l < call.num_levels; ++l) {
+    if (call.levels[l].needed) {
+      maps[l] = at::empty(
+          {batch, call.channels, heights[l], widths[l]}, grad.options(), grad.suggest_memory_format());
+      results.push_back(maps[l]);
     }
+  }
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_align_backward", [&] {
+    using T = at::opmath_type<scalar_t>;
+    const auto pyramid = pyramid_of<scalar_t>(call, maps);
+    const auto bins = bins_of<const scalar_t>(gradient);
+    const at::Tensor workspace =
+        allocate(boxes, workspace_bytes<scalar_t, T>(pyramid, bins.height, bins.width, call.num_rois));
+    launch_backward<scalar_t, T>(
+        bins, boxes_of<T>(call, boxes, box_levels), workspace.mutable_data_ptr(), pyramid, current_stream());
   });
   check_launch();
-  return grad_input;
+  return results;
 }
 
 } // namespace mrcnn_plugin::cuda
