@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, List
 
-from ..layers.roi_align import count_multiply_adds
+from ..layers.roi_align_registration import count_multiply_adds
 
 
 def _count(inputs: List[Any], outputs: List[Any]) -> float:

@@ -24,6 +24,16 @@ using namespace mrcnn_plugin;
 
 namespace {
 
+struct Problem {
+  int64_t batch;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t pooled_height;
+  int64_t pooled_width;
+  Interpolation interpolation;
+};
+
 struct Case {
   Problem problem;
   int64_t sampling_ratio;

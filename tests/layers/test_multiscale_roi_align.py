@@ -13,12 +13,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrcnn_plugin.layers import multiscale_roi_align, roi_align
-from mrcnn_plugin.layers.roi_align import MAX_LEVELS, count_multiply_adds
+from mrcnn_plugin.layers.roi_align import MAX_LEVELS
 from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_dense,
     roi_align_reference,
 )
+from mrcnn_plugin.layers.roi_align_registration import count_multiply_adds
 from tests import oracles
 from tests.layers.test_roi_align import (
     ALIGNED_AND_RATIO,

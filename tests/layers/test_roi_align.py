@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcnn_plugin.layers import ROIAlign, roi_align
-from mrcnn_plugin.layers.roi_align import _SCHEMAS, HAS_EXTENSION, _on_any_device
 from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_reference,
 )
+from mrcnn_plugin.layers.roi_align_registration import HAS_EXTENSION, SCHEMAS, _on_any_device
 from tests import oracles
 
 SIZES = [(7, 7), (3, 5), (1, 2)]
@@ -57,7 +57,7 @@ def test_the_extension_is_built():
 
 
 def test_the_fallback_defines_the_schemas_of_the_extension():
-    for schema in _SCHEMAS:
+    for schema in SCHEMAS:
         name = schema.split("(")[0]
         assert (
             str(getattr(torch.ops.mrcnn_plugin, name).default._schema) == f"mrcnn_plugin::{schema}"

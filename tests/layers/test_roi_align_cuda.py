@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tests.emulation
-from mrcnn_plugin.layers.roi_align import _SCHEMAS
 from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_reference,
 )
+from mrcnn_plugin.layers.roi_align_registration import SCHEMAS
 from tests import oracles
 from tests.layers.test_roi_align import (
     INTERPOLATIONS,
@@ -183,7 +183,7 @@ def test_the_gradient_has_the_same_bits_every_time_on_a_gpu():
 
 
 def test_the_emulation_has_the_schemas_of_the_operators(emulation):
-    for schema in _SCHEMAS:
+    for schema in SCHEMAS:
         op = getattr(emulation, schema.split("(")[0]).default
         assert str(op._schema) == f"mrcnn_plugin_emulation::{schema}"
 

@@ -8,8 +8,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrcnn_plugin.layers import ROIAlign, roi_align
-from mrcnn_plugin.layers.roi_align import count_multiply_adds
 from mrcnn_plugin.layers.roi_align_reference import roi_align_dense
+from mrcnn_plugin.layers.roi_align_registration import count_multiply_adds
 from tests.layers.test_roi_align import assert_same, random_features, random_rois
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

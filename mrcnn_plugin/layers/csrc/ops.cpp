@@ -1,4 +1,5 @@
-// Registration of the operators. Fake (meta) kernels and autograd are registered from Python, in layers/roi_align.py.
+// Registration of the operators. Fake (meta) kernels and autograd are registered from Python, in
+// layers/roi_align_registration.py.
 #include <Python.h>
 #include <torch/library.h>
 

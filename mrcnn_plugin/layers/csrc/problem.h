@@ -37,17 +37,6 @@ struct Call {
   Options options;
 };
 
-// The map and the bins of one level, and how to interpolate.
-struct Problem {
-  int64_t batch;
-  int64_t channels;
-  int64_t height;
-  int64_t width;
-  int64_t pooled_height;
-  int64_t pooled_width;
-  Interpolation interpolation;
-};
-
 // Pixels of a row or column.
 struct Range {
   int64_t begin;

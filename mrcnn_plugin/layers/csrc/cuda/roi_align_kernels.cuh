@@ -29,7 +29,7 @@
 
 namespace mrcnn_plugin::cuda {
 
-constexpr int kTileBins = 7;
+constexpr int kTileBins = 7; // of a tile, along an axis
 constexpr int kPlaces = static_cast<int>(kMaxLevels); // of an image: its levels
 constexpr int kRecord = 8; // weights in the bins of a tile, then the mask
 constexpr int kThreads = 256;
@@ -40,7 +40,7 @@ constexpr int kGatherRows = 8; // of the map, in a block of backward_kernel: sum
 constexpr int kBatch = 2; // tiles of RoIs whose bins backward_kernel holds at a time
 constexpr int kStagedRows = 64; // whose records forward_kernel holds at a time
 constexpr int kGroupBins = 16; // most bin columns that the x pass makes at a time
-constexpr int kFewBlocks = 1000;
+constexpr int kFewBlocks = 1000; // of backward_kernel, too few to fill a GPU evenly
 constexpr int kTapThreads = 2 * kWarp; // a warp per axis
 constexpr int kTapTiles = kWarp / kTileBins; // that a warp of taps_kernel works on at a time
 constexpr int kRun = 16; // weights of a bin that taps_kernel holds in shared memory
@@ -334,6 +334,27 @@ struct ChannelReader {
   }
 };
 
+// Writes V channels from `channel` on, as far as there are any.
+template <typename scalar_t, typename T, int V>
+__device__ inline void store_channels(
+    scalar_t* pixel, int step, int channel, int channels, bool vectors, const T (&values)[V]) {
+  if (vectors) {
+    Pack<scalar_t, V> pack;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      pack.values[v] = static_cast<scalar_t>(values[v]);
+    }
+    store_global(&as_pack<scalar_t, V>(pixel), pack);
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (channel + v < channels) {
+        store_global(pixel + int64_t(v) * step, static_cast<scalar_t>(values[v]));
+      }
+    }
+  }
+}
+
 // Adds a pixel to the bin rows that read it.
 template <typename T, int V>
 __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (&sums)[kTileBins][V]) {
@@ -346,6 +367,29 @@ __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         sums[p][v] = fused(record[p], values[v], sums[p][v]);
+      }
+    }
+  }
+}
+
+// Calls add(weight, i) for the weights of a band that are not zero: `weights` if it is short, else `num` of those that stand a
+// record apart from more() on.
+template <typename T, typename More, typename Add>
+__device__ inline void for_each_weight(
+    const T (&weights)[kShort], int count, int num, const More& more, const Add& add) {
+  if (count <= kShort) {
+#pragma unroll
+    for (int i = 0; i < kShort; ++i) {
+      if (weights[i] != T(0)) {
+        add(weights[i], i);
+      }
+    }
+  } else {
+    const T* weight = more();
+    for (int i = 0; i < num; ++i) {
+      const T value = load_global(weight + i * kRecord);
+      if (value != T(0)) {
+        add(value, i);
       }
     }
   }
@@ -520,26 +564,13 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
               for (int p = slot_row; p < num_p; p += slot_rows) {
                 T bin[V] = {};
                 const T* s = strip + (p * kColumns + from - column) * kChannels + group * V;
-                const auto add = [&](T weight, int i) {
-                  if (weight != T(0)) {
-                    const Pack<T, V> pack = as_pack<T, V>(s + i * kChannels);
+                for_each_weight(weights, band.count, to - from, long_weights, [&](T weight, int i) {
+                  const Pack<T, V> pack = as_pack<T, V>(s + i * kChannels);
 #pragma unroll
-                    for (int v = 0; v < V; ++v) {
-                      bin[v] = fused(weight, pack.values[v], bin[v]);
-                    }
+                  for (int v = 0; v < V; ++v) {
+                    bin[v] = fused(weight, pack.values[v], bin[v]);
                   }
-                };
-                if (band.count <= kShort) {
-#pragma unroll
-                  for (int i = 0; i < kShort; ++i) {
-                    add(weights[i], i);
-                  }
-                } else {
-                  const T* more = long_weights();
-                  for (int i = 0; i < to - from; ++i) {
-                    add(load_global(more + i * kRecord), i);
-                  }
-                }
+                });
                 if (is_wide) {
 #pragma unroll
                   for (int v = 0; v < V; ++v) {
@@ -551,21 +582,7 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
                 if (column + columns >= end && channel < maps.channels) {
                   scalar_t* target = result + int64_t(channel) * bins.steps.channel + int64_t(p) * bins.steps.row +
                       int64_t(q) * bins.steps.column;
-                  if (bins.vectors) {
-                    Pack<scalar_t, V> pack;
-#pragma unroll
-                    for (int v = 0; v < V; ++v) {
-                      pack.values[v] = static_cast<scalar_t>(bin[v]);
-                    }
-                    store_global(&as_pack<scalar_t, V>(target), pack);
-                  } else {
-#pragma unroll
-                    for (int v = 0; v < V; ++v) {
-                      if (channel + v < maps.channels) {
-                        store_global(target + int64_t(v) * bins.steps.channel, static_cast<scalar_t>(bin[v]));
-                      }
-                    }
-                  }
+                  store_channels(target, bins.steps.channel, channel, maps.channels, bins.vectors, bin);
                 }
               }
             } else {
@@ -577,22 +594,9 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
                 }
                 T bin = T(0);
                 const T* s = strip + r * (columns + 1) + from - column;
-                if (band.count <= kShort) {
-#pragma unroll
-                  for (int i = 0; i < kShort; ++i) {
-                    if (weights[i] != T(0)) {
-                      bin = fused(weights[i], s[i], bin);
-                    }
-                  }
-                } else {
-                  const T* more = long_weights();
-                  for (int i = 0; i < to - from; ++i) {
-                    const T weight = load_global(more + i * kRecord);
-                    if (weight != T(0)) {
-                      bin = fused(weight, s[i], bin);
-                    }
-                  }
-                }
+                for_each_weight(weights, band.count, to - from, long_weights, [&](T weight, int i) {
+                  bin = fused(weight, s[i], bin);
+                });
                 if (is_wide) {
                   bin += column == begin ? T(0) : wide[r];
                   wide[r] = bin;
@@ -799,21 +803,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
 #pragma unroll
         for (int r = 0; r < kGatherRows; ++r) {
           if (row + r < map.height) {
-            if (map.vectors) {
-              Pack<scalar_t, V> pack;
-#pragma unroll
-              for (int v = 0; v < V; ++v) {
-                pack.values[v] = static_cast<scalar_t>(sums[r][v]);
-              }
-              store_global(&as_pack<scalar_t, V>(pixel), pack);
-            } else {
-#pragma unroll
-              for (int v = 0; v < V; ++v) {
-                if (channel + v < maps.channels) {
-                  store_global(pixel + int64_t(v) * map.steps.channel, static_cast<scalar_t>(sums[r][v]));
-                }
-              }
-            }
+            store_channels(pixel, map.steps.channel, channel, maps.channels, map.vectors, sums[r]);
           }
           pixel += map.steps.row;
         }

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -101,19 +102,20 @@ Boxes<T> boxes_of(const Call& call, const at::Tensor& rois, const std::optional<
   return boxes;
 }
 
-// The kernels count pixels, RoIs and blocks in 32 bits, and addresses in 64.
+// The kernels count RoIs, tiles and blocks in 32 bits. These are upper bounds of their numbers.
 void check_sizes(const Call& call) {
-  constexpr int64_t kMost = int64_t(1) << 31;
-  const auto tiles = [](int64_t bins) { return bins / 4 + 1; };
-  int64_t pixels = 0;
+  const int64_t tiles = (call.pooled_height / 4 + 1) * (call.pooled_width / 4 + 1);
+  const int64_t units = call.num_rois * tiles * (call.channels / 32 + 1);
+  int64_t blocks = 0;
   for (int64_t l = 0; l < call.num_levels; ++l) {
-    pixels += call.levels[l].height * call.levels[l].width;
+    blocks += call.batch * (call.levels[l].height / 8 + 1) * (call.levels[l].width / 16 + 1) * (call.channels / 16 + 1);
   }
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
   TORCH_CHECK_VALUE(
-      call.num_rois * tiles(call.pooled_height) * tiles(call.pooled_width) * (call.channels / 32 + 1) < kMost &&
-          call.batch * pixels / 64 * (call.channels / 16 + 1) < kMost && call.batch < kMost / kMaxLevels,
-      "roi_align: CUDA kernels cannot count ", call.num_rois, " RoIs of ", call.pooled_height, " x ",
-      call.pooled_width, " bins on ", call.batch, " x ", pixels, " pixels of ", call.channels, " channels");
+      units <= kMost && blocks <= kMost && call.batch <= kMost / kMaxLevels,
+      "roi_align: on CUDA a call has too many parts: ", call.num_rois, " boxes of ", call.pooled_height, " x ",
+      call.pooled_width, " bins and ", call.channels, " channels make ", units, ", and the maps of ", call.batch,
+      " images ", blocks, ", but there can be ", kMost, " of each");
 }
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {

@@ -1,0 +1,240 @@
+"""Registers the operators mrcnn_plugin::roi_align and roi_align_backward with torch.
+
+The extension brings the schemas and kernels. Here are what every device without a kernel runs, shapes for compilers,
+derivatives and the counting of multiply-adds. The public face is roi_align.py.
+"""
+
+import functools
+import importlib
+import warnings
+from typing import Any, Callable, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+from torch.utils.flop_counter import register_flop_formula
+
+from .roi_align_reference import roi_align_backward_reference, roi_align_reference
+
+SCHEMAS = (
+    "roi_align(Tensor[] input, Tensor rois, Tensor? levels, float[] spatial_scales, "
+    "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, "
+    "str interpolation, float a) -> Tensor",
+    "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, "
+    "SymInt batch, SymInt[] heights, SymInt[] widths, bool[] needed, int sampling_ratio, "
+    "bool aligned, str interpolation, float a) -> Tensor[]",
+)
+
+# Importing the extension registers the schemas and the CPU kernels (csrc/ops.cpp).
+try:
+    importlib.import_module("mrcnn_plugin._C")
+
+    HAS_EXTENSION = True
+except ImportError as error:
+    HAS_EXTENSION = False
+    warnings.warn(
+        f"mrcnn_plugin runs RoIAlign on its slower PyTorch implementation, because its compiled "
+        f"extension cannot be imported ({error}). To build it, install a C++ compiler and "
+        f"reinstall the package beside the torch you use: "
+        f"pip install --no-build-isolation --force-reinstall --no-deps .",
+        stacklevel=2,
+    )
+
+# Kept alive as long as the module: its registrations end with the object.
+_library = torch.library.Library("mrcnn_plugin", "FRAGMENT")
+if not HAS_EXTENSION:
+    for _schema in SCHEMAS:
+        _library.define(_schema)
+
+
+@functools.cache
+def _warn_of_missing_cuda_kernels() -> None:
+    warnings.warn(
+        "mrcnn_plugin runs RoIAlign on CUDA in its slower PyTorch implementation, because it was "
+        "built without CUDA kernels. To build them, set CUDA_HOME to a toolkit of torch's major "
+        "version and reinstall the package: "
+        "FORCE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps .",
+        stacklevel=2,
+    )
+
+
+def _on_any_device(reference: Callable[..., Any]) -> Callable[..., Any]:
+    def run(features: Any, *arguments: Any) -> Any:
+        tensors = features if isinstance(features, (list, tuple)) else (features,)
+        if HAS_EXTENSION and any(t.is_cuda for t in tensors):
+            _warn_of_missing_cuda_kernels()
+        return reference(features, *arguments)
+
+    return run
+
+
+# Every device without a kernel of its own runs the reference.
+_library.impl("roi_align", _on_any_device(roi_align_reference), "CompositeExplicitAutograd")
+_library.impl(
+    "roi_align_backward", _on_any_device(roi_align_backward_reference), "CompositeExplicitAutograd"
+)
+
+
+@torch.library.register_fake("mrcnn_plugin::roi_align")
+def _fake_forward(
+    input: List[Tensor],
+    rois: Tensor,
+    levels: Optional[Tensor],
+    spatial_scales: List[float],
+    pooled_height: int,
+    pooled_width: int,
+    *options: Any,
+) -> Tensor:
+    first = input[0]
+    return torch.empty(
+        (rois.shape[0], first.shape[1], pooled_height, pooled_width),
+        dtype=first.dtype,
+        device=first.device,
+        memory_format=suggest_memory_format(first),
+    )
+
+
+@torch.library.register_fake("mrcnn_plugin::roi_align_backward")
+def _fake_backward(
+    grad: Tensor,
+    rois: Tensor,
+    levels: Optional[Tensor],
+    spatial_scales: List[float],
+    batch: int,
+    heights: List[int],
+    widths: List[int],
+    needed: List[bool],
+    *options: Any,
+) -> List[Tensor]:
+    return [
+        torch.empty(
+            (batch, grad.shape[1], height, width),
+            dtype=grad.dtype,
+            device=grad.device,
+            memory_format=suggest_memory_format(grad),
+        )
+        for height, width, is_needed in zip(heights, widths, needed, strict=True)
+        if is_needed
+    ]
+
+
+def _setup_forward(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
+    input, rois, levels, ctx.spatial_scales, _, _, *ctx.options = inputs
+    ctx.save_for_backward(rois, levels)
+    ctx.batch = input[0].shape[0]
+    ctx.heights = [map.shape[2] for map in input]
+    ctx.widths = [map.shape[3] for map in input]
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tuple[Any, ...]:
+    needed = list(ctx.needs_input_grad[0])
+    gradients: List[Optional[Tensor]] = [None] * len(needed)
+    if any(needed):
+        of_needed = iter(
+            torch.ops.mrcnn_plugin.roi_align_backward(
+                grad,
+                *ctx.saved_tensors,
+                ctx.spatial_scales,
+                ctx.batch,
+                ctx.heights,
+                ctx.widths,
+                needed,
+                *ctx.options,
+            )
+        )
+        gradients = [next(of_needed) if is_needed else None for is_needed in needed]
+    return (gradients, *[None] * 9)
+
+
+def _setup_backward(ctx: Any, inputs: Tuple[Any, ...], output: List[Tensor]) -> None:
+    grad, rois, levels, ctx.spatial_scales, ctx.batch, *sizes, ctx.needed = inputs[:8]
+    ctx.heights, ctx.widths = sizes
+    ctx.options = inputs[8:]
+    ctx.save_for_backward(rois, levels)
+    ctx.channels, ctx.pooled_size = grad.shape[1], grad.shape[2:]
+
+
+def _double_backward(ctx: Any, grad_grads: List[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    # The operator is linear in its input, so the derivative of its transpose is the operator
+    # itself. Maps whose gradient was not needed stand for zeros.
+    grad = None
+    if ctx.needs_input_grad[0]:
+        zero = grad_grads[0].new_zeros(())
+        of_needed = iter(grad_grads)
+        maps = [
+            next(of_needed) if is_needed else zero.expand(ctx.batch, ctx.channels, height, width)
+            for height, width, is_needed in zip(ctx.heights, ctx.widths, ctx.needed, strict=True)
+        ]
+        grad = torch.ops.mrcnn_plugin.roi_align(
+            maps, *ctx.saved_tensors, ctx.spatial_scales, *ctx.pooled_size, *ctx.options
+        )
+    return (grad, *[None] * 11)
+
+
+torch.library.register_autograd("mrcnn_plugin::roi_align", _backward, setup_context=_setup_forward)
+torch.library.register_autograd(
+    "mrcnn_plugin::roi_align_backward", _double_backward, setup_context=_setup_backward
+)
+
+
+def count_multiply_adds(
+    num_rois: int,
+    channels: int,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    interpolation: str,
+) -> int:
+    """Multiply-adds of either direction of the operator, as far as shapes tell.
+
+    They depend on the boxes: a bin reads about its length in pixels plus 3 along an axis (bicubic)
+    or plus 1 (bilinear). This counts samples one pixel apart, which adaptive sampling aims at, and
+    one sample per bin and axis where it is adaptive. The weights, shared by all channels, are left
+    out.
+    """
+    samples = max(sampling_ratio, 1)
+    more = 3 if interpolation == "bicubic" else 1
+    taps = samples + more
+    columns = pooled_width * samples + more
+    return num_rois * channels * pooled_height * taps * (columns + pooled_width)
+
+
+@register_flop_formula(torch.ops.mrcnn_plugin.roi_align)
+def _forward_flops(
+    input: Sequence[Sequence[int]],
+    rois: Sequence[int],
+    levels: Optional[Sequence[int]],
+    spatial_scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    interpolation: str,
+    *options: Any,
+    **others: Any,
+) -> int:
+    return 2 * count_multiply_adds(
+        rois[0], input[0][1], pooled_height, pooled_width, sampling_ratio, interpolation
+    )
+
+
+@register_flop_formula(torch.ops.mrcnn_plugin.roi_align_backward)
+def _backward_flops(
+    grad: Sequence[int],
+    rois: Sequence[int],
+    levels: Optional[Sequence[int]],
+    spatial_scales: Sequence[float],
+    batch: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    needed: Sequence[bool],
+    sampling_ratio: int,
+    aligned: bool,
+    interpolation: str,
+    *options: Any,
+    **others: Any,
+) -> int:
+    num_rois, channels, pooled_height, pooled_width = grad
+    return 2 * count_multiply_adds(
+        num_rois, channels, pooled_height, pooled_width, sampling_ratio, interpolation
+    )
