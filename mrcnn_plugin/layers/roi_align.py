@@ -24,7 +24,7 @@ __all__ = ["ROIAlign", "multiscale_roi_align", "roi_align"]
 # maximum: its samples are about a pixel apart, and those outside of the map are skipped.
 MAX_SAMPLING_RATIO = 1024
 
-# kMaxLevels of csrc/problem.h.
+# Must equal kMaxLevels in csrc/problem.h.
 MAX_LEVELS = 8
 
 _MAX_BINS = 2**20
@@ -248,15 +248,19 @@ def check_options(
     interpolation: str,
     a: float,
 ) -> Tuple[int, int]:
-    _check_number("a", a)
+    check_number("a", a)
     if type(sampling_ratio) is not int and (
-        isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, SupportsIndex)
+        isinstance(sampling_ratio, bool)
+        or not isinstance(sampling_ratio, SupportsIndex)
+        or (isinstance(sampling_ratio, Tensor) and sampling_ratio.is_floating_point())
     ):
         raise TypeError(f"roi_align: sampling_ratio must be a whole number, got {sampling_ratio!r}")
     if not isinstance(aligned, bool):
         raise TypeError(f"roi_align: aligned must be True or False, got {aligned!r}")
     size = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     try:
+        if isinstance(output_size, bool):
+            raise TypeError
         height, width = map(operator.index, size)
     except (TypeError, ValueError):
         raise TypeError(
@@ -280,7 +284,7 @@ def check_options(
     return height, width
 
 
-def _check_number(name: str, number: Any) -> None:
+def check_number(name: str, number: Any) -> None:
     if type(number) in (float, int):
         return  # a protocol takes much longer, and a small GPU call waits for that
     if isinstance(number, (bool, str)) or not isinstance(number, (SupportsFloat, torch.SymFloat)):
@@ -288,7 +292,7 @@ def _check_number(name: str, number: Any) -> None:
 
 
 def check_scale(name: str, scale: Any) -> None:
-    _check_number(name, scale)
+    check_number(name, scale)
     if not 0 < scale <= _FLOAT_MAX:
         raise ValueError(f"roi_align: {name} must be positive and finite in float32, got {scale}")
 

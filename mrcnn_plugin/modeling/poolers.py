@@ -17,7 +17,7 @@ from detectron2.utils.tracing import assert_fx_safe, is_fx_tracing
 from torch import Tensor
 
 from ..layers import multiscale_roi_align
-from ..layers.roi_align import check_options, check_scale
+from ..layers.roi_align import MAX_LEVELS, check_number, check_options, check_scale
 
 __all__ = ["POOLER_TYPES", "MultiscaleROIPooler", "init_head"]
 
@@ -50,15 +50,17 @@ class MultiscaleROIPooler(ROIPooler):
             pooler_type: "ROIAlignBicubic" or "ROIAlignBilinear".
             a: parameter of the cubic kernel, see :func:`mrcnn_plugin.layers.roi_align`.
         """
-        if pooler_type not in POOLER_TYPES:
+        if not isinstance(pooler_type, str) or pooler_type not in POOLER_TYPES:
             raise ValueError(
                 f"MultiscaleROIPooler: pooler_type must be one of {list(POOLER_TYPES)}, "
                 f"got {pooler_type!r}"
             )
         interpolation = POOLER_TYPES[pooler_type]
-        size = check_options(output_size, sampling_ratio, True, interpolation, a)
-        for level, scale in enumerate(scales):
-            check_scale(f"scales[{level}]", scale)
+        size: Any = output_size
+        if isinstance(size, Sequence) and not isinstance(size, str):
+            size = tuple(size)  # a LazyConfig gives its own kind of list
+        size = check_options(size, sampling_ratio, True, interpolation, a)
+        _check_levels(scales, canonical_box_size, canonical_level)
         super().__init__(
             size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
         )
@@ -72,13 +74,14 @@ class MultiscaleROIPooler(ROIPooler):
 
     @classmethod
     def like(
-        cls, pooler: ROIPooler, pooler_type: str = "ROIAlignBilinear", a: float = -0.5
+        cls, pooler: ROIPooler, pooler_type: str = "ROIAlignBilinear", *, a: float = -0.5
     ) -> "MultiscaleROIPooler":
         """What takes the place of a stock pooler of type ROIAlignV2 in a model that is built."""
-        levels = list(pooler.level_poolers)
-        if not all(isinstance(level, ROIAlign) and level.aligned for level in levels):
+        levels = list(getattr(pooler, "level_poolers", []))
+        if not levels or not all(isinstance(x, ROIAlign) and x.aligned for x in levels):
             raise ValueError(
-                f"MultiscaleROIPooler: pooler must be of type ROIAlignV2, got one of {levels[0]}"
+                f"MultiscaleROIPooler: pooler must be an ROIPooler of Detectron2 of type "
+                f"ROIAlignV2, got {pooler}"
             )
         return cls(
             pooler.output_size,
@@ -102,17 +105,17 @@ class MultiscaleROIPooler(ROIPooler):
         if not is_fx_tracing():
             torch._assert(
                 isinstance(x, list) and isinstance(box_lists, list),
-                "Arguments to pooler must be lists",
+                "MultiscaleROIPooler: x and box_lists must be lists",
             )
         assert_fx_safe(
             len(x) == len(self.scales),
-            "unequal value, num_level_assignments={}, but x is list of {} Tensors".format(
+            "MultiscaleROIPooler: x must hold a map for each of the {} scales, got {}".format(
                 len(self.scales), len(x)
             ),
         )
         assert_fx_safe(
             len(box_lists) == x[0].size(0),
-            "unequal value, x[0] batch dim 0 is {}, but box_list has length {}".format(
+            "MultiscaleROIPooler: box_lists must hold the boxes of {} images, got {}".format(
                 x[0].size(0), len(box_lists)
             ),
         )
@@ -167,6 +170,36 @@ class MultiscaleROIPooler(ROIPooler):
         )
 
 
+def _check_levels(scales: Any, canonical_box_size: Any, canonical_level: Any) -> None:
+    """The parent asserts some of this, without the values."""
+    if isinstance(scales, str) or not isinstance(scales, Sequence):
+        raise TypeError(f"MultiscaleROIPooler: scales must be a list of numbers, got {scales!r}")
+    if not 1 <= len(scales) <= MAX_LEVELS:
+        raise ValueError(
+            f"MultiscaleROIPooler: scales must be 1 to {MAX_LEVELS} numbers, got {len(scales)}"
+        )
+    for level, scale in enumerate(scales):
+        check_scale(f"scales[{level}]", scale)
+    first = round(-math.log2(scales[0]))
+    if first < 0 or any(
+        not math.isclose(scale, 2.0 ** -(first + level)) for level, scale in enumerate(scales)
+    ):
+        raise ValueError(
+            f"MultiscaleROIPooler: scales must be 1/stride of the levels of a pyramid, whose "
+            f"strides are powers of two and each twice the one before, such as [1/4, 1/8], "
+            f"got {list(scales)}"
+        )
+    for name, number in (
+        ("canonical_box_size", canonical_box_size),
+        ("canonical_level", canonical_level),
+    ):
+        check_number(name, number)
+        if not math.isfinite(number) or (name == "canonical_box_size" and number <= 0):
+            raise ValueError(
+                f"MultiscaleROIPooler: {name} must be finite, and a size positive, got {number}"
+            )
+
+
 def init_head(
     init: Callable[[CfgNode, Dict[str, ShapeSpec]], Dict[str, Any]],
     cfg: CfgNode,
@@ -197,5 +230,5 @@ def init_head(
     cfg.MODEL[name].POOLER_TYPE = "ROIAlignV2"
     head = init(cfg, input_shape)
     if head:  # {} if cfg switches the head off
-        head[pooler] = MultiscaleROIPooler.like(head[pooler], pooler_type, a)
+        head[pooler] = MultiscaleROIPooler.like(head[pooler], pooler_type, a=a)
     return head

@@ -6,6 +6,7 @@ from typing import Any, List
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_config
@@ -29,8 +30,9 @@ def find_unused_keys(cfg: CfgNode) -> List[str]:
     rpn = _is_ours(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME)
     of_heads = "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, heads
     # ROIAlignBilinear has no parameter. Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
-    nodes = ["ROI_BOX_HEAD", *["ROI_MASK_HEAD"] * model.MASK_ON]
-    nodes += ["ROI_KEYPOINT_HEAD"] * model.KEYPOINT_ON
+    nodes = ["ROI_BOX_HEAD"]
+    if not (heads and issubclass(ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME), Res5ROIHeads)):
+        nodes += ["ROI_MASK_HEAD"] * model.MASK_ON + ["ROI_KEYPOINT_HEAD"] * model.KEYPOINT_ON
     pooler_types = {node: model[node].POOLER_TYPE for node in nodes}
     bicubic = heads and "ROIAlignBicubic" in pooler_types.values()
     of_backbone = "MODEL.BACKBONE.NAME", model.BACKBONE.NAME

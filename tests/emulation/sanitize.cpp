@@ -251,7 +251,7 @@ void run_cuda(const std::string& name, const Case& c, const Buffer<cpu::accumula
   };
   const auto bins_of = [&](auto* data) {
     return cuda::Bins<std::remove_pointer_t<decltype(data)>>{
-        data, steps(layout(c, bin_rows, bin_columns)), bin_rows, bin_columns, channels_last, vectors};
+        data, steps(layout(c, bin_rows, bin_columns)), bin_rows, bin_columns, vectors};
   };
   const int64_t bytes = cuda::workspace_bytes<S, T>(pyramid_of(static_cast<S*>(nullptr)), bin_rows, bin_columns, num_rois);
   const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(32, std::max<int64_t>(bytes, 32)), std::free);
@@ -319,6 +319,7 @@ int main(int argc, char** argv) {
          {2, 17, 34, 1, 9, 1, Interpolation::kBicubic},
          {2, 33, 12, 37, 7, 7, Interpolation::kBicubic},
          {1, 2, 20, 9, 10, 18, Interpolation::kBilinear},
+         {1, 5, 70, 40, 1, 1, Interpolation::kBicubic},
          {1, 0, 4, 4, 2, 2, Interpolation::kBicubic}});
   }
   int64_t cases = 0;

@@ -177,3 +177,12 @@ def bits():
     """The exact result of some call."""
     rois = random_rois(8, 1, 12, 15, torch.float32)
     return forward(random_features(1, 8, 12, 15), rois, (5, 3)).double().sum().item().hex()
+
+
+def test_a_map_so_long_that_float32_rounds_its_last_pixel():
+    width = 2**24 + 4
+    rois = torch.tensor([[0.0, 2.0**24 + 2, 0.0, 2.0**24 + 6, 1.0]])
+    pooled = torch.ops.mrcnn_plugin.roi_align(
+        [torch.ones(1, 1, 1, width)], rois, None, [1.0], 1, 1, 1, False, "bilinear", -0.5
+    )
+    assert pooled.item() == 1

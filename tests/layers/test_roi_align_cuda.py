@@ -129,9 +129,10 @@ def test_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
     assert_same(actual, torch.from_numpy(expected), 1e-12)
 
 
-# Tiles are 8 x 16 bins, 32 rows and 8 or 32 columns of the map, 8 or 32 channels: less, as much, and more of each.
+# Blocks have 7 bin rows, 64 rows of the map at a time, 16 or 32 columns and 64 channels (32 of float64), or backward
+# 8 x 16 pixels: less, as much, and more of each.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (8, 33, 7), (33, 12, 70)])
+@pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (8, 65, 17), (68, 12, 70)])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (8, 16), (9, 17)])
 def test_every_layout_and_tile(ops, dtype, channels, height, width, size):
     features = random_features(2, channels, height, width, dtype=torch.float64).to(dtype)
@@ -296,6 +297,16 @@ def test_a_level_that_is_no_map_pools_nan(ops, level):
     )
     assert torch.equal(gradients[0], torch.zeros(1, 3, 8, 8))
     assert gradients[1].isfinite().all() and gradients[1].any()
+
+
+@pytest.mark.parametrize(
+    "channels, bins", [(2**32 + 64, (1, 1)), (2**31 + 64, (1, 1)), (1, (2**20, 2**20))]
+)
+def test_what_would_not_fit_the_numbers_of_the_kernels_is_an_error(ops, channels, bins):
+    features = torch.ones(1, 1, 1, 1, dtype=torch.half, device=ops.device)
+    box = torch.tensor([[0.0, 0, 0, 4, 4]])
+    with pytest.raises(ValueError, match="on CUDA a call is too large"):
+        ops.forward(features.expand(1, channels, 1, 1), box, 1.0, *bins, *CUBIC)
 
 
 SHAPES = [(40, 70), (20, 35), (10, 18), (5, 9)]

@@ -14,6 +14,7 @@ from detectron2.modeling.poolers import (
     convert_boxes_to_pooler_format,
 )
 from detectron2.structures import Boxes
+from omegaconf import OmegaConf
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import RoIPool
@@ -155,6 +156,17 @@ class TestValues:
             stock = ROIPooler(*args, "ROIAlignV2")(features, boxes)
             torch.testing.assert_close(pooled, stock, rtol=0, atol=2e-6)
 
+    def test_a_nan_box_belongs_to_no_level_of_the_finest_maps_either(self):
+        # Its level is the least number there is, from which the parent takes that of the first map, 0.
+        features, _ = features_and_boxes()
+        boxes = [Boxes(torch.tensor([[math.nan, 1, 30, 40]])), Boxes(torch.zeros(0, 4))]
+        pooler = MultiscaleROIPooler(7, [1.0, 0.5], 0, "ROIAlignBilinear")
+        assert not pooler(features[:2], boxes).any()
+
+    def test_a_lazy_config_may_give_its_own_kind_of_list(self):
+        size = OmegaConf.create([7, 5])
+        assert MultiscaleROIPooler(size, SCALES, 0, "ROIAlignBicubic").output_size == (7, 5)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_the_result_has_the_dtype_of_the_maps_and_full_coordinates(self, dtype):
         features, boxes = features_and_boxes()
@@ -204,6 +216,23 @@ class TestErrors:
             (dict(output_size=0), ValueError, "output_size must be positive .*, got 0"),
             (dict(scales=[0.5, 0.0]), ValueError, r"scales\[1\] must be positive .*, got 0.0"),
             (dict(sampling_ratio=0.5), TypeError, "sampling_ratio must be a whole number, got 0.5"),
+            (
+                dict(sampling_ratio=torch.tensor(2.5)),
+                TypeError,
+                "sampling_ratio must be a whole number, got tensor",
+            ),
+            (dict(output_size=True), TypeError, "output_size must be a whole number .*, got True"),
+            (dict(pooler_type=["ROIAlignBilinear"]), ValueError, "pooler_type must be one of"),
+            (dict(scales=0.25), TypeError, "scales must be a list of numbers, got 0.25"),
+            (dict(scales=[]), ValueError, "scales must be 1 to 8 numbers, got 0"),
+            (dict(scales=[2.0**-i for i in range(9)]), ValueError, "scales must be .*, got 9"),
+            (dict(scales=[1 / 3]), ValueError, "powers of two .*, got .0.333"),
+            (dict(scales=[2.0, 1.0]), ValueError, "powers of two .*, got .2.0, 1.0"),
+            (dict(scales=[1 / 4, 1 / 16]), ValueError, "each twice the one before, .*, got"),
+            (dict(canonical_box_size=0), ValueError, "canonical_box_size must be .*, got 0"),
+            (dict(canonical_box_size=math.inf), ValueError, "canonical_box_size must be .*, got"),
+            (dict(canonical_level=math.nan), ValueError, "canonical_level must be .*, got nan"),
+            (dict(canonical_level="4"), TypeError, "canonical_level must be a number, got '4'"),
         ],
     )
     def test_bad_arguments_are_named(self, changes, error, message):
@@ -214,15 +243,20 @@ class TestErrors:
     def test_lengths_that_differ(self):
         features, boxes = features_and_boxes()
         pooler = MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic")
-        with pytest.raises(AssertionError, match="num_level_assignments=4, but x is list of 3"):
+        with pytest.raises(
+            AssertionError, match="x must hold a map for each of the 4 scales, got 3"
+        ):
             pooler(features[:3], boxes)
-        with pytest.raises(AssertionError, match="batch dim 0 is 2, but box_list has length 1"):
+        with pytest.raises(AssertionError, match="the boxes of 2 images, got 1"):
             pooler(features, boxes[:1])
 
     @pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIPool"])
     def test_it_stands_in_for_aligned_poolers_only(self, pooler_type):
-        with pytest.raises(ValueError, match="pooler must be of type ROIAlignV2, got one of R"):
+        message = "pooler must be an ROIPooler of Detectron2 of type ROIAlignV2, got "
+        with pytest.raises(ValueError, match=message + "ROIPooler"):
             MultiscaleROIPooler.like(ROIPooler(7, SCALES, 0, pooler_type))
+        with pytest.raises(ValueError, match=message + "MultiscaleROIPooler"):
+            MultiscaleROIPooler.like(MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBilinear"))
 
 
 @pytest.mark.filterwarnings("ignore:.*(torch.jit|Tracer|Converting a tensor|legacy TorchScript)")
@@ -282,9 +316,10 @@ class TestTorch:
             expected = model(*args)
             torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=0, atol=1e-5)
 
-    def test_compiles_around_what_depends_on_the_boxes(self):
+    def test_compiles_for_any_number_of_boxes(self):
         model = self.Wrapper(MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic"))
         features, boxes = features_and_boxes()
-        args = (*features, *(b.tensor for b in boxes))
-        compiled = torch.compile(model, backend="aot_eager")
-        torch.testing.assert_close(compiled(*args), model(*args))
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+        for count in (20, 5):
+            args = (*features, *(b.tensor[:count] for b in boxes))
+            torch.testing.assert_close(compiled(*args), model(*args))

@@ -44,6 +44,17 @@ def test_the_cubic_kernel_needs_a_bicubic_pooler(head):
     assert not find_unused_keys(small.config(**changes, MODEL__KEYPOINT_ON=True))
 
 
+def test_heads_without_a_pyramid_have_one_pooler():
+    changes = {
+        "MODEL__ROI_HEADS__NAME": "FocalRes5ROIHeads",
+        "MODEL__ROI_MASK_HEAD__POOLER_TYPE": "ROIAlignBicubic",
+        "MODEL__ROI_ALIGN__A": -0.75,
+    }
+    assert find_unused_keys(small.config(**changes, MODEL__ROI_BOX_HEAD__POOLER_TYPE="ROIAlignV2"))
+    changes["MODEL__ROI_BOX_HEAD__POOLER_TYPE"] = "ROIAlignBicubic"
+    assert not find_unused_keys(small.config(**changes))
+
+
 def test_retinanet_has_no_roi_heads():
     cfg = config("retinanet_R_50_PAFPN_1x.yaml")
     cfg.MODEL.ROI_HEADS.NAME = "FocalROIHeads"

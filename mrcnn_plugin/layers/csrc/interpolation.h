@@ -115,7 +115,7 @@ MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, In
   const int64_t last = static_cast<int64_t>(a < b ? b : a) + (cubic ? 2 : 1);
   band.begin = begin;
   band.samples = end - begin;
-  band.first = first < 0 ? 0 : first;
+  band.first = clamp_index(first, size); // of a map so long that its last pixel is rounded, too
   band.count = (last > size - 1 ? size - 1 : last) - band.first + 1;
   return band;
 }

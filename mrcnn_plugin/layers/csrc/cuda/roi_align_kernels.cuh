@@ -5,7 +5,7 @@
 // of those that are not zero. So a weight is found without a search, and nothing depends on how long a band is.
 //
 // forward_kernel has a block per RoI, tile of bin rows and group of channels. In the y pass a thread has a column of the map
-// and some channels, reads each pixel once and adds it to the bin rows of its record. That leaves a strip of bin rows x
+// and some channels, reads each pixel once for a group of bin columns and adds it to the bin rows of its record. That leaves a strip of bin rows x
 // columns in shared memory, of which the x pass makes bins.
 //
 // backward_kernel has a block per tile of the map and group of channels, finds the RoIs that touch the tile, and adds up
@@ -355,7 +355,7 @@ __device__ inline void store_channels(
   }
 }
 
-// Adds a pixel to the bin rows that read it.
+// Adds a pixel to the bin rows that read it. The compiler predicates the multiply-adds; branches over them gained nothing.
 template <typename T, int V>
 __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (&sums)[kTileBins][V]) {
   T record[kRecord];
@@ -632,23 +632,23 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
     CUDA_PARAMETER Bins<const scalar_t> bins, CUDA_PARAMETER Workspace<T> workspace,
     CUDA_PARAMETER Pyramid<scalar_t> maps, CUDA_PARAMETER GatherBlocks blocks) {
   constexpr int kChannels = kGroups * V;
-  constexpr int kRowPairs = kThreads / (kGroups * kTileBins); // bin rows that the block reads at a time
+  constexpr int kBinRowsAtOnce = kThreads / (kGroups * kTileBins); // bin rows that the block reads at a time
   constexpr int kBinStep = (kGroups + 1) * V; // one group more, so that the bins of a group are in different banks
   constexpr int kTileStep = kTileBins * kTileBins * kBinStep;
   constexpr int kRecords = kGatherRows + kColumns;
   constexpr int kNear = 4;
   CUDA_SHARED(unsigned int, ballots, kThreads / kWarp);
   CUDA_SHARED(int, list, kThreads); // tiles of RoIs that touch this tile of the map
-  CUDA_SHARED(T, records, kBatch * kRecords * kRecord); // of the rows (by bin: see below), then of the columns
+  CUDA_SHARED(T, records, kBatch * kRecords * kRecord); // of the rows [bin][row], then of the columns [column][kRecord]
   CUDA_SHARED(int, row_masks, kBatch * kGatherRows);
   CUDA_SHARED(T, gradients, kBatch * kTileStep); // [bin][channel]
   const int thread = threadIdx.x, lane = thread % kWarp;
   const int x = thread / kGroups, group = thread % kGroups;
   const int chunks = divide_up(maps.channels, kChannels);
   const int num_tiles = workspace.num_rois * workspace.y.tiles * workspace.x.tiles;
-  // The bins that a thread reads for all: bin column my_q of every kRowPairs-th bin row from my_p on, of group my_group.
-  const int my_group = channels_last ? thread % kGroups : thread / (kRowPairs * kTileBins);
-  const int my_bin = channels_last ? thread / kGroups : thread % (kRowPairs * kTileBins);
+  // The bins that a thread reads for all: bin column my_q of every kBinRowsAtOnce-th bin row from my_p on, of group my_group.
+  const int my_group = channels_last ? thread % kGroups : thread / (kBinRowsAtOnce * kTileBins);
+  const int my_bin = channels_last ? thread / kGroups : thread % (kBinRowsAtOnce * kTileBins);
   const int my_p = my_bin / kTileBins, my_q = my_bin % kTileBins;
   for (int block = blockIdx.x; block < blocks.first[maps.count]; block += gridDim.x) {
     int order = 0;
@@ -667,7 +667,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
     const int row = rest % tiles_y * kGatherRows;
     const int image = rest / tiles_y;
     const int my_channel = first_channel + my_group * V;
-    const bool has_bin = my_p < kRowPairs && my_group < kGroups && my_channel < maps.channels;
+    const bool has_bin = my_p < kBinRowsAtOnce && my_group < kGroups && my_channel < maps.channels;
     const ChannelReader<scalar_t, T, V, channels_last> read(
         bins.steps.channel, my_channel, maps.channels, bins.vectors);
     T sums[kGatherRows][V] = {};
@@ -717,7 +717,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
               row_masks[j * kGatherRows + pixel] = number_to_mask(number);
             }
           }
-          if (has_bin) { // whoever has no channel reads nothing, and is read by nobody
+          if (has_bin) { // what has no channel stays unwritten; the sums that read it are stored nowhere
             const int first_p = tile.tile_y * workspace.y.size, first_q = tile.tile_x * workspace.x.size;
             const int num_p = smaller(workspace.y.size, workspace.y.bins - first_p);
             const bool has_column = my_q < smaller(workspace.x.size, workspace.x.bins - first_q);
@@ -725,7 +725,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
                 int64_t(first_p + my_p) * bins.steps.row + int64_t(first_q + my_q) * bins.steps.column;
             T* target = gradients + j * kTileStep + my_bin * kBinStep + my_group * V;
 #pragma unroll
-            for (int p = 0; p < kTileBins; p += kRowPairs) {
+            for (int p = 0; p < kTileBins; p += kBinRowsAtOnce) {
               if (p + my_p < kTileBins) {
                 Pack<T, V> values{}; // zero where there is no bin, since a weight of zero is multiplied, too
                 if (has_column && p + my_p < num_p) {
@@ -733,7 +733,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
                 }
                 as_pack<T, V>(target + p * kTileBins * kBinStep) = values;
               }
-              bin += kRowPairs * bins.steps.row;
+              bin += kBinRowsAtOnce * bins.steps.row;
             }
           }
         }

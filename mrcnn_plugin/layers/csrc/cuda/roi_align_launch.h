@@ -58,7 +58,6 @@ struct Bins {
   Steps steps;
   int height;
   int width;
-  bool channels_last;
   bool vectors;
 };
 

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -36,7 +35,7 @@ at::Tensor with_short_steps(const at::Tensor& tensor) {
 }
 
 bool is_channels_last(const at::Tensor& tensor) {
-  return tensor.stride(1) == 1 && tensor.size(1) > 1;
+  return tensor.stride(1) == 1 && tensor.size(1) > 1 && tensor.size(2) * tensor.size(3) > 1;
 }
 
 // Whether the channels of a pixel can be read vector_channels at a time.
@@ -62,7 +61,7 @@ template <typename scalar_t>
 Bins<scalar_t> bins_of(const at::Tensor& tensor) {
   return {
       data_of<scalar_t>(tensor), steps_of(tensor), static_cast<int>(tensor.size(2)), static_cast<int>(tensor.size(3)),
-      is_channels_last(tensor), has_vectors<std::remove_const_t<scalar_t>>(tensor)};
+      has_vectors<std::remove_const_t<scalar_t>>(tensor)};
 }
 
 // The maps of a call. Those that are not defined have no data.
@@ -102,20 +101,28 @@ Boxes<T> boxes_of(const Call& call, const at::Tensor& rois, const std::optional<
   return boxes;
 }
 
-// The kernels count RoIs, tiles and blocks in 32 bits. These are upper bounds of their numbers.
+// The kernels count channels, pixels, RoIs, blocks and steps in 32 bits, up to a few steps or a whole grid beyond the last one,
+// and addresses in 64. Products of sizes are rounded here, since they may not fit 64 bits.
 void check_sizes(const Call& call) {
-  const int64_t tiles = (call.pooled_height / 4 + 1) * (call.pooled_width / 4 + 1);
-  const int64_t units = call.num_rois * tiles * (call.channels / 32 + 1);
-  int64_t blocks = 0;
+  constexpr double kMost = 1 << 29;
+  const auto blocks = [](int64_t size, int64_t of_block) { return static_cast<double>((size - 1) / of_block + 1); };
+  const double channels = static_cast<double>(call.channels), chunks = blocks(call.channels, 16);
+  const double rows = static_cast<double>(call.pooled_height), columns = static_cast<double>(call.pooled_width);
+  const double num_tiles =
+      static_cast<double>(call.num_rois) * blocks(call.pooled_height, 7) * blocks(call.pooled_width, 7);
+  double most = std::max({channels, rows * columns, columns * channels, num_tiles, num_tiles * chunks});
+  double map_blocks = 0;
   for (int64_t l = 0; l < call.num_levels; ++l) {
-    blocks += call.batch * (call.levels[l].height / 8 + 1) * (call.levels[l].width / 16 + 1) * (call.channels / 16 + 1);
+    const double height = static_cast<double>(call.levels[l].height), width = static_cast<double>(call.levels[l].width);
+    most = std::max({most, height * width, width * channels});
+    map_blocks += blocks(call.levels[l].height, 8) * blocks(call.levels[l].width, 16);
   }
-  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  map_blocks *= static_cast<double>(call.batch);
+  most = std::max({most, map_blocks, map_blocks * chunks, static_cast<double>(call.batch) * kMaxLevels});
   TORCH_CHECK_VALUE(
-      units <= kMost && blocks <= kMost && call.batch <= kMost / kMaxLevels,
-      "roi_align: on CUDA a call has too many parts: ", call.num_rois, " boxes of ", call.pooled_height, " x ",
-      call.pooled_width, " bins and ", call.channels, " channels make ", units, ", and the maps of ", call.batch,
-      " images ", blocks, ", but there can be ", kMost, " of each");
+      most < kMost, "roi_align: on CUDA a call is too large: it would count to ", most, ", and at most to ", kMost,
+      " (", call.num_rois, " boxes of ", call.pooled_height, " x ", call.pooled_width, " bins, ", call.batch,
+      " images, ", call.channels, " channels)");
 }
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
