@@ -857,7 +857,8 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         nargs="+",
         choices=SECTIONS,
         metavar="NAME",
-        help=f"of {', '.join(SECTIONS)} (default: those of the device)",
+        help=f"of {', '.join(SECTIONS)}, in this order (default: those of the device); what is "
+        "written holds these sections only",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--seconds", type=float, help="per measurement (default: 1, on a GPU 0.4)")

@@ -29,7 +29,8 @@ class MultiscaleROIPooler(ROIPooler):
     """Detectron2's ROIPooler, which pools the boxes of all levels in one call of the operator.
 
     Boxes are assigned to levels as there, by the same function. "ROIAlignBilinear" pools what
-    "ROIAlignV2" of Detectron2 does. There are no parameters, so any checkpoint can be used.
+    "ROIAlignV2" of Detectron2 does. It keeps boxes in float32 where Detectron2 rounds them to half
+    precision. There are no parameters, so any checkpoint can be used.
     """
 
     def __init__(

@@ -2,8 +2,11 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from typing import List, Optional
 
+import mrcnn_plugin._C
 import pytest
 import torch
 import torchvision
@@ -491,6 +494,19 @@ def inputs(num_rois=6, height=16, width=24):
     return (*pyramid(3, height, width), *rois_and_levels(num_rois, height, width))
 
 
+class MultiscaleModule(nn.Module):
+    """What TorchScript can hold of it."""
+
+    def __init__(self, scales: List[float]):
+        super().__init__()
+        self.scales = scales
+
+    def forward(self, maps: List[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        return torch.ops.mrcnn_plugin.roi_align(
+            maps, rois, levels, self.scales, 2, 3, 0, True, "bicubic", -0.5
+        )
+
+
 class Model(nn.Module):
     """The operator between two others."""
 
@@ -577,6 +593,22 @@ class TestTorch:
         *maps, rois, levels = inputs()
         for args in ((maps, rois, levels, SCALES), (maps[:1], rois, None, SCALES[:1])):
             assert torch.equal(scripted(*args), pool(*args))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit")
+    def test_a_script_needs_the_library_only(self, tmp_path):
+        module = MultiscaleModule(SCALES)
+        *maps, rois, levels = inputs()
+        torch.jit.script(module).save(tmp_path / "script.pt")
+        torch.save((maps, rois, levels), tmp_path / "inputs.pt")
+        program = f"""
+import sys, torch
+torch.ops.load_library({mrcnn_plugin._C.__file__!r})
+pool = torch.jit.load({str(tmp_path / "script.pt")!r})
+torch.save(pool(*torch.load({str(tmp_path / "inputs.pt")!r})), {str(tmp_path / "output.pt")!r})
+assert not {{"mrcnn_plugin", "detectron2"}} & set(sys.modules)
+"""
+        subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=tmp_path)
+        assert torch.equal(torch.load(tmp_path / "output.pt"), module(maps, rois, levels))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_autocast_leaves_the_dtype_of_the_maps(self, dtype):
