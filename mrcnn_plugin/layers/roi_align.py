@@ -358,7 +358,7 @@ class ROIAlign(nn.Module):
         super().__init__()
         self.output_size = check_options(output_size, sampling_ratio, aligned, interpolation, a)
         check_scale("spatial_scale", spatial_scale)
-        # Of these very types: TorchScript converts none.
+        # TorchScript converts no types, so these have to be exact.
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = operator.index(sampling_ratio)
         self.aligned = aligned

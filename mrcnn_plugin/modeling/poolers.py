@@ -67,7 +67,7 @@ class MultiscaleROIPooler(ROIPooler):
         )
         # The parent's modules, one for each level, are not what pools here.
         del self.level_poolers
-        # Of these very types: TorchScript converts none.
+        # TorchScript converts no types, so these have to be exact.
         self.scales = [float(scale) for scale in scales]
         self.sampling_ratio = max(operator.index(sampling_ratio), 0)
         self.interpolation = interpolation

@@ -15,7 +15,7 @@ def load() -> Any:
     """Compiles binding.cpp, once per change, into torch's folder for extensions.
 
     Returns:
-        torch.ops.mrcnn_plugin_emulation: roi_align, roi_align_backward, set_block_order, counters.
+        torch.ops.mrcnn_plugin_emulation: roi_align, roi_align_backward, set_block_order.
     """
     from torch.utils import cpp_extension
 

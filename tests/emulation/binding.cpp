@@ -1,7 +1,6 @@
 // The CUDA kernels on the CPU, as operators for the tests:
 //   torch.ops.mrcnn_plugin_emulation.roi_align, .roi_align_backward    the schema of mrcnn_plugin's
 //   .set_block_order(0: forward, 1: reversed, 2: on several host threads)
-//   .counters() -> global loads, stores and atomic additions since the last call
 #define MRCNN_CUDA_EMULATION
 #include "cuda/roi_align_launch.cu"
 #include "cuda/roi_align_operators.h"
@@ -26,13 +25,6 @@ void set_block_order(int64_t order) {
   simt::settings().order = static_cast<simt::BlockOrder>(order);
 }
 
-std::vector<int64_t> counters() {
-  simt::Counters& counters = simt::settings().counters;
-  const std::vector<int64_t> result{counters.loads, counters.stores, counters.atomics};
-  counters = {};
-  return result;
-}
-
 } // namespace
 
 TORCH_LIBRARY(mrcnn_plugin_emulation, m) {
@@ -46,5 +38,4 @@ TORCH_LIBRARY(mrcnn_plugin_emulation, m) {
       "float a) -> Tensor[]",
       TORCH_FN(mrcnn_plugin::cuda::roi_align_backward));
   m.def("set_block_order(int order) -> ()", TORCH_FN(set_block_order));
-  m.def("counters() -> int[]", TORCH_FN(counters));
 }

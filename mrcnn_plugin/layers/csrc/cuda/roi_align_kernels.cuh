@@ -5,14 +5,15 @@
 // of those that are not zero. So a weight is found without a search, and nothing depends on how long a band is.
 //
 // forward_kernel has a block per RoI, tile of bin rows and group of channels. In the y pass a thread has a column of the map
-// and some channels, reads each pixel once for a group of bin columns and adds it to the bin rows of its record. That leaves a strip of bin rows x
-// columns in shared memory, of which the x pass makes bins.
+// and some channels. It reads each pixel once for a group of bin columns and adds it to the bin rows of its record. That
+// leaves a strip of bin rows x columns in shared memory, of which the x pass makes bins.
 //
-// backward_kernel has a block per tile of the map and group of channels, finds the RoIs that touch the tile, and adds up
-// what they give to a pixel in the registers of one thread, in the order of the RoIs. It writes each pixel once: the same
-// bits every time, without atomic additions and without a cleared map.
+// backward_kernel has a block per tile of the map and group of channels, which finds the RoIs that touch the tile. One thread
+// adds up what they give to a pixel, in their order and in registers. So each pixel is written once, with the same bits every
+// time, without atomic additions and without a cleared map.
 //
-// In both, the threads of a warp lie along what is contiguous in memory: columns (NCHW) or channels (channels_last).
+// Where they read and write maps, the threads of a warp lie along what is contiguous in memory: columns (NCHW) or channels
+// (channels_last).
 #pragma once
 
 #include "../interpolation.h"
