@@ -87,7 +87,7 @@ def roi_align(
     _check_map("input", input)
     height, width = check_options(output_size, sampling_ratio, aligned, interpolation, a)
     check_scale("spatial_scale", spatial_scale)
-    return _pool(
+    return pool(
         [input],
         _to_rois(input, "input", boxes),
         None,
@@ -175,7 +175,7 @@ def multiscale_roi_align(
     rois = _to_rois(first, "inputs", boxes)
     if levels is not None or len(inputs) > 1:
         _check_levels(first, levels, rois)
-    return _pool(
+    return pool(
         list(inputs),
         rois,
         levels,
@@ -194,10 +194,45 @@ def multiscale_roi_align(
 torch.fx.wrap("roi_align")
 
 
-def _pool(*arguments: Any) -> Tensor:
-    if torch.onnx.is_in_onnx_export():
-        return roi_align_dense(*arguments)
-    return torch.ops.mrcnn_plugin.roi_align(*arguments)
+def pool(
+    inputs: List[Tensor],
+    rois: Tensor,
+    levels: Optional[Tensor],
+    spatial_scales: List[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    interpolation: str,
+    a: float,
+) -> Tensor:
+    """The operator, for arguments that need no check in Python; TorchScript can compile it."""
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if torch.onnx.is_in_onnx_export():
+            return roi_align_dense(
+                inputs,
+                rois,
+                levels,
+                spatial_scales,
+                pooled_height,
+                pooled_width,
+                sampling_ratio,
+                aligned,
+                interpolation,
+                a,
+            )
+    return torch.ops.mrcnn_plugin.roi_align(
+        inputs,
+        rois,
+        levels,
+        spatial_scales,
+        pooled_height,
+        pooled_width,
+        sampling_ratio,
+        aligned,
+        interpolation,
+        a,
+    )
 
 
 def _check_map(name: str, map: Tensor) -> None:

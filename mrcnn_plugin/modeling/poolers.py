@@ -5,8 +5,9 @@ import operator
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import ROIAlign, ShapeSpec
+from detectron2.layers import ROIAlign, ShapeSpec, cat
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
@@ -16,8 +17,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.tracing import assert_fx_safe, is_fx_tracing
 from torch import Tensor
 
-from ..layers import multiscale_roi_align
-from ..layers.roi_align import MAX_LEVELS, check_number, check_options, check_scale
+from ..layers.roi_align import MAX_LEVELS, check_number, check_options, check_scale, pool
 
 __all__ = ["POOLER_TYPES", "MultiscaleROIPooler", "init_head"]
 
@@ -123,7 +123,7 @@ class MultiscaleROIPooler(ROIPooler):
         height, width = self.output_size
         if len(box_lists) == 0:
             return x[0].new_zeros((0, x[0].size(1), height, width))
-        rois = convert_boxes_to_pooler_format(box_lists)
+        rois = _to_rois(box_lists)
         levels: Optional[Tensor] = None
         if len(self.scales) > 1:
             assigned = assign_boxes_to_levels(
@@ -133,35 +133,24 @@ class MultiscaleROIPooler(ROIPooler):
                 self.canonical_box_size,
                 self.canonical_level,
             )
-            # A box of negative area, or with a NaN, belongs to no level. The parent pools zeros for
-            # it, as the operator does for a box that is not finite.
-            is_level = (assigned >= 0) & (assigned < len(self.scales))
-            levels = torch.where(is_level, assigned, 0)
-            boxes = torch.where(is_level[:, None], rois[:, 1:], math.nan)
-            rois = torch.cat([rois[:, :1], boxes], dim=1)
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            # TorchScript knows the operator, but not what the checks of its arguments are written in.
-            return torch.ops.mrcnn_plugin.roi_align(
-                x,
-                rois.to(torch.float64 if x[0].dtype == torch.float64 else torch.float32),
-                levels,
-                self.scales,
-                height,
-                width,
-                self.sampling_ratio,
-                True,
-                self.interpolation,
-                self.a,
-            )
-        return multiscale_roi_align(
+            # A box of negative area, or with a NaN, gets a level that does not exist. The parent
+            # pools zeros for it, and so does the operator from any level, but for a finite box
+            # where the number of samples is given.
+            levels = _clamp(assigned, len(self.scales) - 1)
+            if self.sampling_ratio > 0:
+                boxes = rois[:, 1:].masked_fill((assigned != levels)[:, None], math.nan)
+                rois = torch.cat([rois[:, :1], boxes], dim=1)
+        return pool(
             x,
-            rois,
+            rois.to(torch.float64 if x[0].dtype == torch.float64 else torch.float32),
             levels,
-            (height, width),
             self.scales,
+            height,
+            width,
             self.sampling_ratio,
-            interpolation=self.interpolation,
-            a=self.a,
+            True,
+            self.interpolation,
+            self.a,
         )
 
     def extra_repr(self) -> str:
@@ -169,6 +158,22 @@ class MultiscaleROIPooler(ROIPooler):
             f"output_size={self.output_size}, scales={self.scales}, "
             f"sampling_ratio={self.sampling_ratio}, interpolation={self.interpolation}, a={self.a}"
         )
+
+
+def _to_rois(box_lists: List[Boxes]) -> Tensor:
+    """[M, 5], the boxes of all images as rows (image, x1, y1, x2, y2)."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return convert_boxes_to_pooler_format(box_lists)
+    else:
+        # Detectron2's function repeats indices by lengths that lie on the GPU: the host waits.
+        return cat([F.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(box_lists)])
+
+
+def _clamp(levels: Tensor, last: int) -> Tensor:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # ONNX clips whole numbers from opset 12 on only.
+        return torch.where((levels >= 0) & (levels <= last), levels, last)
+    return levels.clamp(0, last)
 
 
 def _check_levels(scales: Any, canonical_box_size: Any, canonical_level: Any) -> None:
