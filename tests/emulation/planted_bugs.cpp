@@ -113,7 +113,8 @@ int main(int argc, char** argv) {
   }
   const simt::Counters& counters = simt::settings().counters;
   std::printf("%d %d %d %d, %d\n", out[0], out[1], out[2], out[3], out[kThreads]);
-  std::printf("%ld loads, %ld stores, %ld atomics\n", (long)counters.loads, (long)counters.stores, (long)counters.atomics);
+  std::printf(
+      "%ld loads, %ld stores, %ld atomics\n", (long)counters.loads, (long)counters.stores, (long)counters.atomics);
   delete[] out;
   return 0;
 }

@@ -1,5 +1,6 @@
-// The kernels for the CPU and, emulated, those for CUDA, without torch: built with sanitizers and run by `make sanitize`.
-// Values are compared with the definition of RoIAlign, gradients by <G, A X> = <A^T G, X>, so that wrong ones fail too.
+// The kernels for the CPU and, emulated, those for CUDA, without torch: built with sanitizers and run by `make
+// sanitize`. Values are compared with the definition of RoIAlign, gradients by <G, A X> = <A^T G, X>, so that wrong
+// ones fail too.
 //
 //   sanitize         all cases
 //   sanitize tiny    a few small ones, for ThreadSanitizer
@@ -94,8 +95,8 @@ double definition(const Case& c, const T* box, const Buffer<S>& map, int64_t cha
           const int64_t row = std::min(std::max<int64_t>(v, 0), problem.height - 1);
           const int64_t column = std::min(std::max<int64_t>(u, 0), problem.width - 1);
           sum += weight *
-              static_cast<double>(map[at(
-                  c, static_cast<int64_t>(box[0]), channel, row, column, problem.height, problem.width)]);
+              static_cast<double>(
+                     map[at(c, static_cast<int64_t>(box[0]), channel, row, column, problem.height, problem.width)]);
         }
       }
     }
@@ -109,10 +110,10 @@ void check(bool good, const std::string& what, const Case& c, double error) {
   if (!good) {
     ++failures;
     std::printf(
-        "FAILED %s: error %g; N %ld C %ld H %ld W %ld P %ld Q %ld ratio %ld aligned %d channels_last %d\n", what.c_str(),
-        error, (long)c.problem.batch, (long)c.problem.channels, (long)c.problem.height, (long)c.problem.width,
-        (long)c.problem.pooled_height, (long)c.problem.pooled_width, (long)c.sampling_ratio, c.aligned,
-        c.channels_last);
+        "FAILED %s: error %g; N %ld C %ld H %ld W %ld P %ld Q %ld ratio %ld aligned %d channels_last %d\n",
+        what.c_str(), error, (long)c.problem.batch, (long)c.problem.channels, (long)c.problem.height,
+        (long)c.problem.width, (long)c.problem.pooled_height, (long)c.problem.pooled_width, (long)c.sampling_ratio,
+        c.aligned, c.channels_last);
   }
 }
 
@@ -185,7 +186,8 @@ void run_cpu(
     work(0);
   };
   const auto with_task = [&](bool transposed, const S* source, S* target, const auto& function) {
-    Call call{num_rois, c.problem.batch, c.problem.channels, c.problem.pooled_height, c.problem.pooled_width, 1, {}, {}};
+    Call call{num_rois, c.problem.batch, c.problem.channels, c.problem.pooled_height, c.problem.pooled_width, 1, {},
+              {}};
     call.levels[0] = {c.problem.height, c.problem.width, c.scale, true};
     call.options = {c.problem.interpolation, kA, c.sampling_ratio, c.aligned};
     std::vector<int64_t> rows(num_rois);
@@ -240,7 +242,8 @@ void run_cuda(const std::string& name, const Case& c, const Buffer<cpu::accumula
   const bool channels_last = c.channels_last && c.problem.channels > 1;
   const bool vectors = channels_last && c.problem.channels % cuda::vector_channels<T> == 0;
   const int height = static_cast<int>(c.problem.height), width = static_cast<int>(c.problem.width);
-  const int bin_rows = static_cast<int>(c.problem.pooled_height), bin_columns = static_cast<int>(c.problem.pooled_width);
+  const int bin_rows = static_cast<int>(c.problem.pooled_height),
+            bin_columns = static_cast<int>(c.problem.pooled_width);
   const auto pyramid_of = [&](auto* data) {
     cuda::Pyramid<std::remove_pointer_t<decltype(data)>> pyramid{};
     pyramid.count = 1;
@@ -253,7 +256,8 @@ void run_cuda(const std::string& name, const Case& c, const Buffer<cpu::accumula
     return cuda::Bins<std::remove_pointer_t<decltype(data)>>{
         data, steps(layout(c, bin_rows, bin_columns)), bin_rows, bin_columns, vectors};
   };
-  const int64_t bytes = cuda::workspace_bytes<S, T>(pyramid_of(static_cast<S*>(nullptr)), bin_rows, bin_columns, num_rois);
+  const int64_t bytes =
+      cuda::workspace_bytes<S, T>(pyramid_of(static_cast<S*>(nullptr)), bin_rows, bin_columns, num_rois);
   const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(32, std::max<int64_t>(bytes, 32)), std::free);
   std::vector<simt::BlockOrder> orders{simt::BlockOrder::kForward};
   if (sizeof(S) == sizeof(float)) {
@@ -277,10 +281,16 @@ void run_all(const Case& c, bool tiny) {
   using T = cpu::accumulator_t<S>;
   const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();
   const T last = static_cast<T>(c.problem.batch - 1);
-  // Ordinary, across the border, inverted, of no area, a single pixel, outside.
-  Buffer<T> boxes{0,    T(2.3), T(3.1),  T(17.7), T(12.9), last, -4,      -3,    60,     80,  last, 9,   8,
-                  2,    1,      0,       5,       5,       5,    5,       0,     4,      4,   5,    5,   last,
-                  -300, -300,   -200,    -200,    0,       1,    T(-0.5), T(30), T(0.5)};
+  // clang-format off: one box per line
+  Buffer<T> boxes{
+      0, T(2.3), T(3.1), T(17.7), T(12.9), // ordinary
+      last, -4, -3, 60, 80, // beyond every border
+      last, 9, 8, 2, 1, // inverted
+      0, 5, 5, 5, 5, // without area
+      0, 4, 4, 5, 5, // one pixel
+      last, -300, -300, -200, -200, // outside of the map
+      0, 1, T(-0.5), T(30), T(0.5)}; // half across the upper border
+  // clang-format on
   const int64_t comparable = static_cast<int64_t>(boxes.size()) / 5;
   for (const T extreme : {nan, inf, -inf, T(1e9), T(1e30)}) {
     boxes.insert(boxes.end(), {0, 1, 1, extreme, 9});

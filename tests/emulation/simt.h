@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the CPU, for tests: what compat.cuh provides under CUDA, in plain C++.
 //
-// A block's threads are fibers of one host thread, each of which runs until a barrier. Whatever CUDA leaves undefined or
-// only finds at run time is an error here: a barrier that not all threads of a block reach, or reach at different lines; a
-// grid, block or amount of shared memory that no GPU would launch. Shared memory starts as 0xAB bytes; under
+// A block's threads are fibers of one host thread, each of which runs until a barrier. Whatever CUDA leaves undefined
+// or only finds at run time is an error here: a barrier that not all threads of a block reach, or reach at different
+// lines; a grid, block or amount of shared memory that no GPU would launch. Shared memory starts as 0xAB bytes; under
 // AddressSanitizer, what lies between its arrays may not be touched.
 //
 // What it cannot show: weak memory order, timing, registers, streams, and mixed-up host and device pointers.
@@ -195,8 +195,8 @@ class Block {
     wait(line, phases_);
   }
 
-  // Bit i is what the i-th thread of the caller's warp says. It orders the memory accesses of a warp only, but all threads
-  // of the block have to call it.
+  // Bit i is what the i-th thread of the caller's warp says. It orders the memory accesses of a warp only, but all
+  // threads of the block have to call it.
   unsigned int ballot(bool condition, int line) {
     const Unwatched unwatched;
     const size_t warp = current_ / kWarp;
@@ -236,7 +236,7 @@ class Block {
     return block;
   }
 
-  void count(int64_t Counters::*what) {
+  void count(int64_t Counters::* what) {
     const Unwatched unwatched;
     ++(counters.*what);
   }

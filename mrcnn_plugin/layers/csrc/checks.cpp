@@ -16,8 +16,8 @@ Interpolation parse(std::string_view interpolation) {
     return Interpolation::kBilinear;
   }
   TORCH_CHECK_VALUE(
-      interpolation == "bicubic", "roi_align: interpolation must be \"bilinear\" or \"bicubic\", got \"",
-      interpolation, "\"");
+      interpolation == "bicubic", "roi_align: interpolation must be \"bilinear\" or \"bicubic\", got \"", interpolation,
+      "\"");
   return Interpolation::kBicubic;
 }
 
@@ -49,8 +49,8 @@ void check(
     TORCH_CHECK_TYPE(
         levels->scalar_type() == at::kLong, "roi_align: levels must be int64, got ", levels->scalar_type());
     TORCH_CHECK_VALUE(
-        levels->dim() == 1 && levels->size(0) == rois.size(0), "roi_align: levels must have shape (K,) for the K = ",
-        rois.size(0), " boxes, got ", levels->sizes());
+        levels->dim() == 1 && levels->size(0) == rois.size(0),
+        "roi_align: levels must have shape (K,) for the K = ", rois.size(0), " boxes, got ", levels->sizes());
     TORCH_CHECK_VALUE(
         levels->device() == rois.device(), "roi_align: boxes are on ", rois.device(), " but levels are on ",
         levels->device());
@@ -86,8 +86,7 @@ Call check_forward(
   call.num_levels = num_levels;
   for (int64_t l = 0; l < num_levels; ++l) {
     const at::Tensor& map = input[l];
-    TORCH_CHECK_VALUE(
-        map.dim() == 4, "roi_align: input[", l, "] must have shape (N, C, H, W), got ", map.sizes());
+    TORCH_CHECK_VALUE(map.dim() == 4, "roi_align: input[", l, "] must have shape (N, C, H, W), got ", map.sizes());
     const at::Tensor& first = input[0];
     TORCH_CHECK_TYPE(
         map.scalar_type() == first.scalar_type(), "roi_align: all maps must have the dtype of input[0], ",

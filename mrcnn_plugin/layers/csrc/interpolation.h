@@ -31,8 +31,8 @@ struct Axis {
   T grid; // samples per bin, a whole number; <= 0 for none
 };
 
-// What one bin reads: its samples on the map are [begin, begin + samples), their taps the pixels [first, first + count).
-// The weights of a bin are a run of `count` numbers.
+// What one bin reads: its samples on the map are [begin, begin + samples), their taps the pixels [first, first +
+// count). The weights of a bin are a run of `count` numbers.
 struct Band {
   int64_t begin;
   int64_t samples;
@@ -91,8 +91,8 @@ MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, In
   constexpr int64_t kMostSamples = int64_t(1) << 52;
   int64_t begin = 0;
   int64_t end = to_index(axis.grid, kMostSamples);
-  // Only samples on the map are visited, so that a RoI far larger than the map costs no more than the map. The solutions
-  // of position(p, i) = -1 and = size are widened by two samples against rounding; on_map decides.
+  // Only samples on the map are visited, so that a RoI far larger than the map costs no more than the map. The
+  // solutions of position(p, i) = -1 and = size are widened by two samples against rounding; on_map decides.
   const T step = axis.bin / axis.grid;
   if (step > T(0)) {
     const T origin = axis.start + static_cast<T>(p) * axis.bin;
@@ -131,9 +131,9 @@ MRCNN_HOST_DEVICE void cubic_taps(T t, T a, T taps[4]) {
   taps[3] = a * s * t * t;
 }
 
-// Writes the `band.count` weights of bin p to `weights`, `stride` numbers apart. A tap beyond the border of the map belongs
-// to the border pixel, which is then the end of the band: taps are clamped to the band, so that no rounding can make them
-// leave `weights`.
+// Writes the `band.count` weights of bin p to `weights`, `stride` numbers apart. A tap beyond the border of the map
+// belongs to the border pixel, which is then the end of the band: taps are clamped to the band, so that no rounding can
+// make them leave `weights`.
 template <typename T>
 MRCNN_HOST_DEVICE void bin_weights(
     const Axis<T>& axis, int64_t p, const Band& band, int64_t size, Interpolation interpolation, T a, T* weights,

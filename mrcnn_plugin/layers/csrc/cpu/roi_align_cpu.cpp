@@ -1,8 +1,8 @@
 // RoIAlign on the CPU: the weights of every RoI, and which kernel runs on which memory.
 //
 // The RoIs of a level are those of a call on a single map, but for the row of bins that each has. Levels come one after
-// the other; the work of one is divided over (block of channels, image). In backward such a unit has a single writer that
-// adds the RoIs in a fixed order, so that the gradient is the same for any number of threads.
+// the other; the work of one is divided over (block of channels, image). In backward such a unit has a single writer
+// that adds the RoIs in a fixed order, so that the gradient is the same for any number of threads.
 #include "../roi_align.h"
 #include "roi_align_geometry.h"
 #include "roi_align_kernel.h"

@@ -164,7 +164,8 @@ class Geometry {
   int64_t total_window = 0;
 
  private:
-  // Appends the rows of the `bins` bins of an axis. Returns the pixels that they read; their columns count from its begin.
+  // Appends the rows of the `bins` bins of an axis. Returns the pixels that they read; their columns count from its
+  // begin.
   Range add_rows(
       const Axis<T>& axis, int64_t size, int64_t bins, std::vector<T>& weights, SparseMatrix<T>& matrix) const {
     const Interpolation interpolation = call_.options.interpolation;

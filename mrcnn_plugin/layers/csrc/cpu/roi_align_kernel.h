@@ -31,7 +31,8 @@ struct SparseRows {
   const T* weights;
 };
 
-// Rows of bins are pooled in groups of at most this many: one register each. A group is [group_begin(i), group_begin(i + 1)).
+// Rows of bins are pooled in groups of at most this many: one register each. A group is [group_begin(i), group_begin(i
+// + 1)).
 constexpr int64_t kGroupRows = 8;
 
 inline constexpr int64_t num_groups(int64_t pooled_height) {
@@ -81,7 +82,8 @@ struct Task {
 
   // Columns count from the RoI's rows.begin or columns.begin.
   //   forward: row index * pooled_height + p of y (x likewise) is row p of Wy.
-  //   backward: rows of Wy^T restricted to a group of bins, whose columns count from the group's first bin; rows of Wx^T.
+  //   backward: rows of Wy^T restricted to a group of bins, whose columns count from the group's first bin; rows of
+  //   Wx^T.
   SparseRows<acc_t> y;
   SparseRows<acc_t> x;
   const RowGroup* groups; // backward: [RoIs * num_groups]

@@ -1,9 +1,11 @@
 // RoIAlign as a product of sparse matrices, out[k, c] = Wy[k] . F[c] . Wx[k]^T, on vectors whose lanes are channels.
 //
-// The part of the map that is needed is first copied to [row][column][lane] ("packed"), so that everything after it is a
-// sum of whole aligned vectors times a number, whatever the layout and type of the map. Per RoI and group of bin rows:
-//   forward    map -- Wy --> strip [column][bin row][lane] -- Wx --> bins [bin row][bin column][lane] -- unpack --> target
-//   backward   bins <-- pack -- source; the transposes in the opposite order; the map is unpacked to target at the end
+// The part of the map that is needed is first copied to [row][column][lane] ("packed"), so that everything after it is
+// a sum of whole aligned vectors times a number, whatever the layout and type of the map. Per RoI and group of bin
+// rows:
+//   forward    map -- Wy --> strip [column][bin row][lane] -- Wx --> bins [bin row][bin column][lane] -- unpack -->
+//   target backward   bins <-- pack -- source; the transposes in the opposite order; the map is unpacked to target at
+//   the end
 // The rows of a strip are the registers of the x pass: each of its weights is loaded once for all of them.
 //
 // Included by one file per instruction set, which defines

@@ -115,8 +115,9 @@ inline void pack(Run<const scalar_t> source, int64_t columns, int64_t channels, 
   for (; b * L < channels; ++b) {
     const int64_t lanes = smaller(L, channels - b * L);
     for (int64_t x = 0; x < columns; ++x) {
-      as_vector(packed + b * block_stride + x * L) =
-          b < full_blocks ? load(source.address(x, b * L)) : load_some(source.address(x, b * L), lanes, source.channel_stride);
+      as_vector(packed + b * block_stride + x * L) = b < full_blocks
+          ? load(source.address(x, b * L))
+          : load_some(source.address(x, b * L), lanes, source.channel_stride);
     }
   }
 }

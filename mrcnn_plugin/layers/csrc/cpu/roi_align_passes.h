@@ -19,7 +19,8 @@ struct Pixels {
 
 // strip[x][p] = sum_r Wy[first + p, r] . map[r][x]
 template <typename T>
-inline void y_pass(const SparseRows<T>& wy, int64_t first, int64_t rows, Pixels<const T> map, int64_t columns, T* strip) {
+inline void y_pass(
+    const SparseRows<T>& wy, int64_t first, int64_t rows, Pixels<const T> map, int64_t columns, T* strip) {
   constexpr int L = kLanes<T>;
   for (int64_t x = 0; x < columns; x += kTile) {
     unrolled(smaller(kTile, columns - x), [&](auto count) {
@@ -44,7 +45,8 @@ inline void y_pass(const SparseRows<T>& wy, int64_t first, int64_t rows, Pixels<
 
 // bins[p][q] = sum_x Wx[first + q, x] . strip[x][p]
 template <typename T>
-inline void x_pass(const SparseRows<T>& wx, int64_t first, int64_t rows, int64_t bins_per_row, const T* strip, T* bins) {
+inline void x_pass(
+    const SparseRows<T>& wx, int64_t first, int64_t rows, int64_t bins_per_row, const T* strip, T* bins) {
   constexpr int L = kLanes<T>;
   unrolled(rows, [&](auto count) {
     constexpr int n = decltype(count)::value;

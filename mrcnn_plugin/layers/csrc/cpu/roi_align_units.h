@@ -76,8 +76,7 @@ inline void pool(
     for (int64_t b = 0; b * kLanes<T> < channels.count; ++b) {
       y_pass(
           task.y, roi.index * task.pooled_height + p, rows,
-          Pixels<const T>{map.data + b * scratch.pixels_stride, map.row_stride}, roi.columns.size(),
-          scratch.strip);
+          Pixels<const T>{map.data + b * scratch.pixels_stride, map.row_stride}, roi.columns.size(), scratch.strip);
       x_pass(
           task.x, roi.index * task.pooled_width, rows, task.pooled_width, scratch.strip,
           scratch.bins + b * scratch.bins_stride);
@@ -88,8 +87,7 @@ inline void pool(
 
 // All RoIs of an image from one packed map, whose rows are packed when the first RoI needs them.
 template <typename scalar_t>
-void forward_shared(
-    const Task<scalar_t>& task, int64_t image, Channels channels, const Scratch<scalar_t>& scratch) {
+void forward_shared(const Task<scalar_t>& task, int64_t image, Channels channels, const Scratch<scalar_t>& scratch) {
   using T = accumulator_t<scalar_t>;
   const Pixels<T> map{scratch.pixels, task.width * kLanes<T>};
   int64_t packed_end = 0;
@@ -103,14 +101,12 @@ void forward_shared(
           map_run(task.source, task, image, channels, packed_end, 0), task.width, channels.count,
           map.address(packed_end, 0), scratch.pixels_stride);
     }
-    pool(
-        task, roi, channels, Pixels<const T>{map.address(roi.rows.begin, roi.columns.begin), map.row_stride}, scratch);
+    pool(task, roi, channels, Pixels<const T>{map.address(roi.rows.begin, roi.columns.begin), map.row_stride}, scratch);
   }
 }
 
 template <typename scalar_t>
-void forward_single(
-    const Task<scalar_t>& task, const Roi& roi, Channels channels, const Scratch<scalar_t>& scratch) {
+void forward_single(const Task<scalar_t>& task, const Roi& roi, Channels channels, const Scratch<scalar_t>& scratch) {
   using T = accumulator_t<scalar_t>;
   const int64_t columns = roi.columns.size();
   const Pixels<T> map{scratch.pixels, columns * kLanes<T>};

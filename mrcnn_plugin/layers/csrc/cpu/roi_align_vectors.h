@@ -37,7 +37,6 @@ inline void unrolled(int64_t n, const Visit& visit) {
   }
 }
 
-
 inline Vector<float> load(const float* p) {
   Vector<float> v;
   __builtin_memcpy(&v, p, sizeof(v));

@@ -1,5 +1,5 @@
-// All of CUDA that the kernels use. The same source runs on the CPU for tests, where tests/emulation/simt.h defines these
-// names (MRCNN_CUDA_EMULATION).
+// All of CUDA that the kernels use. The same source runs on the CPU for tests, where tests/emulation/simt.h defines
+// these names (MRCNN_CUDA_EMULATION).
 //
 //   CUDA_SHARED(type, name, count)    a shared array, aligned to 16 bytes
 //   CUDA_LAUNCH((kernel<T>), blocks, threads, stream, arguments...)    one-dimensional
@@ -7,8 +7,10 @@
 //   CUDA_SINCE_86(value, before)      a value for sm_86 and later, and one for older architectures
 //   CUDA_PARAMETER                    marks an argument of a kernel that is indexed where it lies
 //   load_global, store_global
-//   fused(a, b, c)                    a * b + c, rounded once on a GPU. The file is compiled without contraction, so that
-//                                     only what is written so is fused, and positions are those of the CPU to the last bit.
+//   fused(a, b, c)                    a * b + c, rounded once on a GPU. The file is compiled without contraction, so
+//   that
+//                                     only what is written so is fused, and positions are those of the CPU to the last
+//                                     bit.
 //   warp_ballot(condition)            one bit per thread of the warp; all threads of the block together
 //   count_bits(bits), lowest_bit(bits)
 //   threadIdx.x, blockIdx.x, gridDim.x, __syncthreads()

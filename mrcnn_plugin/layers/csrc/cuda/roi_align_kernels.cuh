@@ -1,19 +1,19 @@
 // RoIAlign on CUDA, out[k, c] = Wy[k] . F[c] . Wx[k]^T for all levels of a pyramid, as on the CPU (../cpu).
 //
 // taps_kernel writes the weights of each RoI, once for all channels. The bins of an axis are cut into tiles of at most
-// kTileBins, and a pixel that a tile reads has a record of kRecord numbers: its weight in each bin of the tile, and a mask
-// of those that are not zero. So a weight is found without a search, and nothing depends on how long a band is.
+// kTileBins, and a pixel that a tile reads has a record of kRecord numbers: its weight in each bin of the tile, and a
+// mask of those that are not zero. So a weight is found without a search, and nothing depends on how long a band is.
 //
-// forward_kernel has a block per RoI, tile of bin rows and group of channels. In the y pass a thread has a column of the map
-// and some channels. It reads each pixel once for a group of bin columns and adds it to the bin rows of its record. That
-// leaves a strip of bin rows x columns in shared memory, of which the x pass makes bins.
+// forward_kernel has a block per RoI, tile of bin rows and group of channels. In the y pass a thread has a column of
+// the map and some channels. It reads each pixel once for a group of bin columns and adds it to the bin rows of its
+// record. That leaves a strip of bin rows x columns in shared memory, of which the x pass makes bins.
 //
-// backward_kernel has a block per tile of the map and group of channels, which finds the RoIs that touch the tile. One thread
-// adds up what they give to a pixel, in their order and in registers. So each pixel is written once, with the same bits every
-// time, without atomic additions and without a cleared map.
+// backward_kernel has a block per tile of the map and group of channels, which finds the RoIs that touch the tile. One
+// thread adds up what they give to a pixel, in their order and in registers. So each pixel is written once, with the
+// same bits every time, without atomic additions and without a cleared map.
 //
-// Where they read and write maps, the threads of a warp lie along what is contiguous in memory: columns (NCHW) or channels
-// (channels_last).
+// Where they read and write maps, the threads of a warp lie along what is contiguous in memory: columns (NCHW) or
+// channels (channels_last).
 #pragma once
 
 #include "../interpolation.h"
@@ -356,7 +356,8 @@ __device__ inline void store_channels(
   }
 }
 
-// Adds a pixel to the bin rows that read it. The compiler predicates the multiply-adds; branches over them gained nothing.
+// Adds a pixel to the bin rows that read it. The compiler predicates the multiply-adds; branches over them gained
+// nothing.
 template <typename T, int V>
 __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (&sums)[kTileBins][V]) {
   T record[kRecord];
@@ -373,8 +374,8 @@ __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (
   }
 }
 
-// Calls add(weight, i) for the weights of a band that are not zero: `weights` if it is short, else `num` of those that stand a
-// record apart from more() on.
+// Calls add(weight, i) for the weights of a band that are not zero: `weights` if it is short, else `num` of those that
+// stand a record apart from more() on.
 template <typename T, typename More, typename Add>
 __device__ inline void for_each_weight(
     const T (&weights)[kShort], int count, int num, const More& more, const Add& add) {
@@ -556,8 +557,8 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
             // Where the weights of a long band stand.
             const auto long_weights = [&] {
               const int t = q / workspace.x.size;
-              return workspace.column_record(k, t) +
-                  (from - load_global(&tiles[t].x_begin)) * int64_t(kRecord) + q % workspace.x.size;
+              return workspace.column_record(k, t) + (from - load_global(&tiles[t].x_begin)) * int64_t(kRecord) +
+                  q % workspace.x.size;
             };
             T weights[kShort];
             load_record(short_weights + of_group * kShort, weights);
@@ -621,8 +622,8 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// The blocks of each level, one per tile of kGatherRows x kColumns pixels of an image and group of channels. The last level
-// comes first: more RoIs touch a tile of a coarse map, and what takes long is better begun early.
+// The blocks of each level, one per tile of kGatherRows x kColumns pixels of an image and group of channels. The last
+// level comes first: more RoIs touch a tile of a coarse map, and what takes long is better begun early.
 struct GatherBlocks {
   int first[kMaxLevels + 1];
 };
@@ -647,7 +648,8 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
   const int x = thread / kGroups, group = thread % kGroups;
   const int chunks = divide_up(maps.channels, kChannels);
   const int num_tiles = workspace.num_rois * workspace.y.tiles * workspace.x.tiles;
-  // The bins that a thread reads for all: bin column my_q of every kBinRowsAtOnce-th bin row from my_p on, of group my_group.
+  // The bins that a thread reads for all: bin column my_q of every kBinRowsAtOnce-th bin row from my_p on, of group
+  // my_group.
   const int my_group = channels_last ? thread % kGroups : thread / (kBinRowsAtOnce * kTileBins);
   const int my_bin = channels_last ? thread / kGroups : thread % (kBinRowsAtOnce * kTileBins);
   const int my_p = my_bin / kTileBins, my_q = my_bin % kTileBins;
@@ -676,8 +678,8 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
       bool is_touched = false;
       if (first + thread < num_tiles) {
         const Tile tile = load_global(workspace.tiles + first + thread);
-        is_touched = tile.place == image * kPlaces + level && tile.y_begin < row + kGatherRows &&
-            row < tile.y_end && tile.x_begin < column + kColumns && column < tile.x_end;
+        is_touched = tile.place == image * kPlaces + level && tile.y_begin < row + kGatherRows && row < tile.y_end &&
+            tile.x_begin < column + kColumns && column < tile.x_end;
       }
       const unsigned int ballot = warp_ballot(is_touched);
       if (lane == 0) {
@@ -706,8 +708,8 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
             const bool is_row = pixel < kGatherRows;
             const int from = is_row ? row + pixel - tile.y_begin : column + pixel - kGatherRows - tile.x_begin;
             const int size = is_row ? tile.y_end - tile.y_begin : tile.x_end - tile.x_begin;
-            const T* source = is_row ? workspace.row_record(tile.roi, tile.tile_y)
-                                     : workspace.column_record(tile.roi, tile.tile_x);
+            const T* source =
+                is_row ? workspace.row_record(tile.roi, tile.tile_y) : workspace.column_record(tile.roi, tile.tile_x);
             const T number = from >= 0 && from < size ? load_global(source + from * int64_t(kRecord) + s) : T(0);
             T* target = records + j * kRecords * kRecord;
             if (!is_row) {

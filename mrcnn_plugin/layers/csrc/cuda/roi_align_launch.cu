@@ -80,8 +80,7 @@ void launch_forward(
     return;
   }
   const Workspace<T> workspace = compute_taps(extents_of(maps), boxes, bins.height, bins.width, memory, stream);
-  const int64_t units =
-      boxes.count * workspace.y.tiles * divide_up(maps.channels, kGroups * vector_channels<T>);
+  const int64_t units = boxes.count * workspace.y.tiles * divide_up(maps.channels, kGroups * vector_channels<T>);
   bool has_layout[2] = {false, false};
   for (int level = 0; level < maps.count; ++level) {
     has_layout[maps.levels[level].channels_last] = true;
@@ -143,19 +142,20 @@ void launch_backward(
   if (channels_last) {
     launch_backward_blocks<V, true>(bins, workspace, maps, stream);
   } else if (blocks < kFewBlocks) {
-    // Few blocks do not fill a GPU, and become twice as many. With channels_last nothing is gained: reads are shorter then.
+    // Few blocks do not fill a GPU, and become twice as many. With channels_last nothing is gained: reads are shorter
+    // then.
     launch_backward_blocks<V / 2, false>(bins, workspace, maps, stream);
   } else {
     launch_backward_blocks<V, false>(bins, workspace, maps, stream);
   }
 }
 
-#define MRCNN_INSTANTIATE(scalar_t, T)                                                                                \
-  template void launch_forward<scalar_t, T>(                                                                          \
-      const Pyramid<const scalar_t>&, const Boxes<T>&, void*, const Bins<scalar_t>&, cuda_stream_t);                  \
-  template void launch_backward<scalar_t, T>(                                                                         \
-      const Bins<const scalar_t>&, const Boxes<T>&, void*, const Pyramid<scalar_t>&, cuda_stream_t);                  \
-  template int64_t workspace_bytes<scalar_t, T>(const Pyramid<scalar_t>&, int, int, int64_t);                         \
+#define MRCNN_INSTANTIATE(scalar_t, T)                                                               \
+  template void launch_forward<scalar_t, T>(                                                         \
+      const Pyramid<const scalar_t>&, const Boxes<T>&, void*, const Bins<scalar_t>&, cuda_stream_t); \
+  template void launch_backward<scalar_t, T>(                                                        \
+      const Bins<const scalar_t>&, const Boxes<T>&, void*, const Pyramid<scalar_t>&, cuda_stream_t); \
+  template int64_t workspace_bytes<scalar_t, T>(const Pyramid<scalar_t>&, int, int, int64_t);        \
   template int64_t workspace_bytes<const scalar_t, T>(const Pyramid<const scalar_t>&, int, int, int64_t);
 MRCNN_INSTANTIATE(float, float)
 MRCNN_INSTANTIATE(double, double)

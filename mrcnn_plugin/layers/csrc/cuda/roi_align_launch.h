@@ -11,8 +11,8 @@ namespace mrcnn_plugin::cuda {
 
 using cuda_stream_t = CUstream_st*; // cudaStream_t
 
-// Elements from one image (or RoI), channel, row and column to the next. Only images and RoIs are further apart than 32 bits
-// can say.
+// Elements from one image (or RoI), channel, row and column to the next. Only images and RoIs are further apart than 32
+// bits can say.
 struct Steps {
   int64_t item;
   int channel;

@@ -101,8 +101,8 @@ Boxes<T> boxes_of(const Call& call, const at::Tensor& rois, const std::optional<
   return boxes;
 }
 
-// The kernels count channels, pixels, RoIs, blocks and steps in 32 bits, up to a few steps or a whole grid beyond the last one,
-// and addresses in 64. Products of sizes are rounded here, since they may not fit 64 bits.
+// The kernels count channels, pixels, RoIs, blocks and steps in 32 bits, up to a few steps or a whole grid beyond the
+// last one, and addresses in 64. Products of sizes are rounded here, since they may not fit 64 bits.
 void check_sizes(const Call& call) {
   constexpr double kMost = 1 << 29;
   const auto blocks = [](int64_t size, int64_t of_block) { return static_cast<double>((size - 1) / of_block + 1); };
@@ -155,8 +155,8 @@ at::Tensor roi_align(
     using T = at::opmath_type<scalar_t>;
     const auto pyramid = pyramid_of<const scalar_t>(call, maps);
     const auto bins = bins_of<scalar_t>(output);
-    const at::Tensor workspace = allocate(
-        boxes, workspace_bytes<const scalar_t, T>(pyramid, bins.height, bins.width, call.num_rois));
+    const at::Tensor workspace =
+        allocate(boxes, workspace_bytes<const scalar_t, T>(pyramid, bins.height, bins.width, call.num_rois));
     launch_forward<scalar_t, T>(
         pyramid, boxes_of<T>(call, boxes, box_levels), workspace.mutable_data_ptr(), bins, current_stream());
   });
@@ -178,8 +178,7 @@ std::vector<at::Tensor> roi_align_backward(
   std::vector<at::Tensor> results;
   for (int64_t l = 0; l < call.num_levels; ++l) {
     if (call.levels[l].needed) {
-      maps[l] = at::empty(
-          {batch, call.channels, heights[l], widths[l]}, grad.options(), grad.suggest_memory_format());
+      maps[l] = at::empty({batch, call.channels, heights[l], widths[l]}, grad.options(), grad.suggest_memory_format());
       results.push_back(maps[l]);
     }
   }
