@@ -1,4 +1,4 @@
-"""Builds the extension `mrcnn_plugin._C`. pyproject.toml declares everything else."""
+"""Builds the extension `mrcnn_plugin._C`. pyproject.toml declares the rest of the package."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from glob import glob
-from typing import Optional
 
 from setuptools import Extension, setup
 
@@ -16,28 +15,28 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(
         f"mrcnn_plugin cannot be built: {error}.\n"
-        "Its extension has to be compiled against the very torch that it will run with, so that it cannot be\n"
-        "built in an isolated environment. Install torch first, then the package without isolation:\n"
+        "Its extension has to be compiled against the torch that it will run with. Therefore it cannot be built\n"
+        "in an isolated environment. Install torch first, then the package without isolation:\n"
         "    pip install torch torchvision setuptools wheel\n"
         "    pip install --no-build-isolation ."
     )
 
 CSRC = "mrcnn_plugin/layers/csrc"
-# On macOS, Apple's compiler has no OpenMP and the kernels run on one thread.
+# Apple's compiler has no OpenMP, so that the kernels run on one thread on macOS.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 
 
 def has_compiler() -> bool:
-    # With CXX set, somebody wants that compiler: if it is missing, the build has to say so.
+    # Whoever sets CXX wants that compiler, so that the build has to fail if it is missing.
     return "CXX" in os.environ or shutil.which("c++") is not None
 
 
-def nvcc_version() -> Optional[str]:
-    """The release of the nvcc that torch would use, such as "13.0"."""
+def nvcc_version() -> str | None:
+    """Returns the release of the nvcc that torch would use, such as "13.0", or None without one."""
     if CUDA_HOME is None:
         return None
     try:
-        # Not the nvcc on PATH: that can be a script which stands for it.
+        # The nvcc on PATH may be a script that wraps another one.
         output = subprocess.check_output(
             [os.path.join(CUDA_HOME, "bin", "nvcc"), "--version"], text=True
         )
@@ -48,13 +47,13 @@ def nvcc_version() -> Optional[str]:
 
 
 def architectures() -> str:
-    """What runs on every GPU that nvcc compiles for, in the form of TORCH_CUDA_ARCH_LIST."""
+    """Returns architectures for TORCH_CUDA_ARCH_LIST whose code runs on every GPU that nvcc knows."""
     output = subprocess.check_output(
         [os.path.join(CUDA_HOME, "bin", "nvcc"), "--list-gpu-code"], text=True
     )
     codes = sorted({int(code) for code in re.findall(r"^sm_(\d+)$", output, re.MULTILINE)})
-    # Code for sm_XY runs on every later minor version: the first of each generation, and those that make a difference.
-    # Before sm_60 there is no atomic addition of doubles.
+    # Code for sm_XY also runs on every later minor version. So the first version of each generation is enough. A few
+    # later ones run faster with code of their own. GPUs before sm_60 have no atomic addition of doubles.
     first = {code // 10: code for code in reversed(codes)}
     chosen = [
         code for code in codes if code >= 60 and (code in first.values() or code in (75, 86, 89))
@@ -63,7 +62,10 @@ def architectures() -> str:
 
 
 def wants_cuda() -> bool:
-    """Whether to build the CUDA kernels: where torch and nvcc can, unless FORCE_CUDA=1 or FORCE_CPU=1 decides."""
+    """Returns whether to build the CUDA kernels.
+
+    They are built if torch and nvcc can, unless FORCE_CUDA=1 or FORCE_CPU=1 decides.
+    """
     force_cuda, force_cpu = (
         os.environ.get(name, "0") == "1" for name in ("FORCE_CUDA", "FORCE_CPU")
     )
@@ -75,14 +77,14 @@ def wants_cuda() -> bool:
     if torch.version.cuda is None:
         problem = f"torch {torch.__version__} is built without CUDA"
     elif nvcc is None:
-        problem = "there is no nvcc (CUDA_HOME says where the toolkit is)"
+        problem = "there is no nvcc (set CUDA_HOME to the folder of the CUDA toolkit)"
     elif nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
-        problem = f"nvcc is of CUDA {nvcc}, but torch of CUDA {torch.version.cuda}"
+        problem = f"nvcc belongs to CUDA {nvcc}, but torch is built with CUDA {torch.version.cuda}"
     elif not any(
         glob(f"{CUDA_HOME}/{folder}/cuda_runtime_api.h")
         for folder in ("include", "targets/*/include")
     ):
-        problem = f"{CUDA_HOME}, where nvcc was found, holds no CUDA headers (CUDA_HOME says where the toolkit is)"
+        problem = f"{CUDA_HOME} has nvcc, but no CUDA headers (set CUDA_HOME to the folder of the CUDA toolkit)"
     else:
         return True
     if force_cuda:
@@ -96,7 +98,8 @@ def extension() -> Extension:
     folders = [CSRC, f"{CSRC}/cpu"] + [f"{CSRC}/cuda"] * cuda
     compile_args = {"cxx": ["-O3", "-g0", *OPENMP]}
     if cuda:
-        # nvcc compiles one of the files in cuda/. It fuses only what that says: samples lie where the CPU puts them.
+        # nvcc may fuse multiplications and additions only where the source says so. Otherwise samples would not lie
+        # exactly where the CPU puts them.
         compile_args["nvcc"] = ["-O3", "-fmad=false", *os.environ.get("NVCC_FLAGS", "").split()]
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
             os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
@@ -110,10 +113,10 @@ def extension() -> Extension:
         ),
         depends=sorted(glob(f"{CSRC}/**/*.*h", recursive=True)),
         include_dirs=[CSRC],
-        # One shared object for every Python >= 3.10, as the tag of the wheel (below) says.
+        # One shared object serves every Python >= 3.10. The tag of the wheel (below) says the same.
         py_limited_api=True,
         define_macros=[("Py_LIMITED_API", "0x030A0000")],
-        # at::parallel_for is a template: without OpenMP here it is compiled into a serial loop.
+        # at::parallel_for is a template, which compiles into a serial loop without OpenMP.
         extra_compile_args=compile_args,
         extra_link_args=OPENMP,
     )
@@ -121,9 +124,9 @@ def extension() -> Extension:
 
 if not has_compiler():
     print(
-        "WARNING: mrcnn_plugin is built without its extension, since there is no C++ compiler (no c++ on PATH, and\n"
-        "CXX is not set). It works, but RoIAlign runs on its slower PyTorch implementation. To have the extension,\n"
-        "install a compiler (Debian: apt-get install g++) and install mrcnn_plugin again.",
+        "WARNING: mrcnn_plugin is built without its extension, because there is no C++ compiler (c++ is not on PATH,\n"
+        "and CXX is not set). The package works, but RoIAlign uses its slower PyTorch implementation. To get the\n"
+        "extension, install a compiler (Debian: apt-get install g++) and install mrcnn_plugin again.",
         file=sys.stderr,
     )
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
 # Usage: requirements/install.sh VENV
 #
-# Installs what the package, its tools and its tests import into the virtual environment VENV.
-# A Detectron2 that somebody put there stays as it is, and so does every package beside it.
+# Installs everything that the package, its tools and its tests import into the virtual environment VENV.
+# If VENV already has a Detectron2 of your own, the script changes neither it nor any other package.
 set -euo pipefail
 
 venv=$1
 python=$venv/bin/python
 requirements=$(dirname "$0")
-# Tells a Detectron2 that this script installed from somebody's own. Holds what it was installed from.
+# This file exists if the script installed Detectron2. It holds the requirement that Detectron2 was installed from.
 marker=$venv/.mrcnn_plugin_detectron2
 
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
-# A folder of that name without a package in it (the clone of a repository, say) has no origin.
+# A folder of that name that is no package, such as the clone of a repository, has no origin.
 is_there() { "$python" -c "import importlib.util as u, sys; sys.exit(not getattr(u.find_spec('$1'), 'origin', None))"; }
-# "detectron2" is the distribution of a build from source; the wheel below has another name.
+# A build from source is a distribution named "detectron2". The wheel below has another name.
 is_own_wheel() { [ -e "$marker" ] && ! pip show --quiet detectron2 2>/dev/null; }
 
-# The names in requirements files, without pins and in one spelling.
+# Prints the names in requirements files without versions, in lower case and with hyphens.
 names() { sed -E '/^#/d; s/==.*//' "$@" | tr 'A-Z_' 'a-z-' | sort -u; }
 
 install_missing() {
@@ -25,22 +25,22 @@ install_missing() {
     folder=$(mktemp -d)
     pip list --format=freeze >"$folder/there.txt"
     comm -23 <(names "$requirements"/{runtime,dev}.txt) <(names "$folder/there.txt") >"$folder/missing.txt"
-    # OpenCV has several distributions, which overwrite each other's files.
+    # OpenCV has several distributions that overwrite each other's files, so any of them will do.
     if is_there cv2; then sed -i '/^opencv/d' "$folder/missing.txt"; fi
-    # As constraints, the versions that are there keep pip from replacing any for a new package.
+    # The constraints keep pip from replacing installed versions to suit a new package.
     pip install -qq --constraint "$folder/there.txt" --requirement "$folder/missing.txt"
     rm -r "$folder"
 }
 
 install_pinned() {
     local wheel=$requirements/detectron2.txt site
-    echo "Installing PyTorch, Detectron2 and what they need into $venv. The first time takes some minutes."
+    echo "Installing PyTorch, Detectron2 and their requirements into $venv. The first time takes some minutes."
     pip install -qq --requirement "$requirements/runtime.txt" --requirement "$requirements/dev.txt"
     if is_there detectron2 && cmp --quiet "$wheel" "$marker"; then return; fi
     touch "$marker"
     site=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
-    # The wheel says that it is for Python 3.10, but all of it is plain Python, save for one extension that is built for
-    # Python 3.10 and another torch. Detectron2 needs that only for operators that this project does not use.
+    # The wheel is tagged for Python 3.10, but everything in it except one extension is plain Python. That extension is
+    # built for Python 3.10 and another torch. This project does not use the operators in it, so it is removed.
     pip install -qq --upgrade --no-deps --require-hashes --only-binary=:all: --python-version 3.10 \
         --implementation cp --abi none --platform any --target "$site" --requirement "$wheel"
     rm -f "$site"/detectron2/_C*.so
@@ -48,9 +48,9 @@ install_pinned() {
 }
 
 if is_there detectron2 && ! is_own_wheel; then
-    echo "Keeping the Detectron2 of $venv and all beside it; installing what is missing."
+    echo "Keeping the Detectron2 and all packages of $venv, and installing only those that are missing."
     install_missing
 else
     install_pinned
 fi
-"$python" -c "import detectron2" || { echo "Detectron2 in $venv cannot be imported (see above)." >&2; exit 1; }
+"$python" -c "import detectron2" || { echo "Detectron2 in $venv cannot be imported. The error is above." >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""Building blocks that need torch only."""
+"""Building blocks that need only torch, and not Detectron2."""
 
 from .carafe import CARAFE
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_star_loss, softmax_focal_loss

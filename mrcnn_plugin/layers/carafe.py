@@ -1,4 +1,4 @@
-"""CARAFE: upsampling by kernels that are predicted from the content."""
+"""CARAFE: upsampling with kernels that a convolution predicts from the features."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,16 @@ from torch import Tensor, nn
 
 
 class CARAFE(nn.Module):
-    """Content-aware reassembly of features to twice the size (Wang et al., arXiv 1905.02188,
-    section 3), by default with the kernel sizes that the paper settles on.
+    """Content-aware reassembly of features: upsamples a map to twice its size.
 
-    The value at (y, x) is the sum over the k_up x k_up neighbourhood of the input at (⌊y/2⌋, ⌊x/2⌋),
-    zero beyond the border, with weights that are a softmax over the neighbourhood: one set for each
-    output position, predicted from the input around it, and shared by all channels.
+    Source: Wang et al., arXiv 1905.02188, section 3. The defaults are the paper's kernel sizes.
 
-    Parameters have the layout of the authors' code. At the start the weights are nearly equal.
+    The output at (y, x) is a weighted sum over the k_up x k_up neighbourhood of the input at
+    (⌊y/2⌋, ⌊x/2⌋). Pixels beyond the border are zero. The weights are a softmax over the
+    neighbourhood. Each output position has its own weights, which are predicted from the input
+    around it and shared by all channels.
+
+    The parameters have the layout of the authors' code. The weights are nearly equal at first.
     """
 
     def __init__(
@@ -21,10 +23,10 @@ class CARAFE(nn.Module):
     ) -> None:
         """
         Args:
-            channels: of the input and output.
-            k_up: side of the reassembly kernel, odd.
-            k_encoder: side of the convolution that predicts the kernels, odd.
-            compressed_channels: C_m, channels that the kernels are predicted from.
+            channels: number of channels of the input and the output.
+            k_up: side of the reassembly kernel in pixels, an odd number.
+            k_encoder: side of the convolution that predicts the kernels, an odd number.
+            compressed_channels: number of channels that the kernels are predicted from (C_m).
         """
         super().__init__()
         self.k_up = k_up
@@ -38,16 +40,17 @@ class CARAFE(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """From [N, channels, H, W] to [N, channels, 2H, 2W], of the same dtype."""
+        """Upsamples x [N, channels, H, W] to [N, channels, 2H, 2W] of the same dtype."""
         n, channels, height, width = x.shape
         k = self.k_up
         weights = self.encoder(self.compressor(x)).view(n, k * k, 2, 2, height, width)
-        # 25 terms are summed in float32 and rounded once.
+        # The k_up² terms are summed in float32, so that a half-precision result is rounded once.
         dtype = torch.promote_types(x.dtype, torch.float32)
         weights = weights.to(dtype).softmax(1)
         padded = F.pad(x.to(dtype), [k // 2] * 4)
-        # Tap by tap, on views: the k_up² times larger unfolded input is never in memory, and the
-        # four output positions of a pixel stay apart until the end, so that rows are contiguous.
+        # The loop adds one tap at a time from views of the input, because an unfolded input would need
+        # k_up² times its memory. The four output positions of a pixel are separate until the end, so
+        # that rows are contiguous.
         output = torch.zeros_like(x, dtype=dtype)[:, :, None, None]
         for tap in range(k * k):
             row, column = tap // k, tap % k

@@ -1,34 +1,33 @@
-"""Focal losses, element by element: -α_t (1 - p_t)^γ log p_t (Lin et al., arXiv 1708.02002, eq. 5).
+"""Focal losses of single elements: -α_t (1 - p_t)^γ log p_t (Lin et al., arXiv 1708.02002, eq. 5).
 
-The factor (1 - p_t)^γ is computed as exp(γ · log(1 - p_t)) from the logits. Taken as a power of 1 -
-p_t, as fvcore's `sigmoid_focal_loss` does, its gradient is 0^(γ-1) · 0 = NaN at saturated logits
-for 0 < γ < 1.
+The factor (1 - p_t)^γ is computed from the logits as exp(γ · log(1 - p_t)). fvcore's
+`sigmoid_focal_loss` computes it as a power of 1 - p_t. For 0 < γ < 1 and saturated logits, the
+gradient of that power is 0^(γ-1) · 0 = NaN.
 
-Nothing here waits for a GPU: no value of a tensor decides what is computed.
+The values of tensors never decide what is computed, so that the host does not wait for a GPU.
 """
-
-from typing import Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Alpha = Union[float, Tensor]
+Alpha = float | Tensor
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Alpha, gamma: float) -> Tensor:
-    """Focal loss of independent binary classifications.
+    """Focal loss of independent binary classifications (eq. 5 of the paper).
 
     Args:
-        logits: any shape. Float16 and bfloat16 are computed in float32.
-        targets: of the same shape, 1 for positive and 0 for negative.
-        alpha: weight of the positive term in [0, 1], 1 - alpha that of the negative; below 0 for no
-            weighting. Or such weights without the "below 0", one for each column: [K] for logits
-            [..., K].
-        gamma: focusing parameter, at least 0. 0 without alpha is binary cross entropy, to the bit.
+        logits: a tensor of any shape. Float16 and bfloat16 are computed in float32.
+        targets: a tensor of the same shape, 1 for positive and 0 for negative.
+        alpha: a number in [0, 1], the weight of positive elements; negative elements have the
+            weight 1 - alpha. A number below 0 turns the weighting off. A tensor [K] of weights in
+            [0, 1] gives one for each column of logits [..., K].
+        gamma: focusing parameter γ, at least 0. With gamma 0 and no weighting, the result is
+            exactly the binary cross entropy.
 
     Returns:
-        The loss of each element, float32 (float64 for float64 logits).
+        The loss of each element, in the shape of logits, float32 (float64 for float64 logits).
     """
     logits = _at_least_float32(logits)
     targets = targets.to(logits.dtype)
@@ -40,37 +39,39 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Alpha, gamma: flo
 def sigmoid_focal_star_loss(
     logits: Tensor, targets: Tensor, alpha: Alpha, gamma: float, beta: float
 ) -> Tensor:
-    """The variant FL* of appendix A of the paper, -α_t log(p*_t) / γ with p*_t = σ(γ x_t + β).
+    """The variant FL* of the focal loss (appendix A of the paper): -α_t log(σ(γ x_t + β)) / γ.
 
-    x_t = ±x for positive and negative targets. The paper's settings are γ = 2, β = 1 and γ = 4,
-    β = 0. The probability that a classifier so trained gives is σ(x), as for the focal loss.
+    Here x_t is x for a positive target and -x for a negative one. The paper uses γ = 2 with β = 1,
+    and γ = 4 with β = 0. At inference the probability is σ(x), as for the focal loss.
 
     Args:
-        logits, targets, alpha: as for :func:`sigmoid_focal_loss`.
-        gamma: steepness, above 0.
-        beta: shift. Beta 0 with gamma 1 and without alpha is binary cross entropy, to the bit.
+        logits, targets, alpha: see :func:`sigmoid_focal_loss`.
+        gamma: steepness γ, above 0.
+        beta: shift β. With beta 0, gamma 1 and no weighting, the result is exactly the binary
+            cross entropy.
 
     Returns:
-        The loss of each element, float32 (float64 for float64 logits).
+        The loss of each element, in the shape of logits, float32 (float64 for float64 logits).
     """
     logits = _at_least_float32(logits)
     targets = targets.to(logits.dtype)
-    # γ x_t + β = ±(γ x ± β): the cross entropy at shifted logits.
+    # Since γ x_t + β = ±(γ x ± β), this is the cross entropy at shifted logits.
     shifted = gamma * logits + beta * (2 * targets - 1)
     cross_entropy = F.binary_cross_entropy_with_logits(shifted, targets, reduction="none")
     return _balance(cross_entropy / gamma, targets, alpha)
 
 
 def softmax_focal_loss(logits: Tensor, gt_classes: Tensor, alpha: Alpha, gamma: float) -> Tensor:
-    """Focal loss of a classification into C classes of which the last one is background.
+    """Focal loss of a classification into C classes, the last of which is the background.
 
     Args:
-        logits: [R, C], C at least 2. Float16 and bfloat16 are computed in float32.
-        gt_classes: [R], int64 in [0, C).
-        alpha: weight of foreground rows in [0, 1], 1 - alpha that of background rows; below 0 for
-            no weighting. Or [C - 1], the weight of each foreground class in [0, 1]; that of
-            background is then 1 - their mean.
-        gamma: focusing parameter, at least 0. 0 without alpha is cross entropy.
+        logits: [R, C] with C at least 2. Float16 and bfloat16 are computed in float32.
+        gt_classes: [R], int64 in [0, C), the class of each row.
+        alpha: a number in [0, 1], the weight of foreground rows; background rows have the weight
+            1 - alpha. A number below 0 turns the weighting off. A tensor [C - 1] gives the weight
+            of each foreground class; the weight of the background is then 1 minus their mean.
+        gamma: focusing parameter γ, at least 0. With gamma 0 and no weighting, the result is
+            exactly the cross entropy.
 
     Returns:
         The loss of each row, [R], float32 (float64 for float64 logits).
@@ -87,9 +88,10 @@ def softmax_focal_loss(logits: Tensor, gt_classes: Tensor, alpha: Alpha, gamma: 
 
 
 def is_class(classes: Tensor, num_classes: int) -> Tensor:
-    """[R] int64 to [R, num_classes] bool, true where the column is the class of the row.
+    """Turns classes [R] int64 into a mask [R, num_classes] bool with the column of each class set.
 
-    Unlike torch's `one_hot` it reads no value, and a class from num_classes on is a row of False.
+    Unlike torch's `one_hot`, it does not read values on the host. If a class is num_classes or
+    more, its row is False everywhere.
     """
     return classes[:, None] == torch.arange(num_classes, device=classes.device)
 
@@ -99,7 +101,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _balance(loss: Tensor, targets: Tensor, alpha: Alpha) -> Tensor:
-    """α_t loss, where alpha asks for it."""
+    """Multiplies the loss by α_t, unless alpha is below 0."""
     if isinstance(alpha, Tensor) or alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
     return loss

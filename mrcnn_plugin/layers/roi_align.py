@@ -1,16 +1,11 @@
-"""RoIAlign, bilinear or bicubic, of a single map or of a pyramid."""
+"""RoIAlign with bilinear or bicubic interpolation, from a single map or from several.
+
+docs/roi_align.md explains the words and the mathematics.
+"""
 
 import operator
-from typing import (
-    Any,
-    List,
-    Optional,
-    Sequence,
-    SupportsFloat,
-    SupportsIndex,
-    Tuple,
-    Union,
-)
+from collections.abc import Sequence
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +15,8 @@ from .roi_align_reference import roi_align_dense
 
 __all__ = ["ROIAlign", "multiscale_roi_align", "roi_align"]
 
-# The weights take a time that grows with it, what is pooled does not. Adaptive sampling has no
-# maximum: its samples are about a pixel apart, and those outside of the map are skipped.
+# The limit keeps the computation of the weights short. Adaptive sampling needs no limit: its samples
+# are about a pixel apart, and those outside of the map are skipped.
 MAX_SAMPLING_RATIO = 1024
 
 # Must equal kMaxLevels in csrc/problem.h.
@@ -34,8 +29,8 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def roi_align(
     input: Tensor,
-    boxes: Union[Tensor, Sequence[Tensor]],
-    output_size: Union[int, Tuple[int, int]],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     aligned: bool = True,
@@ -45,44 +40,41 @@ def roi_align(
 ) -> Tensor:
     """Averages interpolated features over the bins of each box (RoIAlign, arXiv 1703.06870).
 
-    Bins hold samples on a regular grid. A sample outside [-1, H] x [-1, W] adds zero to its bin's
-    average; the others are clamped to the map, and taps beyond its border read the border pixel.
+    A bin averages samples on a regular grid. A sample outside [-1, H] x [-1, W] counts as zero.
+    Every other sample is clamped to the map, and taps beyond the border read the border pixel.
     With "bilinear", value and gradient equal those of `torchvision.ops.roi_align`.
 
-    Forward-mode derivatives are not there (torch takes them for zero, as for every operator that is
-    registered so), nor is `torch.func.grad`.
-
     Autocast changes nothing: the result has the dtype of `input`. `torch.onnx.export` gets standard
-    operators instead (:func:`.roi_align_reference.roi_align_dense`).
+    operators instead (:func:`.roi_align_reference.roi_align_dense`). There is no forward-mode
+    derivative: torch takes it for zero without a warning. `torch.func.grad` does not work.
 
     Args:
-        input: [N, C, H, W], float64, float32, float16 or bfloat16. Channels-last memory is used as
-            it is.
-        boxes: [K, 5] with rows (batch index, x1, y1, x2, y2), or one [L, 4] (x1, y1, x2, y2) for
-            each of the N images; in units of the image. Gradients do not flow into them.
-            Coordinates are computed in float32 (float64 for float64 input) whatever the dtype of
-            the features, so give boxes of at least float32. A box with a coordinate that is not
-            finite, or of no size along an axis while `sampling_ratio` is 0 and `aligned`, pools zeros.
-        output_size: bins (height, width) of a box, or one number for both.
-        spatial_scale: feature pixels per unit of the boxes: 1/stride.
-        sampling_ratio: samples per bin and axis, at most MAX_SAMPLING_RATIO; 0 (or less, as in
-            torchvision) for ceil(bin size), about one per feature pixel.
-        aligned: pixel centres lie at half-integer coordinates of the boxes (as in Detectron2's
-            ROIAlignV2). False shifts everything by half a pixel and makes boxes at least one pixel
-            large, as in Detectron's first version.
+        input: [N, C, H, W], float64, float32, float16 or bfloat16. Channels-last memory is read
+            directly.
+        boxes: [K, 5] with rows (batch index, x1, y1, x2, y2), or a list of one [L, 4] tensor with
+            rows (x1, y1, x2, y2) for each of the N images. Coordinates are in pixels of the image.
+            They are computed in float32 (float64 for float64 input), so give at least float32. They
+            get no gradient. A box pools zeros if a coordinate is not finite. It also does if its
+            extent along an axis is not positive, sampling is adaptive and `aligned` is True.
+        output_size: number of bins (height, width) of a box, or one number for both.
+        spatial_scale: pixels of the map per pixel of the image, 1/stride.
+        sampling_ratio: samples per bin and axis, at most MAX_SAMPLING_RATIO. With 0 or less,
+            sampling is adaptive: a bin has ceil(its size in pixels of the map) samples per axis.
+        aligned: True puts pixel centres at half-integer coordinates of the boxes, as Detectron2's
+            ROIAlignV2 does. False shifts boxes by half a pixel and makes them at least one pixel
+            large, as Detectron's first version does.
         interpolation: "bicubic" (Keys' cubic convolution, 16 taps) or "bilinear" (4 taps).
-        a: parameter of the cubic kernel. -0.5 is the only value that reproduces linear ramps, and
-            so keeps the features aligned with the boxes; -0.75 equals
-            `torch.nn.functional.grid_sample` and OpenCV.
+        a: parameter of the cubic kernel. Only -0.5 reproduces linear ramps, and so keeps features
+            aligned with boxes. -0.75 equals `torch.nn.functional.grid_sample` and OpenCV.
 
     Returns:
-        [K, C, height, width] of the dtype and memory format of `input`, boxes of a list in its
-        order.
+        [K, C, height, width] of the dtype and memory format of `input`. Boxes of a list follow each
+        other in the order of the images.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
-        IndexError: a batch index is not a whole number in [0, N).
+        IndexError: a batch index is not a whole number in [0, N). On CUDA the box pools NaN instead.
     """
     _check_map("input", input)
     height, width = check_options(output_size, sampling_ratio, aligned, interpolation, a)
@@ -103,9 +95,9 @@ def roi_align(
 
 def multiscale_roi_align(
     inputs: Sequence[Tensor],
-    boxes: Union[Tensor, Sequence[Tensor]],
-    levels: Optional[Tensor],
-    output_size: Union[int, Tuple[int, int]],
+    boxes: Tensor | Sequence[Tensor],
+    levels: Tensor | None,
+    output_size: int | tuple[int, int],
     spatial_scales: Sequence[float],
     sampling_ratio: int = 0,
     aligned: bool = True,
@@ -113,29 +105,31 @@ def multiscale_roi_align(
     interpolation: str = "bicubic",
     a: float = -0.5,
 ) -> Tensor:
-    """:func:`roi_align` from a pyramid: each box is pooled from the map that `levels` names for it.
+    """Pools each box as :func:`roi_align` does, from the map that `levels` names for it.
 
-    One call takes the place of one per level, and of the gather and scatter of boxes around them.
-    Only maps that require a gradient get one.
+    One call replaces a call per level, and the gather and scatter of boxes around these calls. Only
+    maps that require a gradient get one.
 
     Args:
-        inputs: from 1 to MAX_LEVELS maps [N, C, H, W] of one dtype and device. N and C are the same
-            for all. Each may have its own memory layout.
-        boxes: [K, 5] or one [L, 4] for each image, see :func:`roi_align`.
-        levels: int64 [K], the index in `inputs` of the map of each box; boxes of a list in its
-            order. None if there is one map only.
-        output_size: bins (height, width) of a box, or one number for both.
-        spatial_scales: pixels of each map per unit of the boxes: 1/stride, as many as `inputs`.
+        inputs: a list of 1 to MAX_LEVELS maps [N, C, H, W] of one dtype and device. All have the
+            same N and C. Each may have its own memory layout.
+        boxes: [K, 5], or a list of one [L, 4] tensor for each image, as for :func:`roi_align`.
+        levels: int64 [K], the index in `inputs` of the map of each box. None is allowed if there
+            is only one map.
+        output_size: number of bins (height, width) of a box, or one number for both.
+        spatial_scales: a list with 1/stride of each map, in pixels of the map per pixel of the
+            image.
         sampling_ratio, aligned, interpolation, a: see :func:`roi_align`.
 
     Returns:
-        [K, C, height, width] in the order of `boxes`, of the dtype of `inputs` and the memory format
-        of the first.
+        [K, C, height, width] in the order of `boxes`, of the dtype of `inputs` and the memory
+        format of the first map.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device, length or value.
-        IndexError: a batch index is not a whole number in [0, N), or a level is none of `inputs`.
+        IndexError: a batch index is not a whole number in [0, N), or a level is not the index of
+            a map. On CUDA such a box pools NaN instead.
     """
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(f"roi_align: inputs must be a list of Tensors, got {_describe(inputs)}")
@@ -189,8 +183,8 @@ def multiscale_roi_align(
     )
 
 
-# torch.fx.symbolic_trace records calls of it in this module, as they are: its checks need real
-# tensors. Other modules wrap for themselves what they call.
+# torch.fx.symbolic_trace records calls of a wrapped function without tracing into it, since its
+# checks need real tensors. Each module has to wrap the functions that it calls.
 torch.fx.wrap("roi_align")
 
 
@@ -248,7 +242,7 @@ def _check_map(name: str, map: Tensor) -> None:
         )
 
 
-def _check_levels(input: Tensor, levels: Optional[Tensor], rois: Tensor) -> None:
+def _check_levels(input: Tensor, levels: Tensor | None, rois: Tensor) -> None:
     if not isinstance(levels, Tensor) or levels.dtype != torch.int64 or not _is_dense(levels):
         raise TypeError(
             f"roi_align: levels must be a dense Tensor of int64, got {_describe(levels)}"
@@ -277,12 +271,12 @@ def _describe(value: Any) -> str:
 
 
 def check_options(
-    output_size: Union[int, Tuple[int, int]],
+    output_size: int | tuple[int, int],
     sampling_ratio: int,
     aligned: bool,
     interpolation: str,
     a: float,
-) -> Tuple[int, int]:
+) -> tuple[int, int]:
     check_number("a", a)
     if type(sampling_ratio) is not int and (
         isinstance(sampling_ratio, bool)
@@ -321,7 +315,7 @@ def check_options(
 
 def check_number(name: str, number: Any) -> None:
     if type(number) in (float, int):
-        return  # a protocol takes much longer, and a small GPU call waits for that
+        return  # A check of the protocol takes much longer, which small GPU calls would notice.
     if isinstance(number, (bool, str)) or not isinstance(number, (SupportsFloat, torch.SymFloat)):
         raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
 
@@ -332,10 +326,10 @@ def check_scale(name: str, scale: Any) -> None:
         raise ValueError(f"roi_align: {name} must be positive and finite in float32, got {scale}")
 
 
-def _to_rois(input: Tensor, name: str, boxes: Union[Tensor, Sequence[Tensor]]) -> Tensor:
-    """Boxes in either form as [K, 5] in the dtype that coordinates are computed in.
+def _to_rois(input: Tensor, name: str, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+    """Converts either form of boxes to [K, 5] in the dtype that coordinates are computed in.
 
-    `name` is that of the argument with `input`.
+    Errors call the argument that holds `input` by `name`.
     """
     dtype = torch.promote_types(input.dtype, torch.float32)
     if isinstance(boxes, Tensor):
@@ -350,7 +344,7 @@ def _to_rois(input: Tensor, name: str, boxes: Union[Tensor, Sequence[Tensor]]) -
             f"roi_align: boxes as a list must have one Tensor for each of the {input.shape[0]} "
             f"images of {name}, got {len(boxes)}"
         )
-    rois: List[Tensor] = [input.new_empty((0, 5), dtype=dtype)]
+    rois: list[Tensor] = [input.new_empty((0, 5), dtype=dtype)]
     for image, of_image in enumerate(boxes):
         _check_boxes(input, name, of_image, f"boxes[{image}]", "L", "x1, y1, x2, y2")
         index = of_image.new_full((of_image.shape[0], 1), image, dtype=dtype)
@@ -377,11 +371,11 @@ def _check_boxes(
 
 
 class ROIAlign(nn.Module):
-    """:func:`roi_align` with fixed options, a drop-in for `detectron2.layers.ROIAlign`."""
+    """:func:`roi_align` with fixed options. It can replace `detectron2.layers.ROIAlign`."""
 
     def __init__(
         self,
-        output_size: Union[int, Tuple[int, int]],
+        output_size: int | tuple[int, int],
         spatial_scale: float,
         sampling_ratio: int,
         aligned: bool = True,
@@ -393,7 +387,7 @@ class ROIAlign(nn.Module):
         super().__init__()
         self.output_size = check_options(output_size, sampling_ratio, aligned, interpolation, a)
         check_scale("spatial_scale", spatial_scale)
-        # TorchScript converts no types, so these have to be exact.
+        # TorchScript does not convert types, so the attributes need the exact ones.
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = operator.index(sampling_ratio)
         self.aligned = aligned
@@ -401,16 +395,17 @@ class ROIAlign(nn.Module):
         self.a = float(a)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """
+        """Pools each box. See :func:`roi_align` for dtypes, units and errors.
+
         Args:
             input: [N, C, H, W].
-            rois: [K, 5], rows (batch index, x1, y1, x2, y2).
+            rois: [K, 5] with rows (batch index, x1, y1, x2, y2).
 
         Returns:
-            [K, C, height, width].
+            [K, C, height, width] of the dtype and memory format of `input`.
         """
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            # TorchScript knows the operator, but not what the checks of its arguments are written in.
+            # TorchScript can call the operator, but cannot compile the checks of the arguments.
             height, width = self.output_size
             return torch.ops.mrcnn_plugin.roi_align(
                 [input],

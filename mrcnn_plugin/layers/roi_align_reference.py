@@ -2,20 +2,23 @@
 
     out[k, c] = Wy[k] · F[batch(k), c] · Wx[k]ᵀ,    Wy[k]: [P_h, H],  Wx[k]: [P_w, W]
 
-Row p of a matrix is the average, over the samples of bin p, of the interpolation weights at their
-positions. This is the definition that the compiled kernels are tested against, and what runs on
-devices that have none. It shares no code with them. The dense matrices cost more memory and
-arithmetic than the bands of the kernels, and multiply every pixel of the map, if by zero: one that
-is infinite or NaN makes all that is pooled from its map NaN, not only what lies near it.
+Row p of a matrix holds the weights of bin p: the average of the interpolation weights over its
+samples. docs/roi_align.md explains the words and the mathematics.
+
+The compiled kernels are tested against this definition, which shares no code with them. It also
+runs on devices without kernels of their own. Its dense matrices need more memory and arithmetic than
+the bands of the kernels. They multiply every pixel of the map, often by zero, so that one infinite
+or NaN pixel can make every bin of its image NaN.
 """
 
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-# Elements of the intermediate [rois, P_h, C, W] that one step of the loop over RoIs may hold.
+# The loop over RoIs takes as many at a time as keep [RoIs, P_h, C, W] within this number of elements.
 _CHUNK_ELEMENTS = 1 << 24
 
 
@@ -30,11 +33,14 @@ def axis_matrix(
     interpolation: str,
     a: float,
 ) -> Tensor:
-    """The matrices Wy (or Wx) of some RoIs.
+    """Computes the matrices Wy or Wx of some RoIs.
 
     Args:
-        low, high: [K], the boxes' extent along the axis, in units of the image.
-        size: pixels of the feature map along the axis.
+        low, high: [K], where the boxes begin and end along the axis, in pixels of the image.
+        size: pixels of the map along the axis.
+        bins: bins of a RoI along the axis.
+        spatial_scale, sampling_ratio, aligned, interpolation, a: see
+            :func:`mrcnn_plugin.layers.roi_align`.
 
     Returns:
         [K, bins, size] of the dtype of `low`.
@@ -50,23 +56,23 @@ def axis_matrix(
     else:
         grid = torch.ceil(extent / bins)
 
-    # A RoI with a coordinate that is not finite, or without extent, has no samples.
+    # A RoI has no samples if a coordinate is not finite, or if adaptive sampling finds no extent.
     used = torch.isfinite(start) & torch.isfinite(bin_size) & (grid > 0)
     start = torch.where(used, start, 0)[:, None, None]
     bin_size = torch.where(used, bin_size, 0)[:, None, None]
     grid = torch.where(used, grid, 1)[:, None, None]
     p = torch.arange(bins, dtype=low.dtype, device=low.device)[None, :, None]
 
-    # Only the samples that can lie on the map are listed: a huge box has very many outside of it.
-    # Two more on either side allow for rounding; `on_map` decides.
+    # A huge box has very many samples outside of the map, so only those that can lie on it are
+    # listed. Two more on either side allow for rounding, and `on_map` decides.
     origin, step = start + p * bin_size, bin_size / grid
     inward = step > 0
     first = torch.where(inward, torch.floor((-1 - origin) / step) - 2, 0).clamp(min=0).minimum(grid)
     end = (
         torch.where(inward, torch.ceil((size - origin) / step) + 2, grid).clamp(min=0).minimum(grid)
     )
-    # Of no RoIs, too. Where this is exported the number is a symbol: not int(), and in a trace not even
-    # item(), which would make it a constant.
+    # The appended zero gives the maximum a value if there are no RoIs. An export needs `longest` as a
+    # symbol, so int() must not convert it. A trace would record even the result of item() as a constant.
     longest: Any = torch.cat([(end - first).flatten(), low.new_zeros(1)]).max().long()
     if not torch.jit.is_tracing():  # type: ignore[attr-defined]
         longest = longest.item()
@@ -81,8 +87,8 @@ def axis_matrix(
     if interpolation == "bilinear":
         taps = {0: 1 - t, 1: t}
     else:
-        # Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981, eq. 4 with
-        # general a, at the distances 1 + t, t, 1 - t, 2 - t.
+        # Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981: eq. 4 for any a,
+        # at the distances 1 + t, t, 1 - t and 2 - t.
         taps = {
             -1: a * (t**3 - 2 * t**2 + t),
             0: (a + 2) * t**3 - (a + 3) * t**2 + 1,
@@ -92,11 +98,11 @@ def axis_matrix(
     matrix = low.new_zeros(low.shape[0], bins, size)
     pixels = torch.arange(size, dtype=low.dtype, device=low.device)
     for offset_of_tap, weight in taps.items():
-        # As numbers of a floating dtype: ONNX limits whole numbers from opset 12 on only.
+        # The index keeps its floating dtype, since ONNX can clamp whole numbers only from opset 12 on.
         index = (left + offset_of_tap).clamp(0, size - 1)
         weight = torch.where(on_map, weight, 0)
         if torch.onnx.is_in_onnx_export():
-            # Before opset 16 ONNX has no scatter that adds what goes to the same place.
+            # Before opset 16, ONNX has no scatter that adds several values to the same element.
             matrix = matrix + (weight[..., None] * (index[..., None] == pixels)).sum(dim=2)
         else:
             matrix.scatter_add_(2, index.long(), weight)
@@ -104,7 +110,7 @@ def axis_matrix(
 
 
 def _check_rois(
-    rois: Tensor, levels: Optional[Tensor], batch: int, sizes: Sequence[Tuple[int, int]]
+    rois: Tensor, levels: Tensor | None, batch: int, sizes: Sequence[tuple[int, int]]
 ) -> None:
     for height, width in sizes:
         if 0 in (height, width):
@@ -132,15 +138,15 @@ def _check_rois(
 
 def _rois_with_matrices(
     rois: Tensor,
-    levels: Optional[Tensor],
+    levels: Tensor | None,
     level: int,
-    shape: Tuple[int, int, int, int],
+    shape: tuple[int, int, int, int],
     spatial_scale: float,
     pooled_height: int,
     pooled_width: int,
     *options: Any,
-) -> Iterator[Tuple[int, Tensor, Tensor, Tensor]]:
-    """Yields (image, RoI indices, Wy, Wx) for groups of RoIs of one image and one level."""
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yields (image, RoI indices, Wy, Wx) for groups of RoIs that share an image and the level."""
     batch, channels, height, width = shape
     chunk = max(1, _CHUNK_ELEMENTS // max(1, pooled_height * channels * width))
     for image in range(batch):
@@ -160,7 +166,7 @@ def _rois_with_matrices(
 def roi_align_reference(
     input: Sequence[Tensor],
     rois: Tensor,
-    levels: Optional[Tensor],
+    levels: Tensor | None,
     spatial_scales: Sequence[float],
     pooled_height: int,
     pooled_width: int,
@@ -169,20 +175,26 @@ def roi_align_reference(
     interpolation: str,
     a: float,
 ) -> Tensor:
-    """The operator `mrcnn_plugin::roi_align`, differentiable in `input` by autograd.
+    """Computes the operator `mrcnn_plugin::roi_align`. Autograd can differentiate it in `input`.
 
     Args:
-        input: maps [N, C, H, W], one for each level, of any floating dtype. Float16 and bfloat16
-            are pooled in float32.
-        rois: [K, 5], rows (batch index, x1, y1, x2, y2), float32, or float64 if input is.
-        levels: int64 [K], the index of the map of each RoI; None for the first.
-        spatial_scales: one number for each map.
+        input: a list with the map [N, C, H, W] of each level, of any floating dtype. Float16 and
+            bfloat16 are pooled in float32.
+        rois: [K, 5] with rows (batch index, x1, y1, x2, y2), in pixels of the image. float64 if
+            input is float64, and float32 otherwise.
+        levels: int64 [K], the index of the map of each RoI. None pools all RoIs from the first.
+        spatial_scales: pixels of each map per pixel of the image.
+        pooled_height, pooled_width: number of bins of a RoI along each axis.
+        sampling_ratio: samples per bin and axis, or 0 for adaptive sampling.
+        aligned, interpolation, a: see :func:`mrcnn_plugin.layers.roi_align`.
 
     Returns:
         [K, C, pooled_height, pooled_width] of the dtype of input.
 
     Raises:
-        IndexError: a batch index is not a whole number in [0, N), or a level is no map.
+        IndexError: a batch index is not a whole number in [0, N), or a level is not the index of
+            a map.
+        ValueError: a map has a height or width of 0.
     """
     first = input[0]
     batch, channels = first.shape[:2]
@@ -204,17 +216,17 @@ def roi_align_reference(
 def roi_align_dense(
     input: Sequence[Tensor],
     rois: Tensor,
-    levels: Optional[Tensor],
+    levels: Tensor | None,
     spatial_scales: Sequence[float],
     pooled_height: int,
     pooled_width: int,
     *options: Any,
 ) -> Tensor:
-    """:func:`roi_align_reference` in standard operators and without control flow that depends on the
-    boxes, for `torch.export` to ONNX: for each level two products of dense matrices.
+    """Computes :func:`roi_align_reference` in the form that an export to ONNX needs.
 
-    Holds [K, C, pooled_height, W] numbers at once. A batch index that is no image, or a level that
-    is no map, pools zeros.
+    It uses standard operators only, and its control flow does not depend on the boxes. For each
+    level it multiplies two dense matrices, and holds [K, C, pooled_height, W] numbers at once. A RoI
+    with an invalid batch index or level pools zeros.
     """
     size = (pooled_height, pooled_width)
     if levels is None:
@@ -234,18 +246,18 @@ def _dense(
     pooled_width: int,
     *options: Any,
 ) -> Tensor:
-    """One level of :func:`roi_align_dense`."""
+    """Pools all RoIs from one level for :func:`roi_align_dense`."""
     batch, channels, height, width = input.shape
     features = input.to(rois.dtype)
     index, x1, y1, x2, y2 = rois.unbind(1)
     wy = axis_matrix(y1, y2, height, pooled_height, spatial_scale, *options)
     wx = axis_matrix(x1, x2, width, pooled_width, spatial_scale, *options)
-    # Rows of all images, of which those of other images than the RoI's have no weight.
+    # The matrices span the rows of all images. The rows of an image have no weight in a RoI of another.
     images = torch.arange(batch, dtype=index.dtype, device=index.device)
     is_image = (index[:, None] == images).to(wy.dtype)
     wy = (is_image[:, None, :, None] * wy[:, :, None]).reshape(-1, pooled_height, batch * height)
     rows = features.transpose(1, 2).reshape(batch * height, channels * width)
-    # Not einsum: that of onnxruntime divides by the number of RoIs, which may be zero.
+    # onnxruntime's einsum divides by the number of RoIs, which may be zero, so this is a product.
     strip = (wy @ rows).reshape(-1, pooled_height, channels, width).transpose(1, 2)
     return (strip @ wx[:, None].transpose(2, 3)).to(input.dtype)
 
@@ -253,7 +265,7 @@ def _dense(
 def roi_align_backward_reference(
     grad: Tensor,
     rois: Tensor,
-    levels: Optional[Tensor],
+    levels: Tensor | None,
     spatial_scales: Sequence[float],
     batch: int,
     heights: Sequence[int],
@@ -263,16 +275,26 @@ def roi_align_backward_reference(
     aligned: bool,
     interpolation: str,
     a: float,
-) -> List[Tensor]:
-    """The operator `mrcnn_plugin::roi_align_backward`: Σ_k Wy[k]ᵀ · G[k] · Wx[k] of the RoIs of each
-    level.
+) -> list[Tensor]:
+    """Computes the operator `mrcnn_plugin::roi_align_backward`.
+
+    The gradient of a map is Σ_k Wy[k]ᵀ · G[k] · Wx[k] over its RoIs k.
 
     Args:
-        grad: [K, C, pooled_height, pooled_width], the gradient of the output.
+        grad: G [K, C, pooled_height, pooled_width], the gradient of the output.
+        rois, levels, spatial_scales: see :func:`roi_align_reference`.
+        batch: number of images of each map.
+        heights, widths: size of each map.
+        needed: whether the gradient of each map is computed.
+        sampling_ratio, aligned, interpolation, a: see :func:`roi_align_reference`.
 
     Returns:
-        [batch, C, height, width] of the dtype of grad, the gradient of the input, for each needed
-        map.
+        A list with the gradient [batch, C, height, width] of each needed map, of the dtype of grad.
+
+    Raises:
+        IndexError: a batch index is not a whole number in [0, batch), or a level is not the index
+            of a map.
+        ValueError: grad and rois have different lengths, or a map has a height or width of 0.
     """
     num_rois, channels, pooled_height, pooled_width = grad.shape
     if num_rois != rois.shape[0]:
