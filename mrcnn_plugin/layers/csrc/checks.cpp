@@ -1,4 +1,4 @@
-// What the operators check before any device computes.
+// The checks that the operators of every device make first.
 #include "roi_align.h"
 
 #include <c10/util/Exception.h>
@@ -21,7 +21,7 @@ Interpolation parse(std::string_view interpolation) {
   return Interpolation::kBicubic;
 }
 
-// `count` of what is named `name` for the maps of a call whose other sizes are checked later.
+// Checks the number of maps, and that the argument `name` has as many values.
 void check_num_levels(int64_t count, const char* name, int64_t num_levels) {
   TORCH_CHECK_VALUE(
       num_levels >= 1 && num_levels <= kMaxLevels, "roi_align: there must be from 1 to ", kMaxLevels, " maps, got ",
@@ -31,7 +31,8 @@ void check_num_levels(int64_t count, const char* name, int64_t num_levels) {
       count);
 }
 
-// `features` is the tensor named `name` whose dtype and device the boxes must fit.
+// Checks everything that both operators have in common. `features` is the argument `name`, and boxes must have a
+// matching dtype and the same device.
 void check(
     const at::Tensor& features, const char* name, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     const Call& call) {

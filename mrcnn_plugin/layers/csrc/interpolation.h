@@ -1,13 +1,14 @@
-// One axis of RoIAlign: where the samples of a bin lie and which map pixels they read with which weight.
+// One axis of RoIAlign: where the samples of a bin lie, and the weights of the pixels that they read.
 //
-// Axis-aligned RoIAlign with a separable kernel is out = Wy . F . Wx^T. This header computes rows of Wy and Wx. It is
-// plain C++ for host and device: no ATen, no standard containers.
+// RoIAlign is out = Wy . F . Wx^T for each RoI and channel (see docs/roi_align.md). This header computes rows of Wy and
+// Wx. It is plain C++ for host and device, without ATen and standard containers.
 //
-// Notation of one axis: S map size, P bins, g samples per bin,
-//   position(p, i) = start + p * bin + (i + 1/2) * bin / g     in pixels of the map, pixel centres at integers
-//   W[p, x]        = 1/g * sum_i k(x - position(p, i))          k the interpolation kernel
-// A sample outside [-1, S] counts in g but adds nothing; the others are first clamped to [0, S-1], and a tap beyond the
-// border reads the border pixel (He et al., Mask R-CNN, arXiv 1703.06870; conventions of torchvision's roi_align).
+// In the notation for one axis, the map has S pixels, the RoI has P bins, and a bin has g samples.
+//   position(p, i) = start + p * bin + (i + 1/2) * bin / g     in pixels of the map, whose centres are integers
+//   W[p, x]        = 1/g * sum_i k(x - position(p, i))          k is the interpolation kernel
+// A sample outside [-1, S] counts in g but adds nothing. Every other sample is first clamped to [0, S-1], and a tap
+// beyond the border reads the pixel at the border. The source is He et al., Mask R-CNN, arXiv 1703.06870, with the
+// conventions of torchvision's roi_align.
 #pragma once
 
 #include <cmath>
@@ -26,13 +27,13 @@ enum class Interpolation { kBilinear, kBicubic };
 // The samples of one RoI along one axis.
 template <typename T>
 struct Axis {
-  T start; // of the first bin
-  T bin; // size of a bin
-  T grid; // samples per bin, a whole number; <= 0 for none
+  T start; // where the first bin begins, in pixels of the map
+  T bin; // size of a bin, in pixels of the map
+  T grid; // samples per bin, a whole number; there are none if it is not positive
 };
 
-// What one bin reads: its samples on the map are [begin, begin + samples), their taps the pixels [first, first +
-// count). The weights of a bin are a run of `count` numbers.
+// The band of a bin: the pixels [first, first + count), each with a weight. They are the taps of the samples [begin,
+// begin + samples), which are those on the map.
 struct Band {
   int64_t begin;
   int64_t samples;
@@ -40,7 +41,7 @@ struct Band {
   int64_t count;
 };
 
-// The order of operations is torchvision's: the number of samples must not depend on a rounding of our own.
+// The operations have torchvision's order, so that rounding gives the same number of samples.
 template <typename T>
 MRCNN_HOST_DEVICE Axis<T> make_axis(T low, T high, T scale, int64_t bins, int64_t sampling_ratio, bool aligned) {
   const T offset = aligned ? T(0.5) : T(0);
@@ -71,7 +72,7 @@ MRCNN_HOST_DEVICE T clamp_to_map(T x, int64_t size) {
   return x <= T(0) ? T(0) : (x >= last ? last : x);
 }
 
-// A whole number x as an index in [0, bound]; the bound keeps the conversion defined for any x, NaN included.
+// Converts a whole number x to an index in [0, bound]. The bound makes the conversion defined for every x, even NaN.
 template <typename T>
 MRCNN_HOST_DEVICE int64_t to_index(T x, int64_t bound) {
   return x > T(0) ? (x < static_cast<T>(bound) ? static_cast<int64_t>(x) : bound) : 0;
@@ -81,7 +82,7 @@ MRCNN_HOST_DEVICE int64_t clamp_index(int64_t i, int64_t count) {
   return i < 0 ? 0 : (i >= count ? count - 1 : i);
 }
 
-// The band of bin p. A RoI with a coordinate that is not finite has no samples.
+// Returns the band of bin p. A RoI has no samples if one of its coordinates is not finite.
 template <typename T>
 MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, Interpolation interpolation) {
   Band band{0, 0, 0, 0};
@@ -91,8 +92,9 @@ MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, In
   constexpr int64_t kMostSamples = int64_t(1) << 52;
   int64_t begin = 0;
   int64_t end = to_index(axis.grid, kMostSamples);
-  // Only samples on the map are visited, so that a RoI far larger than the map costs no more than the map. The
-  // solutions of position(p, i) = -1 and = size are widened by two samples against rounding; on_map decides.
+  // Only samples on the map are visited, so that a huge RoI costs no more than one that covers the map. The first and
+  // last of them solve position(p, i) = -1 and position(p, i) = size. Two more samples on either side allow for
+  // rounding, and on_map decides.
   const T step = axis.bin / axis.grid;
   if (step > T(0)) {
     const T origin = axis.start + static_cast<T>(p) * axis.bin;
@@ -115,13 +117,13 @@ MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, In
   const int64_t last = static_cast<int64_t>(a < b ? b : a) + (cubic ? 2 : 1);
   band.begin = begin;
   band.samples = end - begin;
-  band.first = clamp_index(first, size); // of a map so long that its last pixel is rounded, too
+  band.first = clamp_index(first, size); // a map can be so long that its last pixel is rounded
   band.count = (last > size - 1 ? size - 1 : last) - band.first + 1;
   return band;
 }
 
-// Weights of the taps floor(x) - 1 ... floor(x) + 2 for t = x - floor(x): Keys' convolution kernel (Cubic Convolution
-// Interpolation for Digital Image Processing, IEEE ASSP 29(6), 1981, eq. 4 with general a).
+// Computes the factors of the taps floor(x) - 1 ... floor(x) + 2 for t = x - floor(x). The kernel is Keys' (Cubic
+// Convolution Interpolation for Digital Image Processing, IEEE ASSP 29(6), 1981, eq. 4 for any a).
 template <typename T>
 MRCNN_HOST_DEVICE void cubic_taps(T t, T a, T taps[4]) {
   const T s = T(1) - t;
@@ -132,8 +134,8 @@ MRCNN_HOST_DEVICE void cubic_taps(T t, T a, T taps[4]) {
 }
 
 // Writes the `band.count` weights of bin p to `weights`, `stride` numbers apart. A tap beyond the border of the map
-// belongs to the border pixel, which is then the end of the band: taps are clamped to the band, so that no rounding can
-// make them leave `weights`.
+// reads the border pixel, which is then the end of the band. So taps are clamped to the band, and rounding cannot make
+// them leave `weights`.
 template <typename T>
 MRCNN_HOST_DEVICE void bin_weights(
     const Axis<T>& axis, int64_t p, const Band& band, int64_t size, Interpolation interpolation, T a, T* weights,
@@ -147,7 +149,7 @@ MRCNN_HOST_DEVICE void bin_weights(
     const T t = x - static_cast<T>(low);
     if (interpolation == Interpolation::kBilinear) {
       weights[clamp_index(low - band.first, band.count) * stride] += T(1) - t;
-      if (t > T(0)) { // a NaN beyond the sample's own pixel must not reach it
+      if (t > T(0)) { // a NaN in the next pixel must not reach a sample at the centre of this one
         weights[clamp_index(low + 1 - band.first, band.count) * stride] += t;
       }
     } else {

@@ -8,11 +8,11 @@
 namespace mrcnn_plugin {
 
 TORCH_LIBRARY(mrcnn_plugin, m) {
-  // The arguments are explained in roi_align.h. A pyramid is one call, and a single map the case of one level.
+  // roi_align.h explains the arguments. A single map is the case of one level.
   m.def(
       "roi_align(Tensor[] input, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt pooled_height, "
       "SymInt pooled_width, int sampling_ratio, bool aligned, str interpolation, float a) -> Tensor");
-  // Returns the gradients of the maps with needed[l] only.
+  // This operator returns only the gradients of the maps l with needed[l].
   m.def(
       "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt batch, "
       "SymInt[] heights, SymInt[] widths, bool[] needed, int sampling_ratio, bool aligned, str interpolation, "
@@ -26,7 +26,8 @@ TORCH_LIBRARY_IMPL(mrcnn_plugin, CPU, m) {
 
 } // namespace mrcnn_plugin
 
-// Importing mrcnn_plugin._C loads this library, which runs the registrations above; the module itself is empty.
+// Importing mrcnn_plugin._C loads this library, and loading it runs the registrations above. The module itself is
+// empty.
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
   return PyModule_Create(&module);

@@ -6,26 +6,26 @@
 
 namespace mrcnn_plugin {
 
-// The most maps that one call pools from.
+// One call pools from at most this many maps.
 constexpr int64_t kMaxLevels = 8;
 
 // How to sample the bins and to interpolate.
 struct Options {
   Interpolation interpolation;
-  double a; // of the cubic kernel
-  int64_t sampling_ratio; // samples per bin and axis, 0 for adaptive
+  double a; // parameter of the cubic kernel
+  int64_t sampling_ratio; // samples per bin and axis, or 0 for adaptive sampling
   bool aligned;
 };
 
-// A map of the pyramid.
+// The map of a level.
 struct Level {
   int64_t height;
   int64_t width;
-  double spatial_scale; // pixels of the map per unit of the boxes
-  bool needed; // backward: whether its gradient is asked for
+  double spatial_scale; // pixels of the map per pixel of the image
+  bool needed; // whether the backward operator has to return its gradient
 };
 
-// What a call computes: RoIs, each pooled from one of the levels.
+// The sizes and options of a call.
 struct Call {
   int64_t num_rois;
   int64_t batch;
@@ -37,7 +37,7 @@ struct Call {
   Options options;
 };
 
-// Pixels of a row or column.
+// The pixels [begin, end) along an axis.
 struct Range {
   int64_t begin;
   int64_t end;
@@ -47,7 +47,7 @@ struct Range {
   }
 };
 
-// Elements from one image (or RoI), channel, row and column to the next.
+// The distances in elements between neighbouring images (or RoIs), channels, rows and columns.
 struct Strides {
   int64_t item;
   int64_t channel;

@@ -1,4 +1,4 @@
-// RoIAlign on every device: the functions behind the schemas of ops.cpp.
+// The functions behind the operators that ops.cpp registers. docs/roi_align.md explains the words and the mathematics.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -12,8 +12,8 @@
 
 namespace mrcnn_plugin {
 
-// Check the arguments of an operator, which are explained below; every device's kernels start with them. They do not
-// look into rois and levels, which may be on another device: check_batch_index and check_level do.
+// These two check the arguments of an operator, which are explained below. Every device calls them first. They do not
+// read the values of rois and levels, which may be on a GPU. check_batch_index and check_level check those.
 Call check_forward(
     at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
@@ -23,26 +23,28 @@ Call check_backward(
     at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,
     const c10::List<bool>& needed, int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a);
 
-// boxes[k, 0] must be the index of one of `batch` images.
+// Throws an IndexError unless boxes[k, 0] is the index of one of `batch` images.
 void check_batch_index(double index, int64_t k, int64_t batch);
 
-// levels[k] must be the index of one of `num_levels` maps.
+// Throws an IndexError unless levels[k] is the index of one of `num_levels` maps.
 void check_level(int64_t level, int64_t k, int64_t num_levels);
 
 namespace cpu {
 
-// input: maps [N, C, H, W], one for each level, of one floating dtype and any layout. rois [K, 5], (batch index, x1,
-// y1, x2, y2) of float32 or, if the maps are float64, float64. levels: int64 [K], which map a RoI is pooled from;
-// without it all are pooled from the first. spatial_scales: one number for each map. Returns [K, C, pooled_height,
-// pooled_width] of the dtype of the maps and the memory format of the first.
+// Pools each RoI from the map of its level.
+//   input: the map [N, C, H, W] of each level, all of one floating dtype, each in any layout
+//   rois: [K, 5] with rows (batch index, x1, y1, x2, y2) in pixels of the image; float64 for float64 maps, else float32
+//   levels: int64 [K], the level of each RoI; without it all RoIs have level 0
+//   spatial_scales: pixels of each map per pixel of the image
+// Returns [K, C, pooled_height, pooled_width] of the dtype of the maps and the memory format of the first map.
 at::Tensor roi_align(
     at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
     bool aligned, std::string_view interpolation, double a);
 
-// For grad [K, C, pooled_height, pooled_width] the gradients [batch, C, heights[l], widths[l]] of roi_align with
-// respect to the maps l with needed[l], in their order, of the dtype and memory format of grad. Nothing is computed for
-// others. Deterministic: the same bits for any number of threads.
+// grad [K, C, pooled_height, pooled_width] is the gradient of the output of roi_align. Returns the gradient [batch, C,
+// heights[l], widths[l]] of each map l with needed[l], in the order of the maps. They have the dtype and memory format of
+// grad, and the same bits for any number of threads.
 std::vector<at::Tensor> roi_align_backward(
     const at::Tensor& grad, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,

@@ -1,8 +1,8 @@
-// RoIAlign on the CPU: the weights of every RoI, and which kernel runs on which memory.
+// The operators on the CPU. They compute the weights of every RoI and choose the kernels.
 //
-// The RoIs of a level are those of a call on a single map, but for the row of bins that each has. Levels come one after
-// the other; the work of one is divided over (block of channels, image). In backward such a unit has a single writer
-// that adds the RoIs in a fixed order, so that the gradient is the same for any number of threads.
+// The levels are pooled one after the other, and each as in a call on a single map. The work on a level is divided into
+// units, one for each image and part of the channels. In the backward pass, a single thread adds up the RoIs of a unit
+// in a fixed order. For that reason the gradient has the same bits for any number of threads.
 #include "../roi_align.h"
 #include "roi_align_geometry.h"
 #include "roi_align_kernel.h"
@@ -28,7 +28,7 @@
 namespace mrcnn_plugin::cpu {
 namespace {
 
-// The rows of boxes by level: those of level l are rows[starts[l]] ... rows[starts[l + 1] - 1], in their order.
+// Sorts the rows of boxes by level. Level l has rows[starts[l]] ... rows[starts[l + 1] - 1], in their original order.
 struct RowsByLevel {
   std::vector<int64_t> rows;
   std::array<int64_t, kMaxLevels + 1> starts{};
@@ -57,7 +57,7 @@ struct RowsByLevel {
   }
 };
 
-// The geometry of the levels that have RoIs and whose gradient, in backward, is needed. boxes and rows must outlive it.
+// The geometry of each level that has RoIs and, in the backward pass, needs a gradient. boxes and rows must outlive it.
 template <typename T>
 struct Geometries {
   std::vector<int64_t> levels;
@@ -84,7 +84,7 @@ struct Geometries {
   }
 
  private:
-  // In parallel. One axis of all levels comes before the other, so that two threads have about the same to do.
+  // Works in parallel. All levels of one axis come before those of the other, so that two threads get equal work.
   template <typename Work>
   void for_each_axis(const Work& work) {
     const int64_t count = static_cast<int64_t>(of_level.size());
@@ -99,7 +99,7 @@ struct Geometries {
 template <typename scalar_t>
 Kernels<scalar_t> best_kernels() {
 #if defined(MRCNN_HAS_AVX2)
-  // ATen's own choice, which the environment variable ATEN_CPU_CAPABILITY can lower.
+  // ATen chooses the instruction set, and the environment variable ATEN_CPU_CAPABILITY can lower its choice.
   static const std::string capability = at::get_cpu_capability();
   if (capability == "AVX2" || capability == "AVX512") {
     return isa_avx2::kernels<scalar_t>();
@@ -112,28 +112,28 @@ Strides strides_of(const at::Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// Sets the channels of a unit; returns the number of units that all channels are divided into.
+// Sets the number of channels of a unit. Returns the number of parts that all channels are divided into.
 template <typename scalar_t>
 int64_t divide_channels(Task<scalar_t>& task, const Kernels<scalar_t>& kernels) {
-  // Where channels lie together, two vectors make better use of a cache line than one.
+  // If channels lie together in memory, two vectors make better use of a cache line than one.
   task.channels_per_unit = kernels.lanes * (task.map.channel == 1 ? 2 : 1);
   return (task.channels + task.channels_per_unit - 1) / task.channels_per_unit;
 }
 
-// A new tensor for the kernels to fill.
+// Returns a new tensor for the kernels to fill.
 at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
   const at::MemoryFormat format = like.suggest_memory_format();
   at::Tensor tensor = at::empty(sizes, like.options(), format);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  // Fresh memory is mapped page by page as it is first written, which for results of this size can take longer than the
-  // computation. Large pages, where the system has them to give on request, are a fifth of the time.
+  // The system maps new memory page by page when it is first written. For large results, this can take longer than the
+  // computation. It takes a fifth of the time with large pages, if the system gives them on request.
   constexpr uintptr_t kLargePage = uintptr_t(1) << 21;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + kLargePage - 1) & ~(kLargePage - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes()) & ~(kLargePage - 1);
   if (begin < end) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
     if (at::get_num_threads() > 1) {
-      // Each page by one thread: those that touch a page at the same time would all clear it.
+      // One thread touches each page, because threads that touch a page at the same time would all clear it.
       at::parallel_for(0, (end - begin) / kLargePage, 1, [&](int64_t first, int64_t last) {
         for (int64_t page = first; page < last; ++page) {
           *reinterpret_cast<volatile char*>(begin + page * kLargePage) = 0;
@@ -145,7 +145,7 @@ at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
   return tensor;
 }
 
-// run(begin, end, scratch) over all units, in parallel.
+// Calls run(begin, end, scratch) for all units in parallel.
 template <typename T, typename Run>
 void for_each_unit(int64_t units, int64_t scratch_size, const Run& run) {
   at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
@@ -179,8 +179,9 @@ at::Tensor roi_align(
       task.target = output.mutable_data_ptr<scalar_t>();
       task.bins = strides_of(output);
       const int64_t parts = divide_channels(task, kernels);
-      // Copying the whole map once is worth it if its pixels are read often enough; three times where channels lie
-      // together, measured, since copying a RoI is cheaper then. And only if it leaves work for all threads.
+      // One copy of the whole map pays off if its pixels are read often enough, and if there is still work for all
+      // threads. Measurements show that three reads are needed if channels lie together, since it is then cheap to copy
+      // a RoI.
       const int64_t reads = task.map.channel == 1 ? 3 : 1;
       task.share_map = geometry.total_window > reads * call.batch * task.height * task.width &&
           parts * call.batch >= at::get_num_threads();
@@ -200,7 +201,7 @@ std::vector<at::Tensor> roi_align_backward(
       grad, rois, levels, spatial_scales, batch, heights, widths, needed, sampling_ratio, aligned, interpolation, a);
   const RowsByLevel rows(levels, call);
   const at::Tensor boxes = rois.contiguous();
-  // The bins of a RoI must lie at equal distances. The stride of an axis of size 1 can be anything.
+  // The kernels need the bins of a RoI at equal distances. An axis of size 1 may have any stride.
   const auto column_stride = [](const at::Tensor& t) { return t.size(3) == 1 ? t.stride(2) : t.stride(3); };
   const bool is_run = grad.size(2) == 1 || grad.stride(2) == grad.size(3) * column_stride(grad);
   const at::Tensor bins = is_run ? grad : grad.contiguous();

@@ -1,4 +1,4 @@
-// The weights of the RoIs of one level, as the kernels want them. No ATen.
+// The weights of the RoIs of one level, in the form that the kernels use. This header does not use ATen.
 #pragma once
 
 #include "../interpolation.h"
@@ -14,7 +14,7 @@
 
 namespace mrcnn_plugin::cpu {
 
-// SparseRows that grow.
+// A sparse matrix to which rows can be appended.
 template <typename T>
 struct SparseMatrix {
   std::vector<int64_t> starts{0};
@@ -36,7 +36,7 @@ struct SparseMatrix {
   }
 };
 
-// The least range with the columns of the rows [first, first + count).
+// Returns the smallest range that holds the columns of the rows [first, first + count).
 template <typename T>
 Range reach(const SparseMatrix<T>& matrix, int64_t first, int64_t count) {
   const auto begin = matrix.columns.begin() + matrix.starts[first];
@@ -48,11 +48,11 @@ Range reach(const SparseMatrix<T>& matrix, int64_t first, int64_t count) {
   return {*least, *most + 1};
 }
 
-// Appends the transpose of the rows [first, first + count): a row for each column in `range`.
+// Appends the transpose of the rows [first, first + count) to `transpose`, with one row for each column in `range`.
 template <typename T>
 void append_transpose(
     const SparseMatrix<T>& matrix, int64_t first, int64_t count, Range range, SparseMatrix<T>& transpose) {
-  // Counting sort by column; next[i] is where the next entry of column range.begin + i goes.
+  // This is a counting sort by column: next[i] is where the next entry of column range.begin + i goes.
   std::vector<int64_t> next(range.size() + 1, 0);
   for (int64_t j = matrix.starts[first]; j < matrix.starts[first + count]; ++j) {
     ++next[matrix.columns[j] - range.begin + 1];
@@ -71,13 +71,13 @@ void append_transpose(
   }
 }
 
-// The weights of the RoIs of one level. The axes (0: x, 1: y) are worked on apart, and may be so at the same time:
-//   add_weights(axis) for both, sort(), and for backward transpose(axis) for both.
+// The weights of the RoIs of one level. First call add_weights(axis) for both axes (0: x, 1: y), then sort(), and then
+// transpose(axis) for both axes if the pass is backward. Two threads may work on the two axes at the same time.
 template <typename T>
 class Geometry {
  public:
-  // boxes: rows (batch index, x1, y1, x2, y2) with a valid batch index, of which this level has rows[0] ...
-  // rows[num_rois - 1]. Both must outlive this.
+  // boxes has rows (batch index, x1, y1, x2, y2) with valid batch indices. rows has the indices of the num_rois boxes
+  // of this level. Both arrays must outlive the object.
   Geometry(const T* boxes, const int64_t* rows, int64_t num_rois, const Call& call, const Level& level)
       : boxes_(boxes), call_(call), level_(level), rois(num_rois), image_starts(call.batch + 1, 0) {
     for (int64_t k = 0; k < num_rois; ++k) {
@@ -114,7 +114,7 @@ class Geometry {
     });
   }
 
-  // Replaces the matrix of the axis by its transpose.
+  // Replaces the matrix of an axis by its transpose.
   void transpose(int64_t axis) {
     const int64_t bins_y = call_.pooled_height, bins_x = call_.pooled_width, count = num_groups(bins_y);
     SparseMatrix<T> transpose;
@@ -139,7 +139,7 @@ class Geometry {
     y = std::move(transpose);
   }
 
-  // Everything of a task but its tensors.
+  // Returns a task with everything except its tensors.
   template <typename scalar_t>
   Task<scalar_t> task() const {
     Task<scalar_t> task{};
@@ -164,8 +164,8 @@ class Geometry {
   int64_t total_window = 0;
 
  private:
-  // Appends the rows of the `bins` bins of an axis. Returns the pixels that they read; their columns count from its
-  // begin.
+  // Appends a row for each bin of an axis to `matrix`. Returns the range of pixels that the bins read. The columns of
+  // the new rows count from its begin.
   Range add_rows(
       const Axis<T>& axis, int64_t size, int64_t bins, std::vector<T>& weights, SparseMatrix<T>& matrix) const {
     const Interpolation interpolation = call_.options.interpolation;
@@ -176,7 +176,7 @@ class Geometry {
       const Band band = bin_band(axis, p, size, interpolation);
       weights.resize(band.count);
       bin_weights(axis, p, band, size, interpolation, a, weights.data());
-      // Samples far apart leave gaps.
+      // If samples are far apart, some weights between them are zero.
       for (int64_t j = 0; j < band.count; ++j) {
         if (weights[j] != T(0)) {
           matrix.add(band.first + j, weights[j]);

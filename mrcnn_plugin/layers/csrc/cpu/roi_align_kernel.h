@@ -1,5 +1,5 @@
-// What a RoIAlign kernel for the CPU computes and on which data. The kernels themselves are in roi_align_kernel_impl.h,
-// compiled once per instruction set; nothing here depends on one, nor on ATen.
+// The interface of the CPU kernels. Their code is in roi_align_kernel_impl.h, which is compiled once per instruction
+// set. This header depends neither on an instruction set nor on ATen.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -11,7 +11,7 @@
 
 namespace mrcnn_plugin::cpu {
 
-// Half-precision features are weighted and summed in float.
+// The type of weights and sums: float for half-precision features.
 template <typename scalar_t>
 struct Accumulator {
   using type = float;
@@ -23,7 +23,7 @@ struct Accumulator<double> {
 template <typename scalar_t>
 using accumulator_t = typename Accumulator<scalar_t>::type;
 
-// Rows of a sparse matrix: row i has the entries [starts[i], starts[i + 1]).
+// Rows of a sparse matrix. Row i has the entries [starts[i], starts[i + 1]).
 template <typename T>
 struct SparseRows {
   const int64_t* starts;
@@ -31,8 +31,8 @@ struct SparseRows {
   const T* weights;
 };
 
-// Rows of bins are pooled in groups of at most this many: one register each. A group is [group_begin(i), group_begin(i
-// + 1)).
+// Bin rows are pooled in row groups of at most this many, with one register for each bin row. Row group i has the bin
+// rows [group_begin(i), group_begin(i + 1)).
 constexpr int64_t kGroupRows = 8;
 
 inline constexpr int64_t num_groups(int64_t pooled_height) {
@@ -44,21 +44,21 @@ inline constexpr int64_t group_begin(int64_t group, int64_t pooled_height) {
 }
 
 struct Roi {
-  int64_t row; // in bins
-  int64_t index; // in the matrices, which hold the RoIs of one level
+  int64_t row; // of the output
+  int64_t index; // among the RoIs of its level, in the order of the matrices
   int64_t image;
-  Range rows; // the pixels that any of its bins reads
-  Range columns;
-  int64_t transposed_column; // backward: the row of `x` for columns.begin
+  Range rows; // the map rows that its bins read
+  Range columns; // the map columns that its bins read
+  int64_t transposed_column; // backward: the row of Task::x for columns.begin
 };
 
-// Backward: the map rows that a group of a RoI's bin rows reads.
+// Backward: the map rows that a row group of a RoI reads.
 struct RowGroup {
   Range rows;
-  int64_t transposed_row; // the row of `y` for rows.begin
+  int64_t transposed_row; // the row of Task::y for rows.begin
 };
 
-// The RoIs of one level.
+// The work on one level.
 template <typename scalar_t>
 struct Task {
   using acc_t = accumulator_t<scalar_t>;
@@ -66,7 +66,7 @@ struct Task {
   const scalar_t* source; // forward: the map; backward: the gradient of the bins
   scalar_t* target; // forward: the bins; backward: the gradient of the map
   Strides map; // [images, channels, height, width]
-  Strides bins; // [rows, channels, pooled_height, pooled_width], row stride = pooled_width * column stride
+  Strides bins; // [RoIs, channels, pooled_height, pooled_width]; the row stride is pooled_width * column stride
   int64_t images;
   int64_t channels;
   int64_t height;
@@ -74,29 +74,29 @@ struct Task {
   int64_t pooled_height;
   int64_t pooled_width;
 
-  // Sorted by image, then by rows.begin; those of image n are [image_starts[n], image_starts[n + 1]).
+  // The RoIs are sorted by image, then by rows.begin. Image n has the RoIs [image_starts[n], image_starts[n + 1]).
   const Roi* rois;
   const int64_t* image_starts;
-  int64_t longest_row; // of any RoI, in pixels
-  int64_t largest_window; // of any RoI, in pixels
+  int64_t longest_row; // most map columns that a RoI reads
+  int64_t largest_window; // most map pixels that a RoI reads
 
-  // Columns count from the RoI's rows.begin or columns.begin.
-  //   forward: row index * pooled_height + p of y (x likewise) is row p of Wy.
-  //   backward: rows of Wy^T restricted to a group of bins, whose columns count from the group's first bin; rows of
-  //   Wx^T.
+  // The weights. Their columns count from the RoI's rows.begin or columns.begin.
+  //   forward: row index * pooled_height + p of y is row p of Wy, and x holds Wx in the same way.
+  //   backward: x holds rows of Wx^T. y holds rows of Wy^T for a row group, with columns from its first bin row on.
   SparseRows<acc_t> y;
   SparseRows<acc_t> x;
-  const RowGroup* groups; // backward: [RoIs * num_groups]
+  const RowGroup* groups; // backward: num_groups of each RoI
 
   int64_t channels_per_unit;
-  // Forward: whether the RoIs of an image read one copy of its map, or each makes a copy of its own part.
+  // Forward: whether the RoIs of an image share one copy of its map. Otherwise each copies its own part.
   bool share_map;
 };
 
-// The kernels for one instruction set. Channels are worked on in parts of channels_per_unit.
-//   forward: units are (part, image) if share_map, else (part, RoI) in the order that suits the layout.
-//   backward: units are (part, image), each of which is the only one to write its part of the target.
-// A kernel runs units [begin, end) with `scratch` elements of memory that are aligned to 64 bytes.
+// The kernels for one instruction set. The channels are divided into parts of channels_per_unit.
+//   forward: a unit is a (part, image) if share_map, else a (part, RoI) in the order that suits the layout.
+//   backward: a unit is a (part, image), and no other unit writes to its part of the target.
+// A kernel runs the units [begin, end). It needs scratch memory that is aligned to 64 bytes, and forward_scratch and
+// backward_scratch return its size in elements.
 template <typename scalar_t>
 struct Kernels {
   using acc_t = accumulator_t<scalar_t>;

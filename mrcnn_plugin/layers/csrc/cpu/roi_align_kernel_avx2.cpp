@@ -1,5 +1,5 @@
-// The kernels for x86-64 with AVX2, FMA and F16C. The rest of the extension must run without them, so that they are
-// switched on for this file's own code only, after the headers.
+// The kernels for x86-64 with AVX2, FMA and F16C. The rest of the extension must run without these instructions. So
+// they are switched on for the code of this file only, after its headers.
 #include "roi_align_kernel.h"
 
 #if defined(MRCNN_HAS_AVX2)

@@ -1,4 +1,4 @@
-// The kernels for what every CPU of the target has: SSE2 on x86-64, NEON on aarch64.
+// The kernels for the instructions that every CPU of a platform has: SSE2 on x86-64 and NEON on aarch64.
 #include "roi_align_kernel.h"
 
 #include <type_traits>

@@ -1,21 +1,22 @@
-// RoIAlign as a product of sparse matrices, out[k, c] = Wy[k] . F[c] . Wx[k]^T, on vectors whose lanes are channels.
+// The CPU kernels: out[k, c] = Wy[k] . F[c] . Wx[k]^T with sparse matrices, on vectors whose lanes are channels.
 //
-// The part of the map that is needed is first copied to [row][column][lane] ("packed"), so that everything after it is
-// a sum of whole aligned vectors times a number, whatever the layout and type of the map. Per RoI and group of bin
-// rows:
-//   forward    map -- Wy --> strip [column][bin row][lane] -- Wx --> bins [bin row][bin column][lane] -- unpack -->
-//   target backward   bins <-- pack -- source; the transposes in the opposite order; the map is unpacked to target at
-//   the end
-// The rows of a strip are the registers of the x pass: each of its weights is loaded once for all of them.
+// A kernel first packs the part of the map that it needs: it copies the pixels to [row][column][lane]. All further
+// steps are sums of whole aligned vectors times a weight, for every layout and type of the map. These are the steps for
+// a RoI and a row group:
+//   forward    map - Wy -> strip [column][bin row][lane] - Wx -> bins [bin row][bin column][lane] - unpack -> target
+//   backward   map <- Wy^T - strip <- Wx^T - bins <- pack - source
+// The backward pass unpacks the map to target at the end.
 //
-// Included by one file per instruction set, which defines
-//   MRCNN_ISA            the namespace; one of its own keeps the linker from mixing instruction sets
+// The bin rows of a strip are the registers of the x pass, which loads each of its weights once for all of them.
+//
+// One file per instruction set includes this header. It defines:
+//   MRCNN_ISA            the namespace, which keeps the linker from mixing instruction sets
 //   MRCNN_VECTOR_BYTES   16 or 32
-//   MRCNN_F16C           where float16 is converted in hardware
-// For the same reason nothing here may call an inline function of a header that is not included before the instruction
-// set is switched on.
+//   MRCNN_F16C           if the hardware converts float16
+// The kernels must not call inline functions of other headers, unless those are included before the instruction set is
+// switched on. Otherwise the linker could use the copy for this instruction set in the whole extension.
 
-// clang-format off: each builds on those before it
+// clang-format off: each header uses those above it
 #include "roi_align_vectors.h"
 #include "roi_align_packing.h"
 #include "roi_align_passes.h"

@@ -1,4 +1,4 @@
-// Between the memory of a tensor and [row][column][lane]. Part of roi_align_kernel_impl.h.
+// Copies between the memory of a tensor and packed memory, [row][column][lane]. Part of roi_align_kernel_impl.h.
 #pragma once
 
 namespace mrcnn_plugin::cpu::MRCNN_ISA {
@@ -10,11 +10,11 @@ namespace {
 #endif
 #endif
 #if !defined(MRCNN_SHUFFLE)
-// GCC before 12.
+// GCC before version 12 has another name for it.
 #define MRCNN_SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
 #endif
 
-// Transposes a square of vectors. The shuffles are those that are one instruction each.
+// These functions transpose a square of vectors. Each shuffle is one instruction.
 template <typename T, typename Mask>
 inline void transpose2(Vector<T> (&v)[2]) {
   const Vector<T> a = v[0], b = v[1];
@@ -66,7 +66,7 @@ inline void transpose(Vector<T> (&v)[kLanes<T>]) {
   }
 }
 
-// A run of pixels with their channels in memory of any layout.
+// Pixels of a row, or bins, with their channels in memory of any layout.
 template <typename scalar_t>
 struct Run {
   scalar_t* data;
@@ -78,8 +78,8 @@ struct Run {
   }
 };
 
-// Copies `columns` pixels of `channels` channels to [block][columns][lanes], block_stride elements from block to block.
-// Lanes beyond the last channel get any number.
+// Copies `columns` pixels of `channels` channels to [block][column][lane]. A block has as many channels as a vector has
+// lanes, and blocks are block_stride elements apart. Lanes beyond the last channel get any number.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void pack(Run<const scalar_t> source, int64_t columns, int64_t channels, T* packed, int64_t block_stride) {
   constexpr int L = kLanes<T>;
@@ -92,7 +92,7 @@ inline void pack(Run<const scalar_t> source, int64_t columns, int64_t channels, 
         for (int i = 0; i < L; ++i) {
           const scalar_t* line = source.address(start, smaller(c + i, channels - 1));
           tile[i] = load(line);
-          // A stream of memory per channel is more than hardware foresees well.
+          // Each channel is a stream of memory, and the hardware does not predict so many streams well.
           __builtin_prefetch(line + 256 / sizeof(scalar_t));
         }
         transpose<T>(tile);
@@ -122,7 +122,7 @@ inline void pack(Run<const scalar_t> source, int64_t columns, int64_t channels, 
   }
 }
 
-// The opposite of pack.
+// Copies packed memory back to a tensor.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void unpack(const T* packed, int64_t block_stride, int64_t columns, int64_t channels, Run<scalar_t> target) {
   constexpr int L = kLanes<T>;
@@ -165,7 +165,7 @@ inline void unpack(const T* packed, int64_t block_stride, int64_t columns, int64
   }
 }
 
-// Asks for memory that is going to be read (if const) or written, so that it is there in time.
+// Prefetches memory that will soon be read (if scalar_t is const) or written.
 template <typename scalar_t>
 inline void prefetch(Run<scalar_t> run, int64_t columns, int64_t channels) {
   constexpr int64_t kLine = 64 / sizeof(scalar_t);

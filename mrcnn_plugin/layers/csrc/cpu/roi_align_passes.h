@@ -1,12 +1,12 @@
-// The y pass and the x pass on packed memory. Part of roi_align_kernel_impl.h.
+// The y pass and the x pass on packed memory, and their transposes. Part of roi_align_kernel_impl.h.
 #pragma once
 
 namespace mrcnn_plugin::cpu::MRCNN_ISA {
 namespace {
 
-constexpr int kTile = 8; // columns that the y passes work on at a time, one register each
+constexpr int kTile = 8; // columns that a y pass works on at a time, with one register each
 
-// Packed pixels, row_stride elements from row to row.
+// Packed pixels. Rows are row_stride elements apart.
 template <typename T>
 struct Pixels {
   T* data;

@@ -1,10 +1,10 @@
-// The units of work of both directions. Part of roi_align_kernel_impl.h.
+// The units of work of both passes. Part of roi_align_kernel_impl.h.
 #pragma once
 
 namespace mrcnn_plugin::cpu::MRCNN_ISA {
 namespace {
 
-// Channels [begin, begin + count) of an image.
+// The channels [begin, begin + count) of an image.
 struct Channels {
   int64_t begin;
   int64_t count;
@@ -21,7 +21,7 @@ inline Channels part(const Task<scalar_t>& task, int64_t i) {
   return {begin, smaller(task.channels_per_unit, task.channels - begin)};
 }
 
-// The pixels of a row of the map from `column`, or the bins of a RoI from row p.
+// map_run returns the pixels of a map row from `column` on. bins_run returns the bins of a RoI from bin row p on.
 template <typename S, typename scalar_t>
 inline Run<S> map_run(
     S* map, const Task<scalar_t>& task, int64_t image, Channels channels, int64_t row, int64_t column) {
@@ -39,7 +39,7 @@ inline Run<S> bins_run(S* bins, const Task<scalar_t>& task, const Roi& roi, Chan
       strides.channel};
 }
 
-// Memory of a thread: a strip, the bins of a group of rows, and packed pixels. The latter two for each block of a unit.
+// The scratch memory of a thread: a strip, and for each block of a unit the bins of a row group and packed pixels.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 struct Scratch {
   int64_t bins_stride; // from block to block
@@ -63,7 +63,7 @@ struct Scratch {
   }
 };
 
-// `map` starts at the first pixel that the RoI reads.
+// Pools a RoI from packed pixels. `map` starts at the first pixel that the RoI reads.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void pool(
     const Task<scalar_t>& task, const Roi& roi, Channels channels, Pixels<const T> map,
@@ -85,7 +85,7 @@ inline void pool(
   }
 }
 
-// All RoIs of an image from one packed map, whose rows are packed when the first RoI needs them.
+// Pools all RoIs of an image from one packed map. A row is packed when the first RoI needs it.
 template <typename scalar_t>
 void forward_shared(const Task<scalar_t>& task, int64_t image, Channels channels, const Scratch<scalar_t>& scratch) {
   using T = accumulator_t<scalar_t>;
@@ -105,6 +105,7 @@ void forward_shared(const Task<scalar_t>& task, int64_t image, Channels channels
   }
 }
 
+// Packs the pixels that one RoI reads, and pools the RoI from them.
 template <typename scalar_t>
 void forward_single(const Task<scalar_t>& task, const Roi& roi, Channels channels, const Scratch<scalar_t>& scratch) {
   using T = accumulator_t<scalar_t>;
@@ -143,7 +144,7 @@ void forward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulator
   }
 }
 
-// Adds a RoI's gradient to the packed map.
+// Adds the gradient of a RoI to the packed map.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void scatter(
     const Task<scalar_t>& task, const Roi& roi, Channels channels, Pixels<T> map, const Scratch<scalar_t>& scratch) {
@@ -184,7 +185,8 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
   for (int64_t unit = begin; unit < end; ++unit) {
     const Channels channels = part(task, unit / task.images);
     const int64_t image = unit % task.images;
-    // RoIs come by their first row: rows above it are final, rows that no RoI has reached yet are not cleared yet.
+    // RoIs come in the order of their first row. The rows above it are therefore final and can be unpacked. A row is
+    // cleared when the first RoI reaches it.
     int64_t final_end = 0;
     int64_t cleared_end = 0;
     const auto advance = [&](int64_t row_begin, int64_t row_end) {
@@ -204,7 +206,7 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
       if (roi.rows.begin < roi.rows.end) {
         advance(roi.rows.begin, roi.rows.end);
         if (task.bins.channel != 1 && k + 1 < task.image_starts[image + 1]) {
-          // RoIs lie far apart in memory, and a piece of 8 channels is too short for hardware to foresee.
+          // The RoIs are far apart in memory, and the hardware cannot predict pieces as short as 8 channels.
           prefetch(
               bins_run(task.source, task, task.rois[k + 1], channels, 0), task.pooled_height * task.pooled_width,
               channels.count);

@@ -1,4 +1,4 @@
-// Vectors whose lanes are channels: loading, storing and conversion. Part of roi_align_kernel_impl.h.
+// Loads, stores and conversions of vectors whose lanes are channels. Part of roi_align_kernel_impl.h.
 #pragma once
 
 namespace mrcnn_plugin::cpu::MRCNN_ISA {
@@ -17,7 +17,7 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// visit(Count<n>()) for n <= 8, so that loops over n registers are unrolled.
+// Calls visit(Count<n>()) for n from 1 to 8, so that loops over n registers can be unrolled.
 template <int N>
 struct Count {
   static constexpr int value = N;
@@ -57,7 +57,7 @@ inline void store(double* p, Vector<double> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// Packed memory is aligned.
+// Packed memory is aligned, so that it can be accessed as vectors.
 template <typename T>
 inline const Vector<T>& as_vector(const T* p) {
   return *reinterpret_cast<const Vector<T>*>(p);
@@ -78,7 +78,7 @@ inline Vector<float> load(const c10::BFloat16* p) {
 }
 
 inline void store(c10::BFloat16* p, Vector<float> v) {
-  // To the nearest, ties to even. A NaN is kept from being rounded to infinity.
+  // This rounds to the nearest, and ties to even. A NaN stays NaN, because rounding could turn it into infinity.
   const Bits32 bits = reinterpret_cast<Bits32>(v);
   const Bits32 rounded = (bits + (0x7fff + ((bits >> 16) & 1))) >> 16;
   const Bits32 is_nan = reinterpret_cast<Bits32>(v != v);
@@ -110,7 +110,7 @@ inline void store(c10::Half* p, Vector<float> v) {
 }
 #endif
 
-// The first n lanes only, the others zero.
+// Loads or stores the first n lanes only. The other lanes of a loaded vector are zero.
 template <typename scalar_t>
 inline Vector<accumulator_t<scalar_t>> load_some(const scalar_t* p, int64_t n, int64_t stride) {
   scalar_t lanes[kLanes<accumulator_t<scalar_t>>];
