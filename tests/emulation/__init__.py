@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU."""
+"""Runs the source of the CUDA kernels on the CPU."""
 
 import os
 import sys
@@ -12,14 +12,14 @@ CSRC = ROOT / "mrcnn_plugin/layers/csrc"
 
 
 def load() -> Any:
-    """Compiles binding.cpp, once per change, into torch's folder for extensions.
+    """Compiles binding.cpp into torch's folder for extensions, unless it has not changed.
 
     Returns:
-        torch.ops.mrcnn_plugin_emulation: roi_align, roi_align_backward, set_block_order.
+        torch.ops.mrcnn_plugin_emulation with roi_align, roi_align_backward and set_block_order.
     """
     from torch.utils import cpp_extension
 
-    # It runs ninja by its name, which may be installed beside this Python only.
+    # cpp_extension looks for ninja on PATH, but it may be installed only beside this Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cpp_extension.load(
         name="mrcnn_plugin_emulation",

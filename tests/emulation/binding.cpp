@@ -1,6 +1,6 @@
-// The CUDA kernels on the CPU, as operators for the tests:
-//   torch.ops.mrcnn_plugin_emulation.roi_align, .roi_align_backward    the schema of mrcnn_plugin's
-//   .set_block_order(0: forward, 1: reversed, 2: on several host threads)
+// Makes the emulated CUDA kernels available to the tests as operators of torch.ops.mrcnn_plugin_emulation:
+//   roi_align, roi_align_backward    have the schemas of the operators of mrcnn_plugin
+//   set_block_order(order)           0: forward, 1: reversed, 2: on several host threads
 #define MRCNN_CUDA_EMULATION
 #include "cuda/roi_align_launch.cu"
 #include "cuda/roi_align_operators.h"

@@ -1,9 +1,8 @@
-// The kernels for the CPU and, emulated, those for CUDA, without torch: built with sanitizers and run by `make
-// sanitize`. Values are compared with the definition of RoIAlign, gradients by <G, A X> = <A^T G, X>, so that wrong
-// ones fail too.
-//
-//   sanitize         all cases
-//   sanitize tiny    a few small ones, for ThreadSanitizer
+// Runs the CPU kernels and the emulated CUDA kernels without torch. `make sanitize` builds this file with sanitizers.
+// Wrong results fail too: values are compared with the definition of RoIAlign, and gradients have to satisfy <G, A X> =
+// <A^T G, X>.
+//   sanitize         runs all cases
+//   sanitize tiny    runs a few small cases, for ThreadSanitizer
 #define MRCNN_CUDA_EMULATION
 #define MRCNN_MOST_BLOCKS 3
 #include "cpu/roi_align_geometry.h"
@@ -44,7 +43,7 @@ struct Case {
 };
 
 template <typename T>
-using Buffer = std::vector<T>; // exactly as large as needed: one element more is an error
+using Buffer = std::vector<T>; // exactly as large as needed, so that access beyond it is an error
 
 constexpr double kA = -0.5;
 
@@ -63,7 +62,7 @@ int64_t at(const Case& c, int64_t n, int64_t channel, int64_t y, int64_t x, int6
                          : ((n * c.problem.channels + channel) * height + y) * width + x;
 }
 
-// One output, sample by sample and tap by tap.
+// Computes one output, sample by sample and tap by tap.
 template <typename S, typename T>
 double definition(const Case& c, const T* box, const Buffer<S>& map, int64_t channel, int64_t p, int64_t q) {
   const Problem& problem = c.problem;
@@ -129,7 +128,7 @@ Layout layout(const Case& c, int64_t height, int64_t width) {
   return {channels * height * width, height * width, width, 1};
 }
 
-// forward(map, bins) and backward(bins, map), whatever computes them.
+// Checks the functions forward(map, bins) and backward(bins, map).
 template <typename S, typename T, typename Forward, typename Backward>
 void run(
     const std::string& name, const Case& c, const Buffer<T>& boxes, int64_t comparable, const Forward& forward,
@@ -163,7 +162,7 @@ void run(
     }
   }
   check(largest < tolerance, name + " forward", c, largest);
-  // With G = A X: <G, A X> = <A^T G, X>.
+  // The gradient is that of G = A X, so that <G, A X> = <A^T G, X>.
   Buffer<S> gradient(map.size());
   backward(bins, gradient);
   double other = 0;
@@ -207,7 +206,7 @@ void run_cpu(
     function(task, (c.problem.channels + task.channels_per_unit - 1) / task.channels_per_unit);
   };
   const auto scratch = [](int64_t size) {
-    // Exactly as large as asked for, rounded up to the alignment.
+    // The memory has exactly the given size, rounded up to the alignment.
     void* memory = std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64);
     return std::unique_ptr<T, void (*)(void*)>(static_cast<T*>(memory), std::free);
   };
@@ -319,7 +318,7 @@ int main(int argc, char** argv) {
   const bool tiny = argc > 1 && std::string(argv[1]) == "tiny";
   std::vector<Problem> problems{{2, 3, 9, 14, 3, 2, Interpolation::kBicubic}};
   if (tiny) {
-    // More than one tile in each direction.
+    // This problem has more than one tile in each direction.
     problems.push_back({1, 1, 35, 35, 9, 17, Interpolation::kBicubic});
   } else {
     problems.insert(

@@ -1,11 +1,12 @@
-// Runs CUDA kernels on the CPU, for tests: what compat.cuh provides under CUDA, in plain C++.
+// Runs CUDA kernels on the CPU for tests. It defines the names of compat.cuh in plain C++.
 //
-// A block's threads are fibers of one host thread, each of which runs until a barrier. Whatever CUDA leaves undefined
-// or only finds at run time is an error here: a barrier that not all threads of a block reach, or reach at different
-// lines; a grid, block or amount of shared memory that no GPU would launch. Shared memory starts as 0xAB bytes; under
-// AddressSanitizer, what lies between its arrays may not be touched.
+// The threads of a block are fibers of one host thread, and each runs until it reaches a barrier. It is an error if not
+// all threads of a block reach the same barrier. It is also an error if a grid, a block or the shared memory is larger
+// than a GPU allows. Shared memory starts as 0xAB bytes. AddressSanitizer finds accesses to the memory between its
+// arrays.
 //
-// What it cannot show: weak memory order, timing, registers, streams, and mixed-up host and device pointers.
+// The emulation cannot show effects of weak memory order, timing, registers and streams. It does not find host and
+// device pointers that are mixed up.
 #pragma once
 
 #include <ucontext.h>
@@ -43,7 +44,7 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 
 namespace simt {
 
-// In which order blocks run. On a GPU they run in any.
+// The order in which blocks run. A GPU may use any order.
 enum class BlockOrder { kForward, kReversed, kHostThreads };
 
 struct Counters {
@@ -54,8 +55,8 @@ struct Counters {
 
 struct Settings {
   BlockOrder order = BlockOrder::kForward;
-  Counters counters; // of all launches since they were last reset
-  std::mutex mutex; // of counters
+  Counters counters; // sums over all launches
+  std::mutex mutex; // protects counters
 };
 
 inline Settings& settings() {
@@ -71,7 +72,7 @@ constexpr size_t kSharedBytes = 48 * 1024;
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kRedZone = 64;
 
-// ThreadSanitizer is to see what kernels do, not the emulation's own bookkeeping.
+// Hides the emulation's own bookkeeping from ThreadSanitizer, which should see only the kernels.
 struct Unwatched {
   Unwatched() {
     begin();
@@ -95,7 +96,7 @@ struct Unwatched {
   }
 };
 
-// Everything that was released before is visible, and known to have happened, after an acquire.
+// These tell ThreadSanitizer that everything before a release happens before everything after the matching acquire.
 inline void release(void* where) {
 #if defined(__SANITIZE_THREAD__)
   __tsan_release(where);
@@ -114,15 +115,15 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   bool has_ended = false;
-  int barrier = 0; // the line where it waits
-  int barriers = 0; // that it has passed
-  size_t shared_used = 0; // with what lies between the arrays
-  size_t shared_bytes = 0;
+  int barrier = 0; // line of the barrier where it waits
+  int barriers = 0; // number of barriers that it has passed
+  size_t shared_used = 0; // bytes of its arrays and of the memory between them
+  size_t shared_bytes = 0; // bytes of its arrays
   void* asan_stack = nullptr;
   void* tsan_fiber = nullptr;
 };
 
-// The fibers, one after the other, of a block that runs on this host thread.
+// Runs blocks on this host thread. Its fibers run one after the other.
 class Block {
  public:
   Block(unsigned int threads, const std::function<void()>& kernel) : kernel_(kernel), fibers_(threads) {
@@ -195,8 +196,8 @@ class Block {
     wait(line, phases_);
   }
 
-  // Bit i is what the i-th thread of the caller's warp says. It orders the memory accesses of a warp only, but all
-  // threads of the block have to call it.
+  // Returns a number whose bit i is the condition of the i-th thread of the caller's warp. Only the memory accesses of
+  // a warp are ordered, but all threads of the block have to call it.
   unsigned int ballot(bool condition, int line) {
     const Unwatched unwatched;
     const size_t warp = current_ / kWarp;
@@ -210,7 +211,7 @@ class Block {
     return bits;
   }
 
-  // The next array of the calling thread. All threads ask for the same ones in the same order.
+  // Returns the next shared array of the calling thread. All threads request the same arrays in the same order.
   void* shared(size_t bytes) {
     const Unwatched unwatched;
     Fiber& fiber = fibers_[current_];
@@ -248,7 +249,7 @@ class Block {
  private:
   static constexpr size_t kWarp = 32;
 
-  // Two phases in turn: who still waits must not see what others do after this barrier.
+  // Two phases alternate, so that a thread that still waits does not see what others do after this barrier.
   void wait(int line, char (&phases)[2]) {
     Fiber& fiber = fibers_[current_];
     fiber.barrier = line;
@@ -276,7 +277,7 @@ class Block {
     fiber.has_ended = true;
     fiber.barrier = 0;
     release(&block->end_);
-    Unwatched::end(); // or the fiber ends unwatched, which is an error
+    Unwatched::end(); // ThreadSanitizer reports a fiber that ends while it is ignored
     block->leave(fiber, true);
   }
 
@@ -313,7 +314,7 @@ class Block {
     (void)for_good;
   }
 
-  // All threads wait at the same barrier, or all have ended.
+  // Throws unless all threads wait at the same barrier, or all have ended.
   void check_barrier() const {
     for (const Fiber& fiber : fibers_) {
       if (fiber.barrier != fibers_[0].barrier) {
@@ -343,7 +344,7 @@ class Block {
   const void* host_stack_ = nullptr;
   size_t host_stack_size_ = 0;
   void* tsan_fiber_ = nullptr;
-  char start_ = 0, phases_[2] = {}, warp_phases_[32][2] = {}, end_ = 0; // what is released and acquired
+  char start_ = 0, phases_[2] = {}, warp_phases_[32][2] = {}, end_ = 0; // addresses for release and acquire
   bool votes_[1024] = {};
   std::exception_ptr error_;
 };
@@ -404,7 +405,7 @@ inline void launch(int64_t blocks, int64_t threads, const std::function<void()>&
 #define CUDA_SINCE_86(value, before) value
 #define CUDA_PARAMETER const
 #define warp_ballot(condition) simt::Block::current()->ballot(condition, __LINE__)
-// The stream is only there to be named.
+// The emulation has no streams, so it ignores the argument.
 #define CUDA_LAUNCH(kernel, blocks, threads, stream, ...) \
   ((void)(stream), simt::launch(blocks, threads, [&] { kernel(__VA_ARGS__); }))
 

@@ -305,7 +305,7 @@ def test_a_level_that_is_no_map_pools_nan(ops, level):
 def test_what_would_not_fit_the_numbers_of_the_kernels_is_an_error(ops, channels, bins):
     features = torch.ones(1, 1, 1, 1, dtype=torch.half, device=ops.device)
     box = torch.tensor([[0.0, 0, 0, 4, 4]])
-    with pytest.raises(ValueError, match="on CUDA a call is too large"):
+    with pytest.raises(ValueError, match="this call is too large for CUDA"):
         ops.forward(features.expand(1, channels, 1, 1), box, 1.0, *bins, *CUBIC)
 
 

@@ -43,8 +43,8 @@ at::Tensor roi_align(
     bool aligned, std::string_view interpolation, double a);
 
 // grad [K, C, pooled_height, pooled_width] is the gradient of the output of roi_align. Returns the gradient [batch, C,
-// heights[l], widths[l]] of each map l with needed[l], in the order of the maps. They have the dtype and memory format of
-// grad, and the same bits for any number of threads.
+// heights[l], widths[l]] of each map l with needed[l], in the order of the maps. They have the dtype and memory format
+// of grad, and the same bits for any number of threads.
 std::vector<at::Tensor> roi_align_backward(
     const at::Tensor& grad, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,

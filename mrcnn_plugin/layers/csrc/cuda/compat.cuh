@@ -1,17 +1,15 @@
-// All of CUDA that the kernels use. The same source runs on the CPU for tests, where tests/emulation/simt.h defines
-// these names (MRCNN_CUDA_EMULATION).
+// Everything from CUDA that the kernels use. For tests, their source also runs on the CPU (MRCNN_CUDA_EMULATION). There
+// tests/emulation/simt.h defines these names.
 //
 //   CUDA_SHARED(type, name, count)    a shared array, aligned to 16 bytes
-//   CUDA_LAUNCH((kernel<T>), blocks, threads, stream, arguments...)    one-dimensional
-//   CUDA_BOUNDS(threads, blocks)      threads of a block, and how many blocks a multiprocessor has to hold at least
+//   CUDA_LAUNCH((kernel<T>), blocks, threads, stream, arguments...)    launches a one-dimensional grid
+//   CUDA_BOUNDS(threads, blocks)      most threads of a block, and fewest blocks that a multiprocessor has to hold
 //   CUDA_SINCE_86(value, before)      a value for sm_86 and later, and one for older architectures
-//   CUDA_PARAMETER                    marks an argument of a kernel that is indexed where it lies
-//   load_global, store_global
-//   fused(a, b, c)                    a * b + c, rounded once on a GPU. The file is compiled without contraction, so
-//   that
-//                                     only what is written so is fused, and positions are those of the CPU to the last
-//                                     bit.
-//   warp_ballot(condition)            one bit per thread of the warp; all threads of the block together
+//   CUDA_PARAMETER                    marks an argument of a kernel that is read without a copy
+//   load_global(p), store_global(p, value)    access global memory
+//   fused(a, b, c)                    a * b + c, rounded once on a GPU. The compiler fuses nothing else, so that
+//                                     positions have the same bits as on the CPU.
+//   warp_ballot(condition)            one bit per thread of the warp; all threads of the block have to call it
 //   count_bits(bits), lowest_bit(bits)
 //   threadIdx.x, blockIdx.x, gridDim.x, __syncthreads()
 #pragma once

@@ -1,4 +1,4 @@
-// The operators on CUDA.
+// Registers the operators for CUDA.
 #include "roi_align_operators.h"
 
 #include <c10/core/DeviceGuard.h>
@@ -18,7 +18,7 @@ void check_launch() {
 
 namespace {
 
-// The guard is for devices of any type: the operator refuses what is not all on one device.
+// This is a guard for devices of any type, because only the operator itself checks that all tensors are on one device.
 at::Tensor roi_align_on_device(
     at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,

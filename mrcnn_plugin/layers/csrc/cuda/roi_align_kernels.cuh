@@ -1,19 +1,22 @@
-// RoIAlign on CUDA, out[k, c] = Wy[k] . F[c] . Wx[k]^T for all levels of a pyramid, as on the CPU (../cpu).
+// The CUDA kernels: out[k, c] = Wy[k] . F[c] . Wx[k]^T for all levels in one call.
 //
-// taps_kernel writes the weights of each RoI, once for all channels. The bins of an axis are cut into tiles of at most
-// kTileBins, and a pixel that a tile reads has a record of kRecord numbers: its weight in each bin of the tile, and a
-// mask of those that are not zero. So a weight is found without a search, and nothing depends on how long a band is.
+// The bins of a RoI are cut into bin tiles of at most kTileBins x kTileBins bins. A map row or map column that a bin
+// tile reads has a record of kRecord numbers: its weight in each bin row or bin column of the tile, and a mask of the
+// weights that are not zero. A kernel therefore finds a weight without a search, and bands may have any length.
 //
-// forward_kernel has a block per RoI, tile of bin rows and group of channels. In the y pass a thread has a column of
-// the map and some channels. It reads each pixel once for a group of bin columns and adds it to the bin rows of its
-// record. That leaves a strip of bin rows x columns in shared memory, of which the x pass makes bins.
+// taps_kernel writes the records of all RoIs. They are computed once and serve all channels.
 //
-// backward_kernel has a block per tile of the map and group of channels, which finds the RoIs that touch the tile. One
-// thread adds up what they give to a pixel, in their order and in registers. So each pixel is written once, with the
-// same bits every time, without atomic additions and without a cleared map.
+// forward_kernel has a block for each RoI, row of bin tiles, and chunk of channels. In the y pass, a thread has one map
+// column and some channels. It reads each pixel once for a group of bin columns, and adds it to the bin rows in its
+// record. The resulting strip of bin rows x map columns lies in shared memory, and the x pass makes bins from it.
 //
-// Where they read and write maps, the threads of a warp lie along what is contiguous in memory: columns (NCHW) or
-// channels (channels_last).
+// backward_kernel has a block for each map tile and chunk of channels. A map tile is a rectangle of pixels. The block
+// finds the bin tiles that touch it. One thread adds up the contributions of the RoIs to a pixel, in the order of the
+// RoIs and in registers. Each pixel is therefore written once, without atomic additions, and gets the same bits in
+// every run. The map need not be cleared first.
+//
+// When a warp reads or writes maps, its threads lie along contiguous memory: columns for NCHW, channels for
+// channels_last.
 #pragma once
 
 #include "../interpolation.h"
@@ -30,24 +33,24 @@
 
 namespace mrcnn_plugin::cuda {
 
-constexpr int kTileBins = 7; // of a tile, along an axis
-constexpr int kPlaces = static_cast<int>(kMaxLevels); // of an image: its levels
-constexpr int kRecord = 8; // weights in the bins of a tile, then the mask
+constexpr int kTileBins = 7; // most bins of a bin tile along an axis
+constexpr int kPlaces = static_cast<int>(kMaxLevels); // places per image, one for each level
+constexpr int kRecord = 8; // numbers of a record: kTileBins weights, then the mask
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-constexpr int kGroups = 16; // of vector_channels channels each, in a block
-constexpr int kColumns = kThreads / kGroups; // of the map, in a block
-constexpr int kGatherRows = 8; // of the map, in a block of backward_kernel: sums in registers
-constexpr int kBatch = 2; // tiles of RoIs whose bins backward_kernel holds at a time
-constexpr int kStagedRows = 64; // whose records forward_kernel holds at a time
-constexpr int kGroupBins = 16; // most bin columns that the x pass makes at a time
-constexpr int kFewBlocks = 1000; // of backward_kernel, too few to fill a GPU evenly
-constexpr int kTapThreads = 2 * kWarp; // a warp per axis
-constexpr int kTapTiles = kWarp / kTileBins; // that a warp of taps_kernel works on at a time
-constexpr int kRun = 16; // weights of a bin that taps_kernel holds in shared memory
-constexpr int kShort = 8; // longest band of a bin column whose weights stand together, too
+constexpr int kGroups = 16; // groups of vector_channels channels in a block
+constexpr int kColumns = kThreads / kGroups; // map columns of a block
+constexpr int kGatherRows = 8; // map rows of a map tile, whose sums are registers
+constexpr int kBatch = 2; // bin tiles that backward_kernel holds in shared memory at a time
+constexpr int kStagedRows = 64; // map rows whose records forward_kernel holds at a time
+constexpr int kGroupBins = 16; // most bin columns that forward_kernel makes at a time
+constexpr int kFewBlocks = 1000; // fewer blocks of backward_kernel do not fill a GPU evenly
+constexpr int kTapThreads = 2 * kWarp; // one warp per axis
+constexpr int kTapTiles = kWarp / kTileBins; // bin tiles that a warp of taps_kernel works on at a time
+constexpr int kRun = 16; // most weights of a band that taps_kernel holds in shared memory
+constexpr int kShort = 8; // a band of at most this many pixels is short
 
-// Blocks that a multiprocessor holds at a time, as far as registers allow without spilling any.
+// The most blocks that a multiprocessor can hold without spilling registers.
 template <typename T, bool channels_last>
 constexpr int forward_blocks = sizeof(T) == 8 ? 2 : CUDA_SINCE_86((channels_last ? 4 : 3), 2);
 template <typename T>
@@ -68,7 +71,7 @@ MRCNN_HOST_DEVICE T divide_up(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// The tiles of an axis: all of one size, save for the last.
+// How the bins of an axis are cut into tiles. All tiles have the same size, but the last one may be smaller.
 struct Tiling {
   int bins;
   int tiles;
@@ -80,9 +83,9 @@ MRCNN_HOST_DEVICE Tiling make_tiling(int bins) {
   return {bins, tiles, divide_up(bins, tiles)};
 }
 
-// A tile of bin rows and bin columns of a RoI, and the pixels that it reads.
+// A bin tile of a RoI, and the pixels that it reads.
 struct alignas(16) Tile {
-  int place; // image * kPlaces + level, or -1 for a RoI that has none
+  int place; // image * kPlaces + level, or -1 if the batch index or level of the RoI is invalid
   int roi;
   int tile_y;
   int tile_x;
@@ -92,23 +95,23 @@ struct alignas(16) Tile {
   int x_end;
 };
 
-// The pixels that a bin reads along an axis.
+// The pixels [first, first + count) of a band.
 struct Band32 {
   int first;
   int count;
 };
 
-// What taps_kernel writes.
+// The output of taps_kernel.
 template <typename T>
 struct Workspace {
   Tiling y;
   Tiling x;
-  int height; // of the largest map
-  int width;
+  int height; // most rows of a map
+  int width; // most columns of a map
   int num_rois;
   Tile* tiles; // [num_rois, y.tiles, x.tiles]
-  Band32* bands; // of bin columns, [num_rois, x.bins]
-  T* short_weights; // of bin columns that read no more than kShort pixels, else zero, [num_rois, x.bins, kShort]
+  Band32* bands; // bands of the bin columns, [num_rois, x.bins]
+  T* short_weights; // weights of the short bands of bin columns, else zero, [num_rois, x.bins, kShort]
   T* row_records; // [num_rois, y.tiles, height, kRecord]
   T* column_records; // [num_rois, x.tiles, width, kRecord]
 
@@ -120,7 +123,7 @@ struct Workspace {
   }
 };
 
-// Sizes of the maps.
+// The sizes of the maps.
 struct Extents {
   int heights[kMaxLevels];
   int widths[kMaxLevels];
@@ -128,7 +131,7 @@ struct Extents {
   int batch;
 };
 
-// Numbers that are read or written as one.
+// Numbers that one instruction reads or writes.
 template <typename T, int count>
 struct alignas(sizeof(T) * count) Pack {
   T values[count];
@@ -144,7 +147,7 @@ MRCNN_HOST_DEVICE const Pack<T, count>& as_pack(const T* p) {
   return *reinterpret_cast<const Pack<T, count>*>(p);
 }
 
-// The mask of a record, kept as the bits of an integer in the place of a number.
+// A record holds its mask as the bits of an integer in the place of a number.
 template <typename T>
 __device__ inline T mask_to_number(int mask) {
   T number = T(0);
@@ -189,7 +192,7 @@ __device__ inline void store_numbers(T* target, const Number& number) {
 
 // ---- weights --------------------------------------------------------------------------------------------------------
 
-// Makes [begin, end) reach over a band.
+// Extends the range [begin, end) so that it covers a band.
 __device__ inline void extend(int& begin, int& end, int first, int count) {
   if (count > 0) {
     const bool is_empty = begin == end;
@@ -198,7 +201,8 @@ __device__ inline void extend(int& begin, int& end, int first, int count) {
   }
 }
 
-// A block per RoI, a warp per axis. A thread has a bin, then a pixel.
+// A block has a RoI, and a warp has an axis. A thread first computes the weights of a bin, and then writes the record
+// of a row or column.
 template <typename T>
 __global__ void CUDA_BOUNDS(kTapThreads, 12)
     taps_kernel(CUDA_PARAMETER Extents extents, CUDA_PARAMETER Boxes<T> boxes, CUDA_PARAMETER Workspace<T> workspace) {
@@ -248,7 +252,7 @@ __global__ void CUDA_BOUNDS(kTapThreads, 12)
       const auto records_of = [&](int t) {
         return axis == 0 ? workspace.row_record(k, t) : workspace.column_record(k, t);
       };
-      // The pixels that the t-th tile of these reads.
+      // Sets [begin, end) to the pixels that tile first_tile + t reads.
       const auto reach = [&](int t, int& begin, int& end) {
         begin = end = 0;
         for (int s = 0; s < kTileBins; ++s) {
@@ -256,7 +260,7 @@ __global__ void CUDA_BOUNDS(kTapThreads, 12)
         }
       };
       int begin, end;
-      if (count > kRun) { // into the records at once, which are read again below
+      if (count > kRun) { // These weights go directly into the records, from which they are read again below.
         reach(lane / kTileBins, begin, end);
         bin_weights(
             samples, p, band, size, boxes.interpolation, boxes.a,
@@ -306,11 +310,12 @@ __global__ void CUDA_BOUNDS(kTapThreads, 12)
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-// Reads V channels from `channel` on. What stands beyond the last channel is read from it again, and used by nobody.
+// Reads V channels from `channel` on. Beyond the last channel it reads the last one again, and no thread uses these
+// values.
 template <typename scalar_t, typename T, int V, bool channels_last>
 struct ChannelReader {
   int offsets[V];
-  bool vectors; // they can be read as one
+  bool vectors; // whether one instruction can read the V channels
 
   __device__ ChannelReader(int step, int channel, int channels, bool vectors) : vectors(vectors) {
 #pragma unroll
@@ -335,7 +340,7 @@ struct ChannelReader {
   }
 };
 
-// Writes V channels from `channel` on, as far as there are any.
+// Writes V channels from `channel` on, up to the last one.
 template <typename scalar_t, typename T, int V>
 __device__ inline void store_channels(
     scalar_t* pixel, int step, int channel, int channels, bool vectors, const T (&values)[V]) {
@@ -356,7 +361,7 @@ __device__ inline void store_channels(
   }
 }
 
-// Adds a pixel to the bin rows that read it. The compiler predicates the multiply-adds; branches over them gained
+// Adds a pixel to the bin rows that read it. The compiler predicates the multiply-adds, and branches around them gained
 // nothing.
 template <typename T, int V>
 __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (&sums)[kTileBins][V]) {
@@ -374,8 +379,8 @@ __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (
   }
 }
 
-// Calls add(weight, i) for the weights of a band that are not zero: `weights` if it is short, else `num` of those that
-// stand a record apart from more() on.
+// Calls add(weight, i) for each weight of a band that is not zero. The weights of a short band are `weights`. Those of
+// a longer band are `num` numbers from more() on, kRecord numbers apart.
 template <typename T, typename More, typename Add>
 __device__ inline void for_each_weight(
     const T (&weights)[kShort], int count, int num, const More& more, const Add& add) {
@@ -397,18 +402,19 @@ __device__ inline void for_each_weight(
   }
 }
 
-// A block per RoI, tile of bin rows and kGroups * V channels, of the levels in the layout `channels_last`.
+// A block has a RoI, a row of bin tiles, and a chunk of kGroups * V channels. The kernel pools the levels whose map has
+// the layout `channels_last`, and skips the others.
 template <typename scalar_t, typename T, bool channels_last>
 __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forward_kernel(
     CUDA_PARAMETER Pyramid<const scalar_t> maps, CUDA_PARAMETER Workspace<T> workspace,
     CUDA_PARAMETER Bins<scalar_t> bins, int num_units) {
   constexpr int V = vector_channels<T>;
   constexpr int kChannels = kGroups * V;
-  constexpr int kUnroll = channels_last || sizeof(T) == 8 ? 2 : 4; // rows whose pixels a thread reads at a time
+  constexpr int kUnroll = channels_last || sizeof(T) == 8 ? 2 : 4; // map rows whose pixels a thread reads at a time
   constexpr int kStripSize = channels_last ? kTileBins * kColumns * kChannels : kTileBins * (kColumns + 1) * kChannels;
   CUDA_SHARED(T, staged, kStagedRows * kRecord);
-  CUDA_SHARED(T, strip, kStripSize); // [channel][bin row][column] or, channels_last, [bin row][column][channel]
-  CUDA_SHARED(T, wide, kTileBins * kChannels); // sums of a bin that reads more columns than the block has
+  CUDA_SHARED(T, strip, kStripSize); // NCHW: [channel][bin row][column]; channels_last: [bin row][column][channel]
+  CUDA_SHARED(T, wide, kTileBins * kChannels); // sums of bins that read more columns than the block has
   CUDA_SHARED(Band32, bands, kGroupBins);
   CUDA_SHARED(T, short_weights, kGroupBins * kShort);
   const int thread = threadIdx.x;
@@ -444,18 +450,19 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
     const scalar_t* plane = map.data + tile.place / kPlaces * map.steps.item;
     const T* row_records = workspace.row_record(k, tile.tile_y);
     const int num_rows = tile.y_end - tile.y_begin;
-    int x_begin = 0, x_end = 0; // what the RoI reads, or more than a block has
+    int x_begin = 0, x_end = 0; // map columns that the RoI reads; the loop stops when they are too many for a block
     for (int t = 0; t < workspace.x.tiles && x_end - x_begin <= 2 * kColumns; ++t) {
       const int begin = load_global(&tiles[t].x_begin);
       extend(x_begin, x_end, begin, load_global(&tiles[t].x_end) - begin);
     }
-    // RoIs that are wide have twice the columns and half of the channels at a time.
+    // For a wide RoI, the block has twice the columns and half of the channels at a time.
     const int columns = channels_last || x_end - x_begin <= kColumns ? kColumns : 2 * kColumns;
     const bool is_one_group = num_bins <= kGroupBins && x_end - x_begin <= columns;
     const int step = kThreads / columns * V; // channels at a time
     const int x = channels_last ? thread / kGroups : thread & (columns - 1);
     const int group = channels_last ? thread % kGroups : thread / columns;
-    // Records of rows [first, first + kStagedRows), and of some that nobody reads to make whole batches.
+    // Copies the records of map rows from `first` on to shared memory. Empty records fill the last batch of kUnroll
+    // rows.
     const auto stage = [&](int first) {
       const int count = smaller(kStagedRows, num_rows - first);
 #pragma unroll 1
@@ -464,9 +471,9 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
       }
     };
     for (int q0 = 0, num_q = 0; q0 < num_bins; q0 += num_q) {
-      // The next bins that together read no more columns than there are, or one that reads more.
+      // Takes the next bin columns that together fit the columns of the block. A single bin column may read more.
       num_q = smaller(kGroupBins, num_bins - q0);
-      __syncthreads(); // nobody uses what was in shared memory any more
+      __syncthreads(); // all threads have finished with the shared memory
       if (q0 == 0) {
         stage(0);
       }
@@ -491,16 +498,16 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
           }
         }
       }
-      // In the x pass a thread has a bin column, and some of its bin rows (NCHW: of all channels).
+      // In the x pass, a thread has a bin column and some of its bin rows. For NCHW these are bin rows of all channels.
       const unsigned int slots = channels_last ? kColumns : kThreads;
       const unsigned int slot = channels_last ? thread / kGroups : thread;
-      const unsigned int inverse = 65536u / num_q + 1; // exact for all slots
+      const unsigned int inverse = 65536u / num_q + 1; // makes the quotients below exact for all slots
       const int slot_row = slot * inverse >> 16, slot_rows = slots * inverse >> 16;
       const int of_group = slot - slot_row * num_q;
       const bool is_wide = end - begin > columns;
       for (int first_channel = chunk_channel; first_channel < last_channel; first_channel += step) {
         int column = begin;
-        do { // once, save for a bin that reads more columns than there are
+        do { // This loops only for a bin that reads more columns than the block has.
           // y pass
           T sums[kTileBins][V] = {};
           const int channel = first_channel + group * V;
@@ -523,7 +530,8 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
 #pragma unroll
                 for (int i = 0; i < kUnroll; ++i) {
                   read(pixel, values[i]);
-                  pixel += r + i + 1 < left ? row_step : 0; // the last row again, whose record is empty then
+                  // Past the end, the last row is read again, and its record is empty.
+                  pixel += r + i + 1 < left ? row_step : 0;
                 }
 #pragma unroll
                 for (int i = 0; i < kUnroll; ++i) {
@@ -554,7 +562,7 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
             const Band32 band = bands[of_group];
             const int q = q0 + of_group;
             const int from = larger(band.first, column), to = smaller(band.first + band.count, column + columns);
-            // Where the weights of a long band stand.
+            // Returns where the weights of a long band are.
             const auto long_weights = [&] {
               const int t = q / workspace.x.size;
               return workspace.column_record(k, t) + (from - load_global(&tiles[t].x_begin)) * int64_t(kRecord) +
@@ -622,34 +630,37 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// The blocks of each level, one per tile of kGatherRows x kColumns pixels of an image and group of channels. The last
-// level comes first: more RoIs touch a tile of a coarse map, and what takes long is better begun early.
+// The first block of each level. A level has a block for each map tile of kGatherRows x kColumns pixels of an image,
+// and chunk of channels. The last level comes first: more RoIs touch a tile of a coarse map, and long work should start
+// early.
 struct GatherBlocks {
   int first[kMaxLevels + 1];
 };
 
-// A block per tile of a map and kGroups * V channels. `channels_last` is the layout of the bins and of the maps.
+// A block has a map tile and a chunk of kGroups * V channels. `channels_last` is the layout of both the bins and the
+// maps.
 template <typename scalar_t, typename T, int V, bool channels_last>
 __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
     CUDA_PARAMETER Bins<const scalar_t> bins, CUDA_PARAMETER Workspace<T> workspace,
     CUDA_PARAMETER Pyramid<scalar_t> maps, CUDA_PARAMETER GatherBlocks blocks) {
   constexpr int kChannels = kGroups * V;
   constexpr int kBinRowsAtOnce = kThreads / (kGroups * kTileBins); // bin rows that the block reads at a time
-  constexpr int kBinStep = (kGroups + 1) * V; // one group more, so that the bins of a group are in different banks
+  // One group more than needed puts the bins of a group into different banks.
+  constexpr int kBinStep = (kGroups + 1) * V;
   constexpr int kTileStep = kTileBins * kTileBins * kBinStep;
   constexpr int kRecords = kGatherRows + kColumns;
   constexpr int kNear = 4;
   CUDA_SHARED(unsigned int, ballots, kThreads / kWarp);
-  CUDA_SHARED(int, list, kThreads); // tiles of RoIs that touch this tile of the map
-  CUDA_SHARED(T, records, kBatch * kRecords * kRecord); // of the rows [bin][row], then of the columns [column][kRecord]
+  CUDA_SHARED(int, list, kThreads); // bin tiles that touch this map tile
+  CUDA_SHARED(T, records, kBatch * kRecords * kRecord); // of rows as [bin][row], then of columns as [column][kRecord]
   CUDA_SHARED(int, row_masks, kBatch * kGatherRows);
   CUDA_SHARED(T, gradients, kBatch * kTileStep); // [bin][channel]
   const int thread = threadIdx.x, lane = thread % kWarp;
   const int x = thread / kGroups, group = thread % kGroups;
   const int chunks = divide_up(maps.channels, kChannels);
   const int num_tiles = workspace.num_rois * workspace.y.tiles * workspace.x.tiles;
-  // The bins that a thread reads for all: bin column my_q of every kBinRowsAtOnce-th bin row from my_p on, of group
-  // my_group.
+  // Each thread reads some bins for all threads: those in bin column my_q and every kBinRowsAtOnce-th bin row from my_p
+  // on, for the channels of group my_group.
   const int my_group = channels_last ? thread % kGroups : thread / (kBinRowsAtOnce * kTileBins);
   const int my_bin = channels_last ? thread / kGroups : thread % (kBinRowsAtOnce * kTileBins);
   const int my_p = my_bin / kTileBins, my_q = my_bin % kTileBins;
@@ -702,7 +713,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
 #pragma unroll 1
         for (int j = 0; j < num; ++j) {
           const Tile tile = load_global(workspace.tiles + list[i + j]);
-          // The records of the pixels of this tile of the map, zero where the RoI reads nothing.
+          // Reads the records of the rows and columns of this map tile. They are zero where the RoI reads nothing.
           if (thread < kRecords * kRecord) {
             const int pixel = thread / kRecord, s = thread % kRecord;
             const bool is_row = pixel < kGatherRows;
@@ -720,7 +731,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
               row_masks[j * kGatherRows + pixel] = number_to_mask(number);
             }
           }
-          if (has_bin) { // what has no channel stays unwritten; the sums that read it are stored nowhere
+          if (has_bin) { // Sums of channels that do not exist may read unwritten memory, since they are never stored.
             const int first_p = tile.tile_y * workspace.y.size, first_q = tile.tile_x * workspace.x.size;
             const int num_p = smaller(workspace.y.size, workspace.y.bins - first_p);
             const bool has_column = my_q < smaller(workspace.x.size, workspace.x.bins - first_q);
@@ -730,7 +741,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
 #pragma unroll
             for (int p = 0; p < kTileBins; p += kBinRowsAtOnce) {
               if (p + my_p < kTileBins) {
-                Pack<T, V> values{}; // zero where there is no bin, since a weight of zero is multiplied, too
+                Pack<T, V> values{}; // zero if there is no bin, since a weight of zero is also multiplied
                 if (has_column && p + my_p < num_p) {
                   read(bin, values.values);
                 }
@@ -751,7 +762,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
             for (int r = 0; r < kGatherRows; ++r) {
               rows_mask |= row_masks[j * kGatherRows + r];
             }
-            // The bins that give to the column are neighbours: mostly no more than kNear, from first_q on.
+            // The bins that contribute to the column are neighbours. Mostly they are at most kNear, from first_q on.
             const int lowest = lowest_bit(columns_mask);
             const bool is_near = columns_mask >> lowest < 1 << kNear;
             const int first_q = is_near ? smaller(lowest, kTileBins - kNear) : 0;
@@ -812,7 +823,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
         }
       }
     } else {
-      // Through shared memory, so that neighbouring threads write neighbouring columns.
+      // The sums go through shared memory, so that neighbouring threads write neighbouring columns.
       constexpr int kRowsAtOnce = 2;
       const int my_column = thread % kColumns;
 #pragma unroll

@@ -1,10 +1,10 @@
-// Launches of the kernels on raw pointers. The only file that nvcc compiles; the tests' emulation includes it.
+// Launches the kernels on raw pointers. nvcc compiles only this file, and the emulation of the tests includes it.
 #include "roi_align_launch.h"
 #include "roi_align_kernels.cuh"
 
 namespace mrcnn_plugin::cuda {
 
-// Kernels loop over what does not fit the grid. Tests make that happen.
+// The kernels loop over units that do not fit the grid. Tests set a small maximum, so that this happens.
 #if !defined(MRCNN_MOST_BLOCKS)
 #define MRCNN_MOST_BLOCKS std::numeric_limits<int>::max()
 #endif
@@ -27,7 +27,7 @@ Extents extents_of(const Pyramid<scalar_t>& maps) {
   return extents;
 }
 
-// Cuts `memory` into the arrays of a workspace, and counts its bytes.
+// Divides `memory` into the arrays of a workspace, and sets `bytes` to their total size.
 template <typename T>
 Workspace<T> make_workspace(
     const Extents& extents, int bin_rows, int bin_columns, int64_t num_rois, void* memory, int64_t* bytes) {
@@ -99,7 +99,7 @@ void launch_forward(
 
 namespace {
 
-// Blocks of kGroups * V channels.
+// Counts the blocks of each level for chunks of kGroups * V channels.
 template <typename scalar_t>
 GatherBlocks gather_blocks(const Pyramid<scalar_t>& maps, int V) {
   GatherBlocks blocks{};
@@ -135,15 +135,15 @@ void launch_backward(
     return;
   }
   const Workspace<T> workspace = compute_taps(extents_of(maps), boxes, bins.height, bins.width, memory, stream);
-  bool channels_last = false; // all maps with data have the same layout
+  bool channels_last = false; // the layout, which all maps with data share
   for (int level = 0; level < maps.count; ++level) {
     channels_last = channels_last || maps.levels[level].channels_last;
   }
   if (channels_last) {
     launch_backward_blocks<V, true>(bins, workspace, maps, stream);
   } else if (blocks < kFewBlocks) {
-    // Few blocks do not fill a GPU, and become twice as many. With channels_last nothing is gained: reads are shorter
-    // then.
+    // Few blocks do not fill a GPU, so the number is doubled. For channels_last this gains nothing, because reads
+    // become shorter.
     launch_backward_blocks<V / 2, false>(bins, workspace, maps, stream);
   } else {
     launch_backward_blocks<V, false>(bins, workspace, maps, stream);

@@ -1,5 +1,5 @@
-// The operators on CUDA, apart from what needs CUDA's own headers: with those it is roi_align_cuda.cpp, and the tests'
-// emulation on the CPU without them.
+// The operators on CUDA, without the parts that need CUDA's headers. roi_align_cuda.cpp adds these parts, and the
+// emulation of the tests replaces them.
 #pragma once
 
 #include "../roi_align.h"
@@ -28,7 +28,7 @@ Steps steps_of(const at::Tensor& tensor) {
       static_cast<int>(tensor.stride(3))};
 }
 
-// A copy of the few tensors whose pixels are further apart than Steps can say.
+// Copies a tensor whose strides are too large for Steps, which is rare.
 at::Tensor with_short_steps(const at::Tensor& tensor) {
   const int64_t longest = std::max({tensor.stride(1), tensor.stride(2), tensor.stride(3)});
   return longest < (int64_t(1) << 28) ? tensor : tensor.contiguous();
@@ -38,7 +38,7 @@ bool is_channels_last(const at::Tensor& tensor) {
   return tensor.stride(1) == 1 && tensor.size(1) > 1 && tensor.size(2) * tensor.size(3) > 1;
 }
 
-// Whether the channels of a pixel can be read vector_channels at a time.
+// Returns whether vector_channels channels of a pixel can be read at a time.
 template <typename scalar_t>
 bool has_vectors(const at::Tensor& tensor) {
   constexpr int64_t kCount = vector_channels<at::opmath_type<scalar_t>>;
@@ -47,7 +47,7 @@ bool has_vectors(const at::Tensor& tensor) {
       reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (kCount * sizeof(scalar_t)) == 0;
 }
 
-// `scalar_t` is const for what is read.
+// Returns the data of a tensor. `scalar_t` is const for tensors that are only read.
 template <typename scalar_t>
 scalar_t* data_of(const at::Tensor& tensor) {
   if constexpr (std::is_const_v<scalar_t>) {
@@ -64,7 +64,7 @@ Bins<scalar_t> bins_of(const at::Tensor& tensor) {
       has_vectors<std::remove_const_t<scalar_t>>(tensor)};
 }
 
-// The maps of a call. Those that are not defined have no data.
+// Describes the maps of a call. Tensors that are not defined become levels without data.
 template <typename scalar_t>
 Pyramid<scalar_t> pyramid_of(const Call& call, const std::array<at::Tensor, kMaxLevels>& maps) {
   Pyramid<scalar_t> pyramid{};
@@ -101,8 +101,8 @@ Boxes<T> boxes_of(const Call& call, const at::Tensor& rois, const std::optional<
   return boxes;
 }
 
-// The kernels count channels, pixels, RoIs, blocks and steps in 32 bits, up to a few steps or a whole grid beyond the
-// last one, and addresses in 64. Products of sizes are rounded here, since they may not fit 64 bits.
+// The kernels count channels, pixels, RoIs, blocks and steps in 32 bits, and addresses in 64. They may count a few
+// steps or a whole grid beyond the last one. Products of sizes are computed in double, since they may not fit 64 bits.
 void check_sizes(const Call& call) {
   constexpr double kMost = 1 << 29;
   const auto blocks = [](int64_t size, int64_t of_block) { return static_cast<double>((size - 1) / of_block + 1); };
@@ -120,9 +120,9 @@ void check_sizes(const Call& call) {
   map_blocks *= static_cast<double>(call.batch);
   most = std::max({most, map_blocks, map_blocks * chunks, static_cast<double>(call.batch) * kMaxLevels});
   TORCH_CHECK_VALUE(
-      most < kMost, "roi_align: on CUDA a call is too large: it would count to ", most, ", and at most to ", kMost,
-      " (", call.num_rois, " boxes of ", call.pooled_height, " x ", call.pooled_width, " bins, ", call.batch,
-      " images, ", call.channels, " channels)");
+      most < kMost, "roi_align: this call is too large for CUDA, since it has to count to ", most,
+      ", and the limit is ", kMost, " (", call.num_rois, " boxes of ", call.pooled_height, " x ", call.pooled_width,
+      " bins, ", call.batch, " images, ", call.channels, " channels)");
 }
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
