@@ -41,7 +41,7 @@ void check(
       "roi_align: boxes must have shape (K, 5): batch index, x1, y1, x2, y2; got ", rois.sizes());
   const at::ScalarType expected = features.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   TORCH_CHECK_TYPE(
-      rois.scalar_type() == expected, "roi_align: boxes of dtype ", expected, " go with ", name, " of dtype ",
+      rois.scalar_type() == expected, "roi_align: boxes must have dtype ", expected, " if ", name, " has dtype ",
       features.scalar_type(), ", got ", rois.scalar_type());
   TORCH_CHECK_VALUE(
       features.device() == rois.device(), "roi_align: ", name, " is on ", features.device(), " but boxes are on ",

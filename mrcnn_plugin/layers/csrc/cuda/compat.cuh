@@ -5,7 +5,7 @@
 //   CUDA_LAUNCH((kernel<T>), blocks, threads, stream, arguments...)    launches a one-dimensional grid
 //   CUDA_BOUNDS(threads, blocks)      most threads of a block, and fewest blocks that a multiprocessor has to hold
 //   CUDA_SINCE_86(value, before)      a value for sm_86 and later, and one for older architectures
-//   CUDA_PARAMETER                    marks an argument of a kernel that is read without a copy
+//   CUDA_PARAMETER                    marks an argument of a kernel that is read in place, without a copy
 //   load_global(p), store_global(p, value)    access global memory
 //   fused(a, b, c)                    a * b + c, rounded once on a GPU. The compiler fuses nothing else, so that
 //                                     positions have the same bits as on the CPU.
