@@ -63,7 +63,7 @@ gpu: setup ## build for the GPU of this machine, and run the tests and the bench
 dist: setup ## build a source distribution and a wheel in dist/
 	$(BIN)/python -m build --no-isolation .
 
-clean: ## remove all build products, but not VENV and output/
+clean: ## remove all build products, and keep VENV and output/
 	rm -rf build dist mrcnn_plugin.egg-info mrcnn_plugin/_C*.so $(PACKAGE_DONE)
 
 $(BIN)/python:

@@ -1,13 +1,13 @@
-"""Independent truths, written from the definitions in plain float64 loops."""
+"""Independent truths that follow the definitions in plain float64 loops."""
 
 import math
-from typing import Callable, Sequence, Tuple, Union
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Alpha = Union[float, Sequence[float]]
+Alpha = float | Sequence[float]
 
 
 def linear_kernel(x: float) -> float:
@@ -15,7 +15,7 @@ def linear_kernel(x: float) -> float:
 
 
 def keys_kernel(a: float) -> Callable[[float], float]:
-    """The piecewise cubic of Keys 1981, with its parameter."""
+    """Returns the piecewise cubic kernel of Keys (1981, eq. 4) with the parameter a."""
 
     def kernel(x: float) -> float:
         x = abs(x)
@@ -29,7 +29,7 @@ def keys_kernel(a: float) -> Callable[[float], float]:
 
 
 def interpolate(plane: Array, y: float, x: float, kernel: Callable[[float], float]) -> float:
-    """Σ over the 4x4 pixels around (y, x); pixels beyond the border repeat it."""
+    """Sums over the 4 x 4 pixels around (y, x). Taps beyond the border read the border pixel."""
     height, width = plane.shape
     total = 0.0
     for row in range(math.floor(y) - 1, math.floor(y) + 3):
@@ -42,15 +42,15 @@ def interpolate(plane: Array, y: float, x: float, kernel: Callable[[float], floa
 def roi_align(
     features: Array,
     rois: Array,
-    output_size: Tuple[int, int],
+    output_size: tuple[int, int],
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     kernel: Callable[[float], float],
 ) -> Array:
-    """RoIAlign from its definition: sample by sample, tap by tap.
+    """Computes RoIAlign from its definition, sample by sample and tap by tap.
 
-    features [N, C, H, W], rois [K, 5] -> [K, C, *output_size].
+    Pools features [N, C, H, W] over rois [K, 5] into [K, C, *output_size].
     """
     _, channels, height, width = features.shape
     rows, columns = output_size
@@ -79,7 +79,7 @@ def roi_align(
 
 
 def sigmoid_focal_loss(logits: Array, targets: Array, alpha: Alpha, gamma: float) -> Array:
-    """arXiv 1708.02002, eq. 5, one scalar at a time in float64."""
+    """Computes eq. 5 of arXiv 1708.02002 for each element, in the shape of logits."""
     loss = np.empty(logits.shape)
     for index, x in np.ndenumerate(logits):
         positive = targets[index] == 1
@@ -93,7 +93,7 @@ def sigmoid_focal_loss(logits: Array, targets: Array, alpha: Alpha, gamma: float
 def sigmoid_focal_star_loss(
     logits: Array, targets: Array, alpha: Alpha, gamma: float, beta: float
 ) -> Array:
-    """arXiv 1708.02002, appendix A: -α_t log(sigmoid(γ y x + β)) / γ with y = ±1."""
+    """Computes -α_t log(sigmoid(γ y x + β)) / γ with y = ±1 (arXiv 1708.02002, appendix A)."""
     loss = np.empty(logits.shape)
     for index, x in np.ndenumerate(logits):
         positive = targets[index] == 1
@@ -106,7 +106,7 @@ def sigmoid_focal_star_loss(
 def softmax_focal_loss(
     logits: Array, classes: NDArray[np.int64], alpha: Alpha, gamma: float
 ) -> Array:
-    """-α_t (1 - p_t)^γ log p_t with p the softmax; the last column is background."""
+    """Computes -α_t (1 - p_t)^γ log p_t, where p is the softmax. The last column is background."""
     loss = np.empty(len(logits))
     for row, (x, target) in enumerate(zip(logits.astype(np.float64), classes, strict=True)):
         log_p = x - np.logaddexp.reduce(x)
@@ -117,9 +117,9 @@ def softmax_focal_loss(
 
 
 def balance(alpha: Alpha, positive: bool, column: int) -> float:
-    """α_t: α or 1 - α, of the column where there is one for each; 1 where α is below 0.
+    """Returns α_t: α for positive elements and 1 - α for negative ones, or 1 if α is below 0.
 
-    The background of a softmax is a column without its own α: 1 - the mean.
+    A sequence has one α for each column. The background of a softmax has no α, and gets 1 - the mean.
     """
     if not isinstance(alpha, float):
         mean = sum(alpha) / len(alpha)
@@ -128,7 +128,7 @@ def balance(alpha: Alpha, positive: bool, column: int) -> float:
 
 
 def convolve(x: Array, weight: Array, bias: Array) -> Array:
-    """[C, H, W] with [C', C, k, k] to [C', H, W], zeros beyond the border."""
+    """Convolves x [C, H, W] with weight [C', C, k, k] into [C', H, W]. The padding is zero."""
     _, height, width = x.shape
     radius = weight.shape[-1] // 2
     output = np.zeros((len(weight), height, width))
@@ -141,11 +141,11 @@ def convolve(x: Array, weight: Array, bias: Array) -> Array:
     return output
 
 
-def carafe(x: Array, compressor: Tuple[Array, Array], encoder: Tuple[Array, Array]) -> Array:
-    """arXiv 1905.02188, section 3, for upsampling by 2: [C, H, W] to [C, 2H, 2W].
+def carafe(x: Array, compressor: tuple[Array, Array], encoder: tuple[Array, Array]) -> Array:
+    """Upsamples x [C, H, W] to [C, 2H, 2W] as section 3 of arXiv 1905.02188 says.
 
-    compressor, encoder: weight and bias. The encoder's channels are, from slow to fast, the tap,
-    and the row and column of the output within its input pixel.
+    compressor and encoder are pairs of weight and bias. The channels of the encoder are, from the
+    slowest axis to the fastest, the tap, and the row and column of the output in its input pixel.
     """
     channels, height, width = x.shape
     encoded = convolve(convolve(x, *compressor), *encoder)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Times mrcnn_plugin's bicubic RoIAlign against the bilinear one of torchvision and Detectron2.
+"""Times our bicubic RoIAlign and the bilinear ones of torchvision and Detectron2.
 
-The operator is compared with torchvision's, and a whole pooler and a Mask R-CNN with Detectron2's,
-which is always bilinear. Both run in one process, in turn, on the same boxes; a figure is the
-median of all turns. On a GPU, `ours_ms` is the time of a call's kernels, and `ours_wall_ms` that
-from the call to its result. Prints tables; with --output, also writes FOLDER/roi_align_DEVICE.json
-and .png.
+The operator is compared with torchvision's. The whole pooler, and a Mask R-CNN with it, is compared
+with Detectron2's. Both sides run in one process, in turn, on the same boxes, and a figure is the
+median of all turns. On a GPU, `ours_ms` is the time of a call's kernels, and `ours_wall_ms` is the
+time from the call to its result. The tool prints tables. With --output it also writes
+FOLDER/roi_align_DEVICE.json and FOLDER/roi_align_DEVICE.png.
 
     python tools/benchmark_roi_align.py --output docs/results
     python tools/benchmark_roi_align.py --device cuda --sections cases pooler
@@ -21,9 +21,10 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import matplotlib
 import torch
@@ -39,16 +40,18 @@ from mrcnn_plugin.layers import roi_align
 from mrcnn_plugin.layers.roi_align_reference import axis_matrix
 
 IMAGE_HEIGHT, IMAGE_WIDTH, BATCH, CHANNELS = 800, 1216, 2, 256
-# Boxes, shortest and longest side in pixels, stride of the map: as Detectron2 assigns boxes to the levels p2, p3, p4.
+# The number of boxes, their shortest and longest side in pixels, and the stride of the map.
+# Detectron2 would assign boxes of these sides to the levels p2, p3 and p4.
 LEVELS = [(512, 16, 112, 4), (512, 112, 224, 8), (256, 224, 448, 16)]
 SIZES = [7, 14]
-# dtypes of the features, and whether they are channels_last.
+# The dtypes of the features, and whether they are channels_last.
 KINDS = {
     "cpu": [(torch.float32, False)],
     "cuda": [(d, last) for d in (torch.float32, torch.float16) for last in (False, True)],
 }
 
-# The whole pooler: strides of p2 to p5, sides of its boxes, and (bins, boxes of an image, images).
+# For the whole pooler: the strides of p2 to p5, the shortest and longest side of its boxes, and its
+# cases (bins, boxes of an image, images).
 STRIDES = [4, 8, 16, 32]
 LOW, HIGH = 16, 600
 POOLINGS = {
@@ -59,19 +62,19 @@ OUR_POOLERS = ["ROIAlignBicubic", "ROIAlignBilinear"]
 
 COLORS = ["#1f6fb4", "#e07b1a", "#8ab8de", "#f2bd8c"]
 
-# Inputs of a GPU's calls rotate among so many bytes, more than its caches hold.
+# Calls on a GPU use copies of their input in turn. These have more bytes than the caches hold.
 COLD_BYTES = 150_000_000
-# Calls that the profiler takes together.
+# The profiler records so many calls at a time.
 CALLS = 12
 
-Row = Dict[str, Any]
-Functions = Dict[str, Callable[[], Any]]
-# What a section finds, one after the other: where it stands in the JSON file, its title, and itself.
-Findings = Iterator[Tuple[str, str, Any]]
+Row = dict[str, Any]
+Functions = dict[str, Callable[[], Any]]
+# The results of a section: for each, the place in the JSON file, the title, and the value.
+Findings = Iterator[tuple[str, str, Any]]
 
 
 def random_boxes(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """[count, 4] anywhere on the image; the logarithms of their sides are uniform."""
+    """Returns boxes [count, 4] anywhere on the image. The logarithms of their sides are uniform."""
     extent = torch.tensor([IMAGE_WIDTH, IMAGE_HEIGHT])
     sides = torch.rand(count, 2, generator=generator) * math.log(high / low)
     sides = sides.exp() * low
@@ -80,13 +83,13 @@ def random_boxes(count: int, low: float, high: float, generator: torch.Generator
 
 
 def rotating(tensor: Tensor) -> Iterator[Tensor]:
-    """`tensor` for ever; on a GPU in turn with copies, so that no cache holds the next one."""
+    """Yields `tensor` for ever. On a GPU it alternates with copies, so that no cache holds the next."""
     copies = math.ceil(COLD_BYTES / max(tensor.nbytes, 1)) if tensor.is_cuda else 0
     return itertools.cycle([tensor, *(tensor.clone() for _ in range(copies))])
 
 
 def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
-    """A function that makes another one of the calls each time."""
+    """Returns a function that makes the next of the calls each time."""
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
 
@@ -98,7 +101,7 @@ def our_backward(
     shape: Sequence[int],
     sampling_ratio: int,
 ) -> Tensor:
-    """What autograd calls for the gradient of a map of the shape [N, C, H, W]."""
+    """Computes the gradient of a map of the given shape [N, C, H, W], as autograd does."""
     n, _, h, w = shape
     (gradient,) = torch.ops.mrcnn_plugin.roi_align_backward(
         grad, boxes, None, [scale], n, [h], [w], [True], sampling_ratio, True, "bicubic", -0.5
@@ -107,7 +110,7 @@ def our_backward(
 
 
 class Case:
-    """Features, boxes and a gradient of one level of the workload."""
+    """The features, boxes and gradient of one level."""
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class Case:
     def forward(self) -> Functions:
         features = rotating(self.features)
         options = (self.size, self.scale, self.sampling_ratio, True)
-        # torchvision wants boxes of the features' dtype, which half precision cannot hold.
+        # torchvision needs boxes of the features' dtype, although half precision rounds them.
         boxes = self.boxes.to(self.features.dtype)
         return {
             "ours": lambda: roi_align(next(features), self.boxes, *options),
@@ -150,7 +153,7 @@ class Case:
         }
 
     def forward_under_autocast(self) -> Functions:
-        """torchvision's runs in float32 there, and its result is converted back."""
+        """As forward, but torchvision's operator runs in float32 and its result is converted back."""
         features = rotating(self.features)
         options = (self.boxes, self.size, self.scale, self.sampling_ratio, True)
 
@@ -174,12 +177,12 @@ class Case:
             "theirs": lambda: theirs(next(grads), boxes, self.scale, *sizes, *options),
         }
 
-    def passes(self) -> Dict[str, Functions]:
+    def passes(self) -> dict[str, Functions]:
         return {"forward": self.forward(), "backward": self.backward()}
 
 
-def taps(case: Case) -> Tuple[Tensor, Tensor]:
-    """Which rows and columns of the map each bin reads. [K, size, height], [K, size, width]."""
+def taps(case: Case) -> tuple[Tensor, Tensor]:
+    """Returns which rows and columns each bin reads, [K, size, height] and [K, size, width]."""
     _, x1, y1, x2, y2 = case.boxes.unbind(1)
     options = (case.size, case.scale, case.sampling_ratio, True, "bicubic", -0.5)
     rows, columns = (
@@ -190,16 +193,19 @@ def taps(case: Case) -> Tuple[Tensor, Tensor]:
 
 
 def multiply_adds(case: Case) -> int:
-    """How many the two passes need, in either direction."""
+    """Counts the multiply-adds of a forward or backward pass, which are the same."""
     is_tap_y, is_tap_x = taps(case)
     columns = is_tap_x.any(dim=1).sum(dim=1)
     per_roi = is_tap_y.sum(dim=(1, 2)) * columns + case.size * is_tap_x.sum(dim=(1, 2))
     return int(per_roi.sum()) * case.features.shape[1]
 
 
-def least_traffic(case: Case) -> Dict[str, int]:
-    """Bytes that a pass has to move: those pixels that a box reads, once, or all of their gradient,
-    and the bins."""
+def least_traffic(case: Case) -> dict[str, int]:
+    """Returns the bytes that each pass has to move at least.
+
+    Forward reads each pixel that a box reads once, and writes the bins. Backward reads the bins and
+    writes the whole gradient.
+    """
     rows, columns = (is_tap.any(dim=1).float() for is_tap in taps(case))
     images = [case.boxes[:, 0] == image for image in range(BATCH)]
     pixels = sum(int((rows[of].T @ columns[of]).count_nonzero()) for of in images)
@@ -211,14 +217,14 @@ def least_traffic(case: Case) -> Dict[str, int]:
 
 
 def grid_sample_roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
-    """Bicubic RoIAlign of 2 x 2 samples a bin as one would write it today. [K, C, size, size]."""
+    """Pools [K, C, size, size] with 2 x 2 bicubic samples per bin, as one would without the package."""
     height, width = features.shape[2:]
     pooled = features.new_empty(len(boxes), features.shape[1], size, size)
     steps = (torch.arange(2 * size, device=boxes.device) + 0.5) / (2 * size)
     for image in range(features.shape[0]):
         indices = (boxes[:, 0] == image).nonzero()[:, 0]
         x1, y1, x2, y2 = (boxes[indices, 1:] * scale - 0.5).T[..., None]
-        # grid_sample's coordinates: -1 and 1 are the centres of the corner pixels.
+        # For grid_sample, -1 and 1 are the centres of the corner pixels.
         x = (x1 + (x2 - x1) * steps).clamp(0, width - 1) * 2 / (width - 1) - 1
         y = (y1 + (y2 - y1) * steps).clamp(0, height - 1) * 2 / (height - 1) - 1
         for k, grid_x, grid_y in zip(indices.tolist(), x, y, strict=True):
@@ -234,8 +240,8 @@ def grid_sample_roi_align(features: Tensor, boxes: Tensor, size: int, scale: flo
     return pooled
 
 
-def milliseconds(functions: Functions, seconds: float, device: str) -> Dict[str, float]:
-    """The median time of each function. All take turns for at least `seconds` and five turns."""
+def milliseconds(functions: Functions, seconds: float, device: str) -> dict[str, float]:
+    """Measures the median time of each function. They take at least five turns, and `seconds`."""
 
     def run(function: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -246,7 +252,7 @@ def milliseconds(functions: Functions, seconds: float, device: str) -> Dict[str,
         del result
         return elapsed * 1e3
 
-    times: Dict[str, List[float]] = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         run(function)
     end = time.perf_counter() + seconds
@@ -258,10 +264,12 @@ def milliseconds(functions: Functions, seconds: float, device: str) -> Dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def gpu_milliseconds(functions: Functions, seconds: float) -> Dict[str, float]:
-    """The GPU time of each function, of all its kernels: a median of means over some calls. All take turns for at
-    least `seconds` and one turn."""
-    times: Dict[str, List[float]] = {name: [] for name in functions}
+def gpu_milliseconds(functions: Functions, seconds: float) -> dict[str, float]:
+    """Measures the GPU time of all kernels of each function, as a median of means over CALLS calls.
+
+    The functions take at least one turn, and `seconds`.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     end = time.perf_counter() + seconds
@@ -272,13 +280,13 @@ def gpu_milliseconds(functions: Functions, seconds: float) -> Dict[str, float]:
                 for _ in range(CALLS):
                     function()
                 torch.cuda.synchronize()
-            # Events of the host may have the time of what they launch, too.
+            # Events of the host may also contain the time of the kernels that they launch.
             kernels = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA]
             times[name].append(sum(e.self_device_time_total for e in kernels) / CALLS / 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def with_ratio(row: Row, times: Dict[str, float], kind: str = "") -> Row:
+def with_ratio(row: Row, times: dict[str, float], kind: str = "") -> Row:
     ours, theirs = times["ours"], times["theirs"]
     return {
         **row,
@@ -289,7 +297,7 @@ def with_ratio(row: Row, times: Dict[str, float], kind: str = "") -> Row:
 
 
 def timed(row: Row, functions: Functions, seconds: float, device: str) -> Row:
-    """`row` with the times of "ours" and "theirs"; on a GPU, of its kernels and of the clock."""
+    """Adds the times of "ours" and "theirs" to `row`: on a GPU, those of the kernels and the clock."""
     if device == "cpu":
         return with_ratio(row, milliseconds(functions, seconds, device))
     row = with_ratio(row, gpu_milliseconds(functions, seconds / 2))
@@ -297,7 +305,7 @@ def timed(row: Row, functions: Functions, seconds: float, device: str) -> Row:
 
 
 def keep_freed_memory() -> None:
-    """From now on freed memory is reused, so that no new pages are touched. Linux with glibc only."""
+    """Lets malloc keep freed memory, so that it touches no new pages. This works only with glibc."""
     mmap_max, trim_threshold = -4, -1  # names of malloc.h
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_max, 0)
@@ -305,7 +313,7 @@ def keep_freed_memory() -> None:
 
 
 def extra_memory(function: Callable[[], Tensor]) -> float:
-    """MiB that a call needs at its peak beyond its result. Linux with glibc only."""
+    """Measures the peak memory of a call beyond its result, in MiB. This works only with glibc."""
 
     def status(key: str) -> int:
         with open("/proc/self/status") as file:
@@ -319,7 +327,7 @@ def extra_memory(function: Callable[[], Tensor]) -> float:
     return (status("VmHWM") - before) / 1024 - result.nbytes / 2**20
 
 
-def main_cases(device: str, seconds: float, dtype: torch.dtype, channels_last: bool) -> List[Row]:
+def main_cases(device: str, seconds: float, dtype: torch.dtype, channels_last: bool) -> list[Row]:
     rows = []
     for size, level in itertools.product(SIZES, LEVELS):
         case = Case(*level, size, device, dtype=dtype, channels_last=channels_last)
@@ -341,10 +349,10 @@ def main_cases(device: str, seconds: float, dtype: torch.dtype, channels_last: b
     return rows
 
 
-def geometric_means(rows: List[Row]) -> List[Row]:
-    """Of the ratios of each pass, dtype and layout, with the smallest of them."""
+def geometric_means(rows: list[Row]) -> list[Row]:
+    """Returns the geometric mean and the smallest ratio of each pass, dtype and layout."""
     keys = ("pass", "dtype", "layout")
-    groups: Dict[Tuple[str, ...], List[float]] = {}
+    groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row["ratio"])
     return [
@@ -358,7 +366,7 @@ def geometric_means(rows: List[Row]) -> List[Row]:
 
 
 def copy_rate(device: str, seconds: float) -> float:
-    """Gigabytes that a copy reads and writes in a second, or megabytes in a millisecond."""
+    """Measures the GB/s that a copy reads and writes, which equal MB/ms."""
     a, b = torch.empty(2, 2**28 if device == "cuda" else 2**25, device=device)
     copy = {"copy": lambda: b.copy_(a)}
     times = (
@@ -367,8 +375,8 @@ def copy_rate(device: str, seconds: float) -> float:
     return 2 * a.nbytes / 1e6 / times["copy"]
 
 
-def floors(rows: List[Row], rate: float) -> List[Row]:
-    """The time that the least traffic of each main case takes at the rate of a copy."""
+def floors(rows: list[Row], rate: float) -> list[Row]:
+    """Returns how long the least traffic of each main case takes at the rate of a copy."""
     keys = ("pass", "dtype", "layout", "size", "stride", "mbyte")
     return [
         {
@@ -382,8 +390,8 @@ def floors(rows: List[Row], rate: float) -> List[Row]:
     ]
 
 
-def arithmetic(rows: List[Row], device: str, seconds: float) -> List[Row]:
-    """The time that the multiply-adds of each main case would take at the rate of `torch.mm`."""
+def arithmetic(rows: list[Row], device: str, seconds: float) -> list[Row]:
+    """Returns how long the multiply-adds of each main case take at the rate of `torch.mm`."""
     size = 1024
     a, b = torch.randn(2, size, size, device=device)
     of_mm = milliseconds({"mm": lambda: torch.mm(a, b)}, seconds, device)["mm"]
@@ -405,10 +413,10 @@ def arithmetic(rows: List[Row], device: str, seconds: float) -> List[Row]:
     return results
 
 
-def growth(device: str, seconds: float) -> Dict[str, List[Row]]:
-    """How time grows, from 7 x 7 bins of 512 boxes on stride 8."""
+def growth(device: str, seconds: float) -> dict[str, list[Row]]:
+    """Measures how time grows with one number of the case of 7 x 7 bins, 512 boxes and stride 8."""
     count, low, high, stride = LEVELS[1]
-    results: Dict[str, List[Row]] = {}
+    results: dict[str, list[Row]] = {}
 
     def measure(name: str, value: int, case: Case) -> None:
         for pass_name, functions in case.passes().items():
@@ -427,9 +435,12 @@ def growth(device: str, seconds: float) -> Dict[str, List[Row]]:
     return results
 
 
-def growth_with_threads(seconds: float) -> List[Row]:
-    """Each operator by itself, not in turn with the other: torchvision's has one thread, and for as
-    long as it runs, those of ours would fall asleep."""
+def growth_with_threads(seconds: float) -> list[Row]:
+    """Measures how time shrinks with the number of threads.
+
+    The operators do not take turns here. torchvision's has one thread, and our threads would fall
+    asleep while it runs.
+    """
     count, low, high, stride = LEVELS[1]
     case = Case(count, low, high, stride, 7, "cpu")
     rows = []
@@ -437,7 +448,7 @@ def growth_with_threads(seconds: float) -> List[Row]:
     for number in sorted({2**i for i in range(10) if 2**i < os.cpu_count()} | {os.cpu_count()}):
         torch.set_num_threads(number)
         for pass_name, functions in case.passes().items():
-            times: Dict[str, float] = {}
+            times: dict[str, float] = {}
             for name, function in functions.items():
                 times.update(milliseconds({name: function}, seconds, "cpu"))
             rows.append(with_ratio({"pass": pass_name, "threads": number}, times))
@@ -445,8 +456,8 @@ def growth_with_threads(seconds: float) -> List[Row]:
     return rows
 
 
-def others(device: str, seconds: float) -> List[Row]:
-    """Other layouts, dtypes and shapes, and what one would write without this package."""
+def others(device: str, seconds: float) -> list[Row]:
+    """Measures other layouts, dtypes and shapes, and RoIAlign as one would write it without us."""
     rows = []
     count, low, high, stride = LEVELS[1]
     for name, options in {
@@ -458,7 +469,7 @@ def others(device: str, seconds: float) -> List[Row]:
         case = Case(count, low, high, stride, 7, device, **options)
         for pass_name, pair in case.passes().items():
             if name.endswith("16") and device == "cpu":
-                # torchvision has no such kernel there; its float32 one is what one would run instead.
+                # torchvision has no half-precision kernel for the CPU, so one would use float32.
                 plain = Case(count, low, high, stride, 7, device)
                 pair["theirs"] = plain.passes()[pass_name]["theirs"]
             rows.append(timed({"what": f"{name}, {pass_name}"}, pair, seconds, device))
@@ -484,7 +495,7 @@ def others(device: str, seconds: float) -> List[Row]:
 
 
 def pooler_of(pooler_type: str, size: int) -> Any:
-    """Detectron2's pooler of the type ROIAlignV2, or one of ours."""
+    """Returns one of our poolers, or Detectron2's for the type ROIAlignV2."""
     from detectron2.modeling.poolers import ROIPooler
 
     from mrcnn_plugin.modeling import MultiscaleROIPooler
@@ -493,8 +504,8 @@ def pooler_of(pooler_type: str, size: int) -> Any:
     return pooler(size, [1 / stride for stride in STRIDES], 0, pooler_type)
 
 
-def pooler_passes(pooler: Any, boxes: List[Any], pyramids: List[List[Tensor]]) -> Functions:
-    """Forward keeps what backward needs, as in training; backward is that of all maps."""
+def pooler_passes(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -> Functions:
+    """Returns the passes as in training: forward records the graph, and backward covers all maps."""
     pooled = [pooler(maps, boxes) for maps in pyramids]
     grad = torch.ones_like(pooled[0])
     return {
@@ -509,7 +520,7 @@ def pooler_passes(pooler: Any, boxes: List[Any], pyramids: List[List[Tensor]]) -
 
 
 @torch.enable_grad()
-def pooler_cases(device: str, seconds: float, pooler_type: str) -> List[Row]:
+def pooler_cases(device: str, seconds: float, pooler_type: str) -> list[Row]:
     from detectron2.structures import Boxes
 
     rows = []
@@ -517,7 +528,7 @@ def pooler_cases(device: str, seconds: float, pooler_type: str) -> List[Row]:
         generator = torch.Generator().manual_seed(0)
         boxes = [Boxes(random_boxes(count, LOW, HIGH, generator).to(device)) for _ in range(images)]
         shapes = [(images, CHANNELS, IMAGE_HEIGHT // s, IMAGE_WIDTH // s) for s in STRIDES]
-        # Two pyramids are more than the caches of a GPU hold.
+        # The caches of a GPU cannot hold two pyramids.
         pyramids = [
             [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
             for _ in range(1 if device == "cpu" else 2)
@@ -540,7 +551,7 @@ def pooler_cases(device: str, seconds: float, pooler_type: str) -> List[Row]:
 
 
 def mask_rcnn(device: str) -> Any:
-    """Stock R50-FPN. Random weights need batch normalisation all over, which takes some time of its own."""
+    """Returns a stock R50-FPN. Its weights are random, so batch normalisation is used everywhere."""
     from detectron2 import model_zoo
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
@@ -552,13 +563,13 @@ def mask_rcnn(device: str) -> Any:
     cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "BN", 0
     torch.manual_seed(0)
     model = build_model(cfg)
-    # So that there are as many detections as it may return: no class is probable otherwise.
+    # This makes one class probable, so that the model returns as many detections as it may.
     model.roi_heads.box_predictor.cls_score.bias.data[0] = 4
     return model
 
 
-def training_batch(device: str, objects: int = 16) -> List[Dict[str, Any]]:
-    """Random images; the masks of their objects fill the boxes."""
+def training_batch(device: str, objects: int = 16) -> list[dict[str, Any]]:
+    """Returns random images. The masks of their objects fill their boxes."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     generator = torch.Generator().manual_seed(0)
@@ -581,14 +592,14 @@ def training_batch(device: str, objects: int = 16) -> List[Dict[str, Any]]:
 
 
 def peak_memory(function: Callable[[], Any]) -> float:
-    """MiB on the GPU."""
+    """Returns the peak memory of a call on the GPU, in MiB."""
     torch.cuda.reset_peak_memory_stats()
     function()
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def model_cases(device: str, seconds: float) -> List[Row]:
-    """A training iteration and inference of Mask R-CNN, of which only the poolers differ."""
+def model_cases(device: str, seconds: float) -> list[Row]:
+    """Measures a training iteration and inference of Mask R-CNN. Only the poolers differ."""
     from detectron2.utils.events import EventStorage
 
     model, batch = mask_rcnn(device), training_batch(device)
@@ -599,20 +610,20 @@ def model_cases(device: str, seconds: float) -> List[Row]:
         for pooler_type in (OUR_POOLERS[0], "ROIAlignV2")
     )
 
-    def use(poolers: List[Any]) -> None:
+    def use(poolers: list[Any]) -> None:
         heads.box_pooler, heads.mask_pooler = poolers
-        # What training draws by chance is the same.
+        # The random choices of training are the same for both.
         torch.manual_seed(0)
 
     @torch.enable_grad()
-    def train(poolers: List[Any], amp: bool) -> None:
+    def train(poolers: list[Any], amp: bool) -> None:
         use(poolers)
         model.zero_grad(set_to_none=True)
         with EventStorage(), torch.autocast(device, half, enabled=amp):
             loss = sum(model(batch).values())
         loss.backward()
 
-    def infer(poolers: List[Any], amp: bool) -> Any:
+    def infer(poolers: list[Any], amp: bool) -> Any:
         use(poolers)
         with torch.autocast(device, half, enabled=amp):
             return model(batch)
@@ -627,7 +638,7 @@ def model_cases(device: str, seconds: float) -> List[Row]:
             "theirs": partial(function, theirs, amp),
         }
         row = {"what": what, "precision": "AMP" if amp else "float32"}
-        # Pooling is a small part of it.
+        # Pooling is a small part of this time, so the measurement takes longer.
         row = with_ratio(row, milliseconds(functions, 5 * seconds, device))
         if device == "cuda":
             row.update({f"{name}_mib": peak_memory(f) for name, f in functions.items()})
@@ -637,7 +648,7 @@ def model_cases(device: str, seconds: float) -> List[Row]:
 
 @contextlib.contextmanager
 def deterministic_algorithms() -> Iterator[None]:
-    """Without torch's filling of every new tensor, which would be timed, too."""
+    """Lets torch use deterministic algorithms, but not fill new tensors, which would take time."""
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -650,8 +661,10 @@ def deterministic_algorithms() -> Iterator[None]:
 
 @torch.enable_grad()
 def deterministic_case(device: str, seconds: float, sampling_ratio: int) -> Row:
-    """Forward and backward where gradients have to have the same bits in each run. torchvision's operator is then
-    another one, which is compiled, and needs memory for all samples."""
+    """Measures forward and backward if gradients must have the same bits in every run.
+
+    torchvision then uses another operator, which is compiled and needs memory for all samples.
+    """
     case = Case(*LEVELS[2], 7, device, sampling_ratio=sampling_ratio)
     features = rotating(case.features.requires_grad_())
     options = (case.boxes, case.size, case.scale, case.sampling_ratio, True)
@@ -671,7 +684,7 @@ def deterministic_case(device: str, seconds: float, sampling_ratio: int) -> Row:
                 "theirs": partial(both, torchvision.ops.roi_align),
             }
             return timed(row, functions, seconds, device)
-        # Of many kinds: there is no compiler, or not enough memory.
+        # There may be no compiler or not enough memory, which raise many kinds of errors.
         except Exception as error:
             return {**row, "error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
 
@@ -692,47 +705,51 @@ def cases_section(device: str, seconds: float) -> Findings:
     rows = []
     for dtype, channels_last in KINDS[device]:
         found = main_cases(device, seconds, dtype, channels_last)
-        yield "cases", "Bicubic ours, bilinear torchvision, results in new memory", found
+        yield (
+            "cases",
+            "Our bicubic operator and torchvision's bilinear one, results in new memory",
+            found,
+        )
         rows += found
     yield "geometric_means", "Ratios of these cases", geometric_means(rows)
     rate = copy_rate(device, seconds)
-    yield "copy", "What a copy reads and writes", {"gb_per_s": rate}
-    yield "floors", "What has to be moved, and the time of as large a copy", floors(rows, rate)
+    yield "copy", "Rate at which a copy reads and writes", {"gb_per_s": rate}
+    yield "floors", "Least memory traffic, and the time of a copy of that size", floors(rows, rate)
     if device == "cpu":
-        title = "Multiply-adds, and the time of as many in torch.mm"
+        title = "Multiply-adds, and the time that torch.mm takes for as many"
         yield "arithmetic", title, arithmetic(rows, device, seconds)
 
 
 def others_section(device: str, seconds: float) -> Findings:
-    title = "Other inputs, 512 boxes on stride 8 where nothing is said"
+    title = "Other inputs, with 512 boxes and stride 8 unless given"
     yield "others", title, others(device, seconds)
 
 
 def growth_section(device: str, seconds: float) -> Findings:
     for name, rows in growth(device, seconds).items():
-        yield f"growth/{name}", f"Growth with {name}", rows
+        yield f"growth/{name}", f"Time for each value of {name}", rows
 
 
 def pooler_section(device: str, seconds: float) -> Findings:
     for pooler_type in OUR_POOLERS:
-        title = f"Pooler of p2 to p5: {pooler_type} ours, ROIAlignV2 Detectron2"
+        title = f"Pooler of p2 to p5: our {pooler_type} and Detectron2's ROIAlignV2"
         yield "pooler", title, pooler_cases(device, seconds, pooler_type)
 
 
 def model_section(device: str, seconds: float) -> Findings:
-    title = f"Mask R-CNN R50-FPN, {BATCH} images: {OUR_POOLERS[0]} ours, ROIAlignV2 Detectron2"
+    title = f"Mask R-CNN R50-FPN, {BATCH} images: our {OUR_POOLERS[0]} and Detectron2's ROIAlignV2"
     yield "model", title, model_cases(device, seconds)
 
 
 def deterministic_section(device: str, seconds: float) -> Findings:
-    # What torchvision needs for adaptive sampling may be more memory than there is.
+    # torchvision may need more memory for adaptive sampling than there is.
     for sampling_ratio in (2, 0):
         title = "Forward and backward with deterministic algorithms"
         yield "deterministic", title, [deterministic_case(device, seconds, sampling_ratio)]
 
 
 def memory_section(device: str, seconds: float) -> Findings:
-    """On the CPU, with glibc. The last one, since it changes how memory is allocated."""
+    """Runs on the CPU with glibc. It has to be the last, since it changes how memory is allocated."""
     extra = {
         f"{name}, stride {level[3]}": extra_memory(functions["ours"])
         for level in LEVELS
@@ -741,10 +758,10 @@ def memory_section(device: str, seconds: float) -> Findings:
     yield "extra_memory_mib", "MiB beyond the result, 14 x 14", extra
     keep_freed_memory()
     rows = main_cases(device, seconds, *KINDS[device][0])
-    yield "warm", "Results in memory that was used before", rows
+    yield "warm", "The same cases, results in memory that was used before", rows
 
 
-SECTIONS: Dict[str, Callable[[str, float], Findings]] = {
+SECTIONS: dict[str, Callable[[str, float], Findings]] = {
     "cases": cases_section,
     "others": others_section,
     "growth": growth_section,
@@ -767,9 +784,9 @@ def show(title: str, found: Any) -> None:
     )
 
 
-def bar_panels(report: Dict[str, Any]) -> Dict[str, Dict[str, Dict[str, float]]]:
-    """The ratios of each panel of the figure, by series (colour) and label."""
-    panels: Dict[str, Dict[str, Dict[str, float]]] = {}
+def bar_panels(report: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns the ratios of each panel of the figure, by series (which share a colour) and label."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
 
     def add(panel: str, series: str, label: str, ratio: float) -> None:
         panels.setdefault(panel, {}).setdefault(series, {})[label] = ratio
@@ -788,7 +805,7 @@ def bar_panels(report: Dict[str, Any]) -> Dict[str, Dict[str, Dict[str, float]]]
     return panels
 
 
-def plot_bars(axis: Any, title: str, series: Dict[str, Dict[str, float]]) -> None:
+def plot_bars(axis: Any, title: str, series: dict[str, dict[str, float]]) -> None:
     labels = list(next(iter(series.values())))
     width = 0.8 / len(series)
     for i, (name, ratios) in enumerate(series.items()):
@@ -802,7 +819,7 @@ def plot_bars(axis: Any, title: str, series: Dict[str, Dict[str, float]]) -> Non
     axis.legend(frameon=False, fontsize=7)
 
 
-def plot_growth(axis: Any, name: str, rows: List[Row]) -> None:
+def plot_growth(axis: Any, name: str, rows: list[Row]) -> None:
     for pass_name, color in zip(("forward", "backward"), COLORS, strict=False):
         chosen = [row for row in rows if row["pass"] == pass_name]
         for key, style in (("ours_ms", "o-"), ("theirs_ms", "s--")):
@@ -823,7 +840,7 @@ def plot_growth(axis: Any, name: str, rows: List[Row]) -> None:
     axis.legend(frameon=False, fontsize=7)
 
 
-def plot(report: Dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -849,20 +866,29 @@ def plot(report: Dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)"
+    )
     parser.add_argument(
         "--sections",
         nargs="+",
         choices=SECTIONS,
         metavar="NAME",
-        help=f"of {', '.join(SECTIONS)}, in this order (default: those of the device); what is "
-        "written holds these sections only",
+        help=f"sections to run, out of {', '.join(SECTIONS)}; they run in this order, and the output "
+        "has only these (the default depends on the device)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--seconds", type=float, help="per measurement (default: 1, on a GPU 0.4)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the results here")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
+    parser.add_argument(
+        "--seconds", type=float, help="seconds per measurement (default: 1, or 0.4 on a GPU)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the results, which are otherwise only printed",
+    )
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
         parser.error(f"--threads {arguments.threads}: must be at least 1")
@@ -878,16 +904,16 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         if not glibc:
             arguments.sections.remove("memory")
     elif "memory" in arguments.sections and not (glibc and arguments.device == "cpu"):
-        parser.error("--sections memory: only on the CPU, and with glibc")
+        parser.error("--sections memory: this section needs --device cpu and glibc")
     return arguments
 
 
 @torch.no_grad()
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     device = arguments.device
     torch.set_num_threads(arguments.threads)
-    report: Dict[str, Any] = {
+    report: dict[str, Any] = {
         "environment": {
             "processor": processor(device),
             "threads": arguments.threads,
@@ -909,7 +935,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             place = report
             for parent in parents:
                 place = place.setdefault(parent, {})
-            # A section may find the rows of a table one after the other.
+            # A section may yield the rows of a table in several parts.
             place[name] = place.get(name, []) + found if isinstance(found, list) else found
             show(title, found)
             if arguments.output:

@@ -1,4 +1,4 @@
-"""CARAFE against the paper's equations in float64."""
+"""CARAFE is compared with the paper's equations in float64."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests import oracles
 
 
 def carafe(*args, **kwargs):
-    """With weights far from those of the start, in float64."""
+    """Returns a module in float64 whose weights are far from their initial values."""
     module = CARAFE(*args, **kwargs).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -17,7 +17,7 @@ def carafe(*args, **kwargs):
 
 
 @pytest.mark.parametrize("k_up, k_encoder", [(5, 3), (3, 1), (3, 5)])
-def test_computes_the_equations(k_up, k_encoder):
+def test_carafe_equals_the_equations_of_the_paper(k_up, k_encoder):
     module = carafe(3, k_up=k_up, k_encoder=k_encoder, compressed_channels=2)
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     parameters = [
@@ -28,26 +28,26 @@ def test_computes_the_equations(k_up, k_encoder):
     torch.testing.assert_close(module(x), torch.stack(expected), rtol=0, atol=1e-12)
 
 
-def test_a_constant_stays_one_away_from_the_border():
+def test_away_from_the_border_a_constant_stays_the_same():
     upsampled = carafe(4, compressed_channels=2)(torch.full((1, 4, 7, 8), 3.0, dtype=torch.float64))
     inner, border = upsampled[:, :, 4:-4, 4:-4], upsampled[:, :, 0]
     torch.testing.assert_close(inner, torch.full_like(inner, 3.0), rtol=0, atol=1e-12)
-    assert border.max() < 3.0  # zeros beyond it have their share of the weight
+    assert border.max() < 3.0  # the zeros beyond it also have weights
 
 
-def test_starts_as_a_mean_of_the_neighbourhood():
+def test_at_first_it_averages_the_neighbourhood():
     x = torch.randn(1, 16, 8, 8)
     mean = F.interpolate(F.avg_pool2d(x, 5, stride=1, padding=2), scale_factor=2)
     torch.testing.assert_close(CARAFE(16)(x), mean, rtol=0, atol=0.05)
 
 
-def test_has_the_published_defaults():
+def test_the_defaults_are_those_of_the_paper():
     module = CARAFE(256)
     assert module.compressor.weight.shape == (64, 256, 1, 1)
     assert module.encoder.weight.shape == (4 * 25, 64, 3, 3)
 
 
-def test_gradients():
+def test_the_gradient_is_correct_and_reaches_every_parameter():
     module = carafe(2, k_up=3, compressed_channels=2)
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(module, [x])
@@ -55,7 +55,7 @@ def test_gradients():
     assert all(p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-def test_keeps_the_dtype_of_its_input_under_autocast():
+def test_autocast_keeps_the_dtype_of_the_input():
     x = torch.randn(1, 8, 4, 4, dtype=torch.bfloat16)
     module = CARAFE(8)
     with torch.autocast("cpu", dtype=torch.bfloat16):

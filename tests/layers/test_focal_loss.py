@@ -1,4 +1,4 @@
-"""Focal losses against float64 oracles, fvcore, and the cross entropies that they generalise."""
+"""Focal losses are compared with float64 oracles, fvcore and cross entropies."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from tests import oracles
 LOGITS = npst.arrays(np.float64, (4, 3), elements=st.floats(-30, 30))
 TARGETS = npst.arrays(np.int64, (4, 3), elements=st.integers(0, 1))
 ALPHA = st.sampled_from([-1.0, 0.0, 0.25, 1.0])
-ALPHAS = npst.arrays(np.float64, 3, elements=st.floats(0, 1))  # one for each class
+ALPHAS = npst.arrays(np.float64, 3, elements=st.floats(0, 1))  # one weight for each class
 GAMMA = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0])
 GAMMA_STAR, BETA = st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 1.0, -0.5])
 
@@ -32,7 +32,7 @@ def gradient(loss, logits):
 
 
 def central_difference(function, x, step=1e-6):
-    """d sum(function) / dx, element by element."""
+    """Approximates the gradient of sum(function(x)), element by element."""
     grad = np.empty_like(x)
     for index in np.ndindex(*x.shape):
         up, down = x.copy(), x.copy()
@@ -81,7 +81,7 @@ def test_softmax_equals_the_equation_in_value_and_gradient(x, classes, alpha, ga
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.3, 1.0])
-def test_equal_weights_for_each_class_are_one_weight_for_all(alpha):
+def test_equal_weights_for_all_classes_equal_a_single_weight(alpha):
     logits, classes = torch.randn(64, 6) * 3, torch.randint(0, 6, (64,))
     foreground, targets = logits[:, :5], F.one_hot(classes, 6)[:, :5]
     weights = torch.full((5,), alpha)
@@ -113,7 +113,7 @@ def test_sigmoid_equals_fvcore(x, targets, alpha, gamma):
     ALPHA,
     GAMMA_STAR,
 )
-def test_star_without_shift_equals_fvcore(x, targets, alpha, gamma):
+def test_star_with_beta_0_equals_fvcore(x, targets, alpha, gamma):
     logits, targets = torch.from_numpy(x), torch.from_numpy(targets)
     expected = fvcore_sigmoid_focal_loss_star(logits, targets.float(), alpha=alpha, gamma=gamma)
     torch.testing.assert_close(
@@ -124,7 +124,7 @@ def test_star_without_shift_equals_fvcore(x, targets, alpha, gamma):
     )
 
 
-def test_the_gradient_is_finite_where_that_of_fvcore_is_not():
+def test_the_gradient_is_finite_where_the_gradient_of_fvcore_is_nan():
     logits = torch.tensor([1e4], requires_grad=True)
     assert gradient(fvcore_sigmoid_focal_loss(logits, torch.ones(1), gamma=0.5), logits).isnan()
     assert gradient(sigmoid_focal_loss(logits, torch.ones(1), -1, 0.5), logits) == 0
@@ -137,7 +137,7 @@ def test_the_gradient_is_finite_where_that_of_fvcore_is_not():
         lambda x, t: sigmoid_focal_star_loss(x, t, alpha=-1, gamma=1, beta=0),
     ],
 )
-def test_sigmoid_without_focus_is_binary_cross_entropy_to_the_bit(loss):
+def test_sigmoid_with_gamma_0_and_unshifted_star_are_exactly_binary_cross_entropy(loss):
     logits = (torch.randn(64, 5) * 10).requires_grad_()
     targets = torch.randint(0, 2, (64, 5)).float()
     loss = loss(logits, targets)
@@ -146,7 +146,7 @@ def test_sigmoid_without_focus_is_binary_cross_entropy_to_the_bit(loss):
     assert torch.equal(gradient(loss, logits), gradient(expected, logits))
 
 
-def test_softmax_without_focus_is_cross_entropy_to_the_bit():
+def test_softmax_with_gamma_0_is_exactly_cross_entropy():
     logits = (torch.randn(64, 5) * 10).requires_grad_()
     classes = torch.randint(0, 5, (64,))
     loss = softmax_focal_loss(logits, classes, alpha=-1, gamma=0)
@@ -158,7 +158,7 @@ def test_softmax_without_focus_is_cross_entropy_to_the_bit():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("alpha", [-1.0, 0.25, torch.tensor([0.0, 0.3, 1.0])])
-def test_value_and_gradient_are_finite_at_logits_of_ten_thousand(dtype, gamma, alpha):
+def test_value_and_gradient_are_finite_at_logits_of_10000(dtype, gamma, alpha):
     signs = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -1.0]])
     for classes in torch.cartesian_prod(*[torch.arange(3)] * 3):
         logits = (signs * 1e4).to(dtype).requires_grad_()
@@ -179,6 +179,6 @@ def dim(alpha):
     return torch.as_tensor(alpha).dim()
 
 
-def test_every_class_has_its_column():
+def test_is_class_marks_the_column_of_each_class():
     assert torch.equal(is_class(torch.tensor([2, 0, 1]), 3), F.one_hot(torch.tensor([2, 0, 1])) > 0)
-    assert is_class(torch.tensor([3]), 3).tolist() == [[False] * 3], "background has none"
+    assert is_class(torch.tensor([3]), 3).tolist() == [[False] * 3], "the background has no column"

@@ -1,4 +1,4 @@
-"""One call of the operator for all levels of a pyramid."""
+"""Tests of one call of the operator for several levels."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ from tests.layers.test_roi_align_cpu import (
     threads,  # noqa: F401
 )
 
-# torch.fx records what is wrapped in the module that calls it.
+# torch.fx records calls of the functions that the calling module has wrapped.
 torch.fx.wrap("multiscale_roi_align")
 
 SCALES = [1 / 4, 1 / 8, 1 / 16]
@@ -59,7 +59,7 @@ BOTH_BACKWARD = pytest.mark.parametrize(
 
 
 def pyramid(channels=3, height=16, width=24, dtype=torch.float32, batch=2):
-    """A map for each of SCALES."""
+    """Returns a map for each of SCALES."""
     return [
         random_features(batch, channels, max(height >> i, 1), max(width >> i, 1), seed=i).to(dtype)
         for i in range(len(SCALES))
@@ -67,7 +67,7 @@ def pyramid(channels=3, height=16, width=24, dtype=torch.float32, batch=2):
 
 
 def rois_and_levels(count=30, height=16, width=24, dtype=torch.float32, batch=2):
-    """Boxes on and around maps of that size and SCALES; every level comes up in no order."""
+    """Returns boxes on and around maps of that size, and their levels in random order."""
     rois = random_rois(count, batch, height * 4, width * 4, dtype)
     generator = torch.Generator().manual_seed(1)
     return rois, torch.arange(count)[torch.randperm(count, generator=generator)] % len(SCALES)
@@ -95,7 +95,7 @@ class TestValues:
         for level, (map, scale, gradient) in enumerate(zip(maps, SCALES, gradients, strict=True)):
             rows = (levels == level).nonzero()[:, 0]
             height, width = map.shape[2:]
-            # Of maps with one pixel each, a channel apiece, the definition gives its whole matrix.
+            # Each channel of these maps has one pixel of value 1, so that the definition gives its matrix.
             pixels = torch.eye(height * width, dtype=torch.float64).view(1, -1, height, width)
             of_one_image = rois[rows].clone()
             of_one_image[:, 0] = 0
@@ -123,7 +123,9 @@ class TestValues:
     def test_bilinear_equals_torchvision_on_each_level(self, dtype, sampling_ratio):
         maps = [m.requires_grad_() for m in pyramid(dtype=dtype)]
         rois, levels = rois_and_levels(40, dtype=dtype)
-        rois[:, 3:] = rois[:, 3:].maximum(rois[:, 1:3])  # torchvision cannot, with ratio 0
+        rois[:, 3:] = rois[:, 3:].maximum(
+            rois[:, 1:3]
+        )  # torchvision fails on inverted boxes with ratio 0
         actual = multiscale_roi_align(
             maps, rois, levels, (7, 5), SCALES, sampling_ratio, interpolation="bilinear"
         )
@@ -140,7 +142,7 @@ class TestValues:
 
     @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_is_a_call_for_each_level_to_the_bit(self, dtype, format):
+    def test_one_call_gives_the_same_bits_as_a_call_for_each_level(self, dtype, format):
         maps = [
             m.contiguous(memory_format=format).requires_grad_() for m in pyramid(19, dtype=dtype)
         ]
@@ -157,7 +159,7 @@ class TestValues:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("first", range(7))
-    def test_maps_of_all_layouts_in_one_call(self, dtype, first):
+    def test_one_call_accepts_maps_of_all_layouts(self, dtype, first):
         rois, levels = rois_and_levels(dtype=boxes_dtype(dtype))
         maps = []
         for i, map in enumerate(pyramid(21, dtype=dtype)):
@@ -172,7 +174,7 @@ class TestValues:
         assert_same(actual.double(), expected, TOLERANCE[dtype])
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_gradients_of_all_layouts(self, dtype):
+    def test_the_gradient_may_have_any_layout(self, dtype):
         rois, levels = rois_and_levels(dtype=boxes_dtype(dtype))
         maps = pyramid(21)
         for name, grad in layouts(random_features(30, 21, 3, 2, seed=9).to(dtype)):
@@ -183,7 +185,7 @@ class TestValues:
                 assert_same(one.double(), other, TOLERANCE[dtype])
 
     @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
-    def test_the_reference_is_the_extension(self, interpolation, a):
+    def test_the_reference_equals_the_extension(self, interpolation, a):
         maps = pyramid(dtype=torch.float64)
         rois, levels = rois_and_levels(dtype=torch.float64)
         options = (2, False, interpolation, a)
@@ -196,13 +198,13 @@ class TestValues:
         for one, other in pairs:
             assert_same(one, other, 1e-12)
 
-    def test_a_single_map_is_roi_align(self):
+    def test_a_single_map_equals_roi_align(self):
         (map, *_), (rois, _) = pyramid(), rois_and_levels()
         expected = roi_align(map, rois, 3, 0.25)
         for levels in (None, torch.zeros(30, dtype=torch.int64)):
             assert torch.equal(multiscale_roi_align([map], rois, levels, 3, [0.25]), expected)
 
-    def test_boxes_of_a_list_are_in_its_order(self):
+    def test_boxes_of_a_list_keep_their_order(self):
         maps = pyramid()
         rois, levels = rois_and_levels()
         order = rois[:, 0].argsort(stable=True)
@@ -212,7 +214,7 @@ class TestValues:
             multiscale_roi_align(maps, rois, levels, 3, SCALES)[order],
         )
 
-    def test_as_many_levels_as_there_may_be(self):
+    def test_a_call_may_have_the_most_levels(self):
         maps = [torch.full((1, 2, 4, 4), float(i)) for i in range(MAX_LEVELS)]
         levels = torch.arange(MAX_LEVELS).flip(0)
         rois = torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]]).expand(MAX_LEVELS, 5)
@@ -222,7 +224,7 @@ class TestValues:
 
 class TestNothingToPool:
     @BOTH_BACKWARD
-    def test_a_level_without_rois_has_a_gradient_of_zeros(self, op):
+    def test_a_level_without_rois_has_a_zero_gradient(self, op):
         maps = pyramid()
         rois, _ = rois_and_levels()
         levels = torch.full((30,), 1)
@@ -232,14 +234,14 @@ class TestNothingToPool:
             assert gradient.shape == map.shape and bool(gradient.any()) == (level == 1)
 
     @pytest.mark.parametrize("boxes", [torch.zeros(0, 5), [torch.zeros(0, 4)] * 2])
-    def test_no_rois(self, boxes):
+    def test_zero_rois_pool_nothing(self, boxes):
         maps = [m.requires_grad_() for m in pyramid()]
         pooled = multiscale_roi_align(maps, boxes, torch.zeros(0, dtype=torch.int64), 7, SCALES)
         assert pooled.shape == (0, 3, 7, 7)
         for gradient, map in zip(torch.autograd.grad(pooled.sum(), maps), maps, strict=True):
             assert torch.equal(gradient, torch.zeros_like(map))
 
-    def test_no_images(self):
+    def test_zero_images_pool_nothing(self):
         maps = [m.requires_grad_() for m in pyramid(batch=0)]
         empty = torch.zeros(0, dtype=torch.int64)
         pooled = multiscale_roi_align(maps, torch.zeros(0, 5), empty, 7, SCALES)
@@ -249,7 +251,7 @@ class TestNothingToPool:
 
 class TestMemory:
     @pytest.mark.parametrize("first", [CONTIGUOUS, CHANNELS_LAST])
-    def test_the_result_has_the_format_of_the_first_map(self, first):
+    def test_the_result_has_the_memory_format_of_the_first_map(self, first):
         other = CONTIGUOUS if first is CHANNELS_LAST else CHANNELS_LAST
         p2, p3, p4 = pyramid()
         maps = [p2.contiguous(memory_format=first), p3.contiguous(memory_format=other), p4]
@@ -258,7 +260,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
     @BOTH_BACKWARD
-    def test_gradients_have_the_format_of_the_gradient(self, format, op):
+    def test_gradients_of_maps_have_the_memory_format_of_the_output_gradient(self, format, op):
         grad = random_features(30, 3, 3, 2).contiguous(memory_format=format)
         args = (SCALES, 2, *sizes(pyramid()), [True] * 3, *OPTIONS)
         for gradient in op(grad, *rois_and_levels(), *args):
@@ -274,7 +276,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
-    def test_the_same_bits_for_any_number_of_threads(self, dtype, format, threads):  # noqa: F811
+    def test_any_number_of_threads_gives_the_same_bits(self, dtype, format, threads):  # noqa: F811
         maps = [m.contiguous(memory_format=format) for m in pyramid(24, dtype=dtype)]
         rois, levels = rois_and_levels(96, dtype=boxes_dtype(dtype))
         grad = random_features(96, 24, 7, 7).to(dtype).contiguous(memory_format=format)
@@ -289,7 +291,7 @@ class TestMemory:
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
-    """The arguments of each call of the backward operator."""
+    """Records the arguments of each call of the backward operator."""
 
     def __init__(self):
         super().__init__()
@@ -303,7 +305,7 @@ class Count(torch.utils._python_dispatch.TorchDispatchMode):
 
 class TestGradients:
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-    def test_first_and_second_derivative(self, interpolation):
+    def test_first_and_second_derivative_are_correct(self, interpolation):
         maps = [m.requires_grad_() for m in pyramid(1, 4, 8, dtype=torch.float64)]
         rois, levels = rois_and_levels(5, 4, 8, torch.float64)
 
@@ -315,7 +317,7 @@ class TestGradients:
         assert torch.autograd.gradcheck(pool, maps)
         assert torch.autograd.gradgradcheck(pool, maps)
 
-    def test_the_second_derivative_without_some_maps(self):
+    def test_the_second_derivative_is_correct_if_some_maps_are_frozen(self):
         frozen, *maps = pyramid(1, 4, 8, dtype=torch.float64)
         maps = [m.requires_grad_() for m in maps]
         rois, levels = rois_and_levels(6, 4, 8, torch.float64)
@@ -339,7 +341,7 @@ class TestGradients:
             assert torch.equal(map.grad, gradient) if is_needed else map.grad is None
 
     @BOTH_BACKWARD
-    def test_the_operator_returns_the_needed_ones_in_their_order(self, op):
+    def test_the_operator_returns_the_needed_gradients_in_order(self, op):
         maps, (rois, levels) = pyramid(), rois_and_levels()
         args = (random_features(30, 3, 2, 2), rois, levels, SCALES, 2, *sizes(maps))
         every = op(*args, [True] * 3, *OPTIONS)
@@ -360,7 +362,7 @@ class TestErrors:
     levels = torch.tensor([1, 0])
 
     @pytest.mark.parametrize("level", [-1, 2, 2**40, -(2**63)])
-    def test_a_level_that_is_no_map(self, level):
+    def test_an_invalid_level_is_an_error(self, level):
         message = rf"levels\[1\] is {level}, but there are 2 maps, so it must be in \[0, 2\)"
         levels = torch.tensor([0, level])
         for op in (OPERATOR, roi_align_reference):
@@ -373,12 +375,12 @@ class TestErrors:
 
     @BOTH_FORWARD
     @pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, math.nan])
-    def test_a_batch_index_that_is_no_image(self, op, index):
+    def test_an_invalid_batch_index_is_an_error(self, op, index):
         rois = torch.tensor([[0.0, 0, 0, 4, 4], [index, 0, 0, 4, 4]])
         with pytest.raises(IndexError, match=r"boxes\[1, 0\] is the batch index .* batch size 2"):
             op(self.maps, rois, self.levels, [1.0, 0.5], 2, 2, *OPTIONS)
 
-    def test_a_batch_index_on_a_level_without_a_needed_gradient(self):
+    def test_an_invalid_batch_index_is_an_error_even_if_its_level_needs_no_gradient(self):
         rois = torch.tensor([[5.0, 0, 0, 4, 4], [0.0, 0, 0, 4, 4]])
         grad, scales = torch.ones(2, 3, 2, 2), [1.0, 0.5]
         with pytest.raises(IndexError, match=r"boxes\[0, 0\] is the batch index 5"):
@@ -452,7 +454,7 @@ class TestErrors:
             (dict(sampling_ratio=1025), ValueError, "sampling_ratio must be at most 1024, got"),
         ],
     )
-    def test_bad_arguments_are_named(self, changes, error, message):
+    def test_errors_name_the_bad_argument(self, changes, error, message):
         values = dict(inputs=self.maps, boxes=self.rois, levels=self.levels, output_size=2)
         values.update(spatial_scales=[1.0, 0.5])
         with pytest.raises(error, match=message):
@@ -472,7 +474,9 @@ class TestErrors:
             (dict(levels=levels[:1]), ValueError, r"levels must have shape \(K,\)"),
         ],
     )
-    def test_the_forward_operator_refuses_what_would_make_it_crash(self, changes, error, message):
+    def test_the_forward_operator_refuses_arguments_that_would_crash_it(
+        self, changes, error, message
+    ):
         values = dict(input=self.maps, rois=self.rois, levels=self.levels)
         values.update(spatial_scales=[1.0, 0.5], pooled_height=2, pooled_width=2)
         values.update(sampling_ratio=0, aligned=True, interpolation="bicubic", a=-0.5)
@@ -480,7 +484,7 @@ class TestErrors:
             OPERATOR(**{**values, **changes})
 
     @pytest.mark.parametrize("name", ["heights", "widths", "needed"])
-    def test_the_backward_operator_wants_a_value_for_each_map(self, name):
+    def test_the_backward_operator_requires_a_value_for_each_map(self, name):
         values = dict(grad=torch.ones(2, 3, 2, 2), rois=self.rois, levels=self.levels)
         values.update(spatial_scales=[1.0, 0.5], batch=2, heights=[8, 4], widths=[8, 4])
         values.update(needed=[True, True], sampling_ratio=0, aligned=True)
@@ -495,7 +499,7 @@ def inputs(num_rois=6, height=16, width=24):
 
 
 class MultiscaleModule(nn.Module):
-    """What TorchScript can hold of it."""
+    """Calls the operator directly, as TorchScript requires."""
 
     def __init__(self, scales: List[float]):
         super().__init__()
@@ -508,7 +512,7 @@ class MultiscaleModule(nn.Module):
 
 
 class Model(nn.Module):
-    """The operator between two others."""
+    """Has the operator between two others."""
 
     def __init__(self, size=(2, 3), sampling_ratio=0, interpolation="bicubic"):
         super().__init__()
@@ -529,7 +533,7 @@ class Model(nn.Module):
 class TestTorch:
     @pytest.mark.parametrize("levels", [True, False])
     @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
-    def test_opcheck(self, format, levels):
+    def test_opcheck_passes(self, format, levels):
         *maps, rois, of_rois = inputs()
         if not levels:
             maps, of_rois = maps[:1], None
@@ -543,7 +547,7 @@ class TestTorch:
         torch.library.opcheck(BACKWARD.default, args)
 
     @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-    def test_compiles_for_any_shape_with_its_gradients(self, backend):
+    def test_torch_compile_works_for_any_shape_and_the_gradients(self, backend):
         model = Model()
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
         for shape in ({}, dict(num_rois=9, height=32), dict(num_rois=4, width=40)):
@@ -557,7 +561,7 @@ class TestTorch:
                 gradients.append((output.detach(), p2.grad, p4.grad))
             torch.testing.assert_close(*gradients)
 
-    def test_exports_with_a_dynamic_number_of_boxes(self):
+    def test_torch_export_allows_a_dynamic_number_of_boxes(self):
         num_rois = torch.export.Dim("num_rois")
         shapes = dict.fromkeys(("p2", "p3", "p4")) | {
             "rois": {0: num_rois},
@@ -577,7 +581,7 @@ class TestTorch:
         ids=["symbolic_trace", "make_fx", "jit.trace"],
     )
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-    def test_traces(self, trace):
+    def test_a_traced_module_equals_the_module(self, trace):
         traced = trace(Model())
         other = inputs(num_rois=9)
         assert torch.equal(traced(*other), Model()(*other))
@@ -595,7 +599,7 @@ class TestTorch:
             assert torch.equal(scripted(*args), pool(*args))
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit")
-    def test_a_script_needs_the_library_only(self, tmp_path):
+    def test_a_saved_script_needs_only_the_library(self, tmp_path):
         module = MultiscaleModule(SCALES)
         *maps, rois, levels = inputs()
         torch.jit.script(module).save(tmp_path / "script.pt")
@@ -611,7 +615,7 @@ assert not {{"mrcnn_plugin", "detectron2"}} & set(sys.modules)
         assert torch.equal(torch.load(tmp_path / "output.pt"), module(maps, rois, levels))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_autocast_leaves_the_dtype_of_the_maps(self, dtype):
+    def test_autocast_keeps_the_dtype_of_the_maps(self, dtype):
         *maps, rois, levels = inputs()
         maps = [m.to(dtype).requires_grad_() for m in maps]
         expected = multiscale_roi_align(maps, rois, levels, 2, SCALES)
@@ -621,7 +625,7 @@ assert not {{"mrcnn_plugin", "detectron2"}} & set(sys.modules)
         actual.sum().backward()
         assert all(m.grad.dtype == dtype for m in maps)
 
-    def test_flops(self):
+    def test_torch_and_fvcore_count_the_same_multiply_adds(self):
         expected = count_multiply_adds(6, 3, 2, 3, 4, "bicubic")
         *maps, rois, levels = inputs()
         with FlopCounterMode(display=False) as counter:
@@ -641,7 +645,7 @@ class TestOnnx:
         names = ["p2", "p3", "p4", "rois", "levels"]
         torch.onnx.export(model, inputs(), path, verbose=False, input_names=names, **options)
         session = onnxruntime.InferenceSession(path)
-        # One box has no boxes on two of the levels.
+        # With one box, two of the levels have no boxes.
         for num_rois in (6, 1, 0, 40):
             args = inputs(num_rois=num_rois)
             feed = {name: value.numpy() for name, value in zip(names, args, strict=True)}
@@ -662,7 +666,7 @@ class TestOnnx:
             dynamic_axes={"rois": {0: "num_rois"}, "levels": {0: "num_rois"}},
         )
 
-    def test_by_way_of_torch_export(self, tmp_path):
+    def test_an_export_through_torch_export_computes_the_same(self, tmp_path):
         num_rois = torch.export.Dim("num_rois")
         shapes = dict.fromkeys(("p2", "p3", "p4")) | {
             "rois": {0: num_rois},

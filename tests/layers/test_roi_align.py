@@ -1,4 +1,4 @@
-"""RoIAlign: the compiled operator and the PyTorch reference against independent truths."""
+"""The compiled operator and the PyTorch reference are compared with independent truths."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def random_rois(count, batch, height, width, dtype, seed=0):
-    """Boxes inside, across and outside of a map of this size, some inverted or of no area."""
+    """Returns boxes inside, across and outside of a map of this size. Some are inverted or empty."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.tensor([width, height], dtype=dtype)
     low = (torch.rand(count, 2, generator=generator, dtype=dtype) * 1.4 - 0.2) * size
@@ -43,7 +43,7 @@ def random_features(*shape, dtype=torch.float32, seed=0):
 
 
 def assert_same(actual, expected, tolerance):
-    """Relative to the largest value, since sums of taps of either sign cancel."""
+    """The tolerance is relative to the largest value, since positive and negative taps cancel."""
     scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
@@ -75,7 +75,7 @@ class TestValues:
     @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
     @pytest.mark.parametrize("aligned", [True, False])
     @pytest.mark.parametrize("sampling_ratio", [0, 1, 3])
-    def test_equals_the_definition(self, interpolation, a, aligned, sampling_ratio):
+    def test_the_result_equals_the_definition(self, interpolation, a, aligned, sampling_ratio):
         features = random_features(2, 2, 9, 13, dtype=torch.float64)
         rois = random_rois(24, 2, 9 * 4, 13 * 4, torch.float64)
         expected = oracles.roi_align(
@@ -100,7 +100,7 @@ class TestValues:
     ):
         features = random_features(2, 3, 17, 29, dtype=dtype).requires_grad_()
         rois = random_rois(40, 2, 17 * 8, 29 * 8, dtype)
-        if sampling_ratio == 0:  # torchvision fails to allocate for some inverted boxes
+        if sampling_ratio == 0:  # torchvision fails to allocate memory for some inverted boxes
             rois[:, 3:] = rois[:, 3:].maximum(rois[:, 1:3])
         args = (rois, size, 0.125, sampling_ratio, aligned)
         actual = roi_align(features, *args, interpolation="bilinear")
@@ -131,7 +131,7 @@ class TestValues:
         (expected,) = roi_align_backward_reference(*backward_args)
         assert_same(actual, expected, TOLERANCE[dtype])
 
-    def test_one_sample_per_bin_at_a_minus_075_equals_grid_sample(self):
+    def test_one_sample_per_bin_with_a_minus_075_equals_grid_sample(self):
         features = random_features(1, 3, 20, 24, dtype=torch.float64)
         box = torch.tensor([4.3, 5.1, 17.7, 13.9], dtype=torch.float64)
         actual = roi_align(features, [box[None]], (6, 9), sampling_ratio=1, a=-0.75)
@@ -143,14 +143,14 @@ class TestValues:
         )
         assert_same(actual, expected, 1e-12)
 
-    def test_one_sample_per_bin_at_a_minus_075_equals_opencv(self):
+    def test_one_sample_per_bin_with_a_minus_075_equals_opencv(self):
         features = random_features(1, 1, 16, 16)
         box = torch.tensor([[3.0, 4.0, 11.0, 14.0]])
         actual = roi_align(features, [box], (5, 4), sampling_ratio=1, a=-0.75)[0, 0].numpy()
         y = 4 + (np.arange(5, dtype=np.float32) + 0.5) * 2 - 0.5
         x = 3 + (np.arange(4, dtype=np.float32) + 0.5) * 2 - 0.5
         maps = [m.astype(np.float32) for m in np.meshgrid(x, y)]
-        # OpenCV rounds positions to 1/32 of a pixel, which these are.
+        # OpenCV rounds positions to 1/32 of a pixel, which does not change these.
         expected = cv2.remap(features[0, 0].numpy(), *maps, interpolation=cv2.INTER_CUBIC)
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
@@ -208,7 +208,7 @@ class TestProperties:
 
     def test_only_a_of_minus_one_half_reproduces_a_ramp(self):
         ramp = torch.arange(8, dtype=torch.float64).expand(1, 1, 8, 8)
-        # One sample at x = 3 + 0.25, in pixels whose centres are integers.
+        # The box has one sample at x = 3.25, in pixels whose centres are integers.
         rois = torch.tensor([[0, 3.25, 3, 4.25, 4]], dtype=torch.float64)
         assert roi_align(ramp, rois, 1).item() == pytest.approx(3.25, abs=1e-12)
         assert roi_align(ramp, rois, 1, a=-0.75).item() == pytest.approx(3.296875, abs=1e-12)
@@ -218,7 +218,7 @@ class TestProperties:
         interpolation=st.sampled_from(["bilinear", "bicubic"]),
         seed=st.integers(0, 99),
     )
-    def test_moves_with_its_input_by_whole_pixels(self, shift, interpolation, seed):
+    def test_moving_map_and_box_by_whole_pixels_changes_nothing(self, shift, interpolation, seed):
         dy, dx = shift
         features = torch.zeros(1, 2, 24, 24, dtype=torch.float64)
         features[..., 4:14, 4:14] = random_features(2, 10, 10, dtype=torch.float64, seed=seed)
@@ -255,7 +255,7 @@ class TestProperties:
             max_size=6,
         ),
     )
-    def test_any_box_gives_a_finite_result_that_the_reference_shares(
+    def test_any_box_gives_a_finite_result_equal_to_the_reference(
         self, height, width, channels, size, sampling_ratio, aligned, interpolation, boxes
     ):
         features = random_features(1, channels, height, width, dtype=torch.float64)
@@ -273,7 +273,7 @@ class TestProperties:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("side", [1e8, 1e15, 1e30])
     def test_a_box_far_larger_than_the_map_visits_only_the_map(self, dtype, side):
-        # This ends only if the samples outside of the map are not visited.
+        # The call ends only if samples outside of the map are not visited.
         rois = torch.tensor([[0, -side, -side, side, side]], dtype=dtype)
         output = roi_align(torch.ones(1, 1, 4, 4, dtype=dtype), rois, 2)
         assert output.isfinite().all() and output.abs().max() < 1e-10
@@ -297,7 +297,7 @@ class TestProperties:
 class TestGradients:
     @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
     @pytest.mark.parametrize("aligned", [True, False])
-    def test_gradcheck(self, interpolation, a, aligned):
+    def test_gradcheck_passes(self, interpolation, a, aligned):
         features = random_features(2, 2, 5, 6, dtype=torch.float64).requires_grad_()
         rois = random_rois(5, 2, 5, 6, torch.float64)
 
@@ -307,7 +307,7 @@ class TestGradients:
         assert torch.autograd.gradcheck(pool, features)
         assert torch.autograd.gradgradcheck(pool, features)
 
-    def test_backward_is_the_same_for_any_number_of_threads(self):
+    def test_any_number_of_threads_gives_the_same_gradient_bits(self):
         grad, rois = random_features(200, 8, 7, 7), random_rois(200, 2, 40, 60, torch.float32)
         args = (grad, rois, None, [1.0], 2, [40], [60], [True], 0, True, "bicubic", -0.5)
         threads = torch.get_num_threads()
@@ -343,16 +343,16 @@ class TestOperator:
         )
         return tuple({**values, **changes}.values())
 
-    def test_opcheck_of_forward(self):
+    def test_opcheck_passes_for_forward(self):
         torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align.default, self.args())
 
-    def test_opcheck_of_backward(self):
+    def test_opcheck_passes_for_backward(self):
         grad = random_features(6, 3, 2, 3).requires_grad_()
         rois = random_rois(6, 2, 8, 9, torch.float32)
         args = (grad, rois, None, [0.5], 2, [8], [9], [True], 0, True, "bicubic", -0.5)
         torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align_backward.default, args)
 
-    def test_compiles_as_one_graph(self):
+    def test_torch_compile_makes_one_graph(self):
         features = random_features(2, 3, 8, 9)
         rois = random_rois(6, 2, 8, 9, torch.float32)
         compiled = torch.compile(
@@ -360,12 +360,12 @@ class TestOperator:
         )
         torch.testing.assert_close(compiled(features, rois), roi_align(features * 2, rois, 4) + 1)
 
-    def test_autocast_leaves_the_dtype_of_features(self):
+    def test_autocast_keeps_the_dtype_of_the_features(self):
         features = random_features(1, 3, 8, 9).bfloat16()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert roi_align(features, torch.zeros(1, 5), 2).dtype == torch.bfloat16
 
-    def test_non_contiguous_input(self):
+    def test_the_input_need_not_be_contiguous(self):
         features = random_features(2, 3, 8, 9)
         rois = random_rois(6, 2, 8, 9, torch.float32)
         expected = roi_align(features, rois, 3)
@@ -375,7 +375,7 @@ class TestOperator:
         ):
             torch.testing.assert_close(roi_align(layout, rois, 3), expected)
 
-    def test_no_rois_and_no_channels(self):
+    def test_zero_rois_and_zero_channels_give_empty_results(self):
         assert roi_align(torch.ones(2, 3, 8, 8), torch.zeros(0, 5), 7).shape == (0, 3, 7, 7)
         assert roi_align(torch.ones(2, 3, 8, 8), [torch.zeros(0, 4)] * 2, 7).shape == (0, 3, 7, 7)
         assert roi_align(torch.ones(2, 0, 8, 8), torch.zeros(4, 5), 7).shape == (4, 0, 7, 7)
@@ -392,7 +392,7 @@ class TestOperator:
             roi_align(features, rois, 3, sampling_ratio=-1), roi_align(features, rois, 3)
         )
 
-    def test_module_equals_function(self):
+    def test_the_module_equals_the_function(self):
         features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 16, 18, torch.float32)
         module = ROIAlign((2, 3), 0.5, 2, aligned=False, interpolation="bilinear")
         expected = roi_align(features, rois, (2, 3), 0.5, 2, False, interpolation="bilinear")
@@ -410,7 +410,7 @@ class TestErrors:
         [torch.ops.mrcnn_plugin.roi_align, roi_align_reference],
         ids=["extension", "reference"],
     )
-    def test_a_batch_index_that_is_no_image(self, op, index):
+    def test_an_invalid_batch_index_is_an_error(self, op, index):
         rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]], dtype=torch.float32)
         with pytest.raises(IndexError, match=r"boxes\[1, 0\] is the batch index .* batch size 2"):
             op([self.features], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)
@@ -468,7 +468,7 @@ class TestErrors:
             (dict(aligned=1), TypeError, "aligned must be True or False, got 1"),
         ],
     )
-    def test_bad_arguments_are_named(self, arguments, error, message):
+    def test_errors_name_the_bad_argument(self, arguments, error, message):
         values = {**dict(input=self.features, boxes=self.rois, output_size=2), **arguments}
         with pytest.raises(error, match=message):
             roi_align(**values)
@@ -486,7 +486,7 @@ class TestErrors:
             ({"interpolation": "cubic"}, ValueError),
         ],
     )
-    def test_the_forward_operator_refuses_what_would_make_it_crash(self, changes, error):
+    def test_the_forward_operator_refuses_arguments_that_would_crash_it(self, changes, error):
         values = dict(input=[self.features], rois=self.rois, levels=None, spatial_scales=[1.0])
         values.update(pooled_height=2, pooled_width=2, sampling_ratio=0, aligned=True)
         values.update(interpolation="bicubic", a=-0.5)
@@ -507,14 +507,14 @@ class TestErrors:
             ({"sampling_ratio": -1}, ValueError),
         ],
     )
-    def test_the_backward_operator_refuses_what_would_make_it_crash(self, changes, error):
+    def test_the_backward_operator_refuses_arguments_that_would_crash_it(self, changes, error):
         values = dict(grad=torch.ones(1, 3, 2, 2), rois=self.rois, levels=None)
         values.update(spatial_scales=[1.0], batch=2, heights=[8], widths=[8], needed=[True])
         values.update(sampling_ratio=0, aligned=True, interpolation="bicubic", a=-0.5)
         with pytest.raises(error, match="roi_align:"):
             torch.ops.mrcnn_plugin.roi_align_backward(**{**values, **changes})
 
-    def test_cuda_without_kernels_of_ours_warns_that_it_is_slow(self):
+    def test_cuda_without_our_kernels_warns_once_that_it_is_slow(self):
         class OnGpu:
             is_cuda = True
 
@@ -524,10 +524,10 @@ class TestErrors:
             assert run(features, 1, 2) == (features, (1, 2))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            run(features)  # not again
-            run(OnGpu())  # a gradient
+            run(features)
+            run(OnGpu())  # The gradient is not in a list.
 
-    def test_the_reference_refuses_a_gradient_of_other_rois(self):
+    def test_the_reference_refuses_a_gradient_of_another_length(self):
         with pytest.raises(ValueError, match="grad has 3 RoIs but boxes have 1"):
             grad, sizes = torch.ones(3, 3, 2, 2), ([8], [8], [True])
             roi_align_backward_reference(

@@ -1,4 +1,4 @@
-"""What the kernels for the CPU add to the operator: layouts, tails of vectors, threads, instruction sets."""
+"""Tests of the CPU kernels: layouts, tails of vectors, threads and instruction sets."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.layers.test_roi_align import assert_same, random_features, random_roi
 
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# Half precision: one rounding of the result.
+# A half-precision result is rounded once.
 TOLERANCE = {
     torch.float32: 2e-6,
     torch.float64: 1e-14,
@@ -34,7 +34,7 @@ def threads():
 
 
 def layouts(tensor):
-    """The same values in memory of every kind that the kernels tell apart."""
+    """Yields the same values in every memory layout that the kernels distinguish."""
     n, c, h, w = tensor.shape
     yield "contiguous", tensor.contiguous()
     yield "channels_last", tensor.contiguous(memory_format=CHANNELS_LAST)
@@ -45,7 +45,7 @@ def layouts(tensor):
         .copy_(tensor.permute(0, 2, 3, 1))
         .permute(0, 3, 1, 2),
     )
-    # torch.contiguous would leave the stride of an axis of size 1 as it is.
+    # torch.contiguous would not change the stride of an axis of size 1.
     yield (
         "transposed",
         torch.empty_like(tensor.transpose(2, 3), memory_format=CONTIGUOUS)
@@ -71,11 +71,12 @@ def backward(grad, rois, shape):
     return grad_input
 
 
-# Whole and broken vectors of channels (4 or 8 floats, 2 or 4 doubles) and of columns, and groups of 8 rows of bins.
+# A vector has 4 or 8 floats, or 2 or 4 doubles. The sizes fill whole and partial vectors of channels
+# and of columns, and whole and partial groups of 8 bin rows.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels, width", [(1, 1), (3, 7), (8, 8), (16, 9), (21, 5), (40, 33)])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (3, 2), (8, 8), (9, 7), (17, 14)])
-def test_every_layout_and_tail(dtype, channels, width, size):
+def test_every_layout_and_vector_tail_equals_the_reference(dtype, channels, width, size):
     features = random_features(2, channels, 10, width, dtype=torch.float64).to(dtype)
     rois = random_rois(12, 2, 10, width, boxes_dtype(dtype))
     grad = random_features(12, channels, *size, dtype=torch.float64, seed=1).to(dtype)
@@ -104,8 +105,9 @@ def test_results_have_the_memory_format_of_the_input(format):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
-def test_the_same_bits_for_any_number_of_threads(dtype, format, threads):
-    # Many RoIs on a small map share a copy of it, unless there are more threads than parts of the work: both ways.
+def test_any_number_of_threads_gives_the_same_bits(dtype, format, threads):
+    # Many RoIs on a small map share a copy of it, unless there are more threads than units of work. The
+    # numbers of threads cover both cases.
     features = random_features(2, 24, 12, 15).to(dtype).contiguous(memory_format=format)
     rois = random_rois(64, 2, 12, 15, boxes_dtype(dtype))
     grad = random_features(64, 24, 7, 7, seed=1).to(dtype).contiguous(memory_format=format)
@@ -119,19 +121,20 @@ def test_the_same_bits_for_any_number_of_threads(dtype, format, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_rounded_once_and_to_nearest(dtype):
+def test_half_precision_is_rounded_once_and_to_the_nearest(dtype):
     features = random_features(1, 9, 8, 9).to(dtype)
     rois = random_rois(16, 1, 8, 9, torch.float32)
     assert torch.equal(
         forward(features, rois, (5, 3)), forward(features.float(), rois, (5, 3)).to(dtype)
     )
-    # A map is its own RoIAlign where bins are pixels and samples are their centres: only conversions are left.
+    # If bins are pixels and samples are their centres, RoIAlign returns the map. Only conversions of the
+    # dtype remain.
     values = torch.tensor([0.0, -0.0, 1.0, 65504.0, 6e-8, 3e-5, float("inf"), -float("inf")])
     features = values.to(dtype).view(1, 1, 1, 8).expand(1, 9, 1, 8)
     rois = torch.tensor([[0.0, 0.0, 0.0, 8.0, 1.0]])
     identity = roi_align(features, rois, (1, 8), 1.0, 1, True)
     assert torch.equal(identity, features)
-    # Gradients that float16 alone would lose: 2048 + 1 = 2048 there.
+    # A sum in float16 or bfloat16 would lose gradients: in float16, 2048 + 1 = 2048.
     grad = torch.ones(512, 9, 1, 8, dtype=dtype)
     sizes, options = (1, [1], [8], [True]), (1, True, "bicubic", -0.5)
     (total,) = torch.ops.mrcnn_plugin.roi_align_backward(
@@ -146,17 +149,17 @@ def test_pixels_without_a_weight_are_not_read():
     rois = torch.tensor([[0.0, 5.0, 6.0, 12.0, 11.0]])
     expected = forward(features, rois, (3, 3))
     outside = torch.full_like(features, float("nan"))
-    # Samples of the box lie in [5, 11] x [6, 10] half a pixel up and left, and have two taps on either side.
+    # The samples of the box lie in [4.5, 11.5] x [5.5, 10.5], and have two taps on either side.
     outside[..., 4:13, 3:14] = features[..., 4:13, 3:14]
     assert torch.equal(forward(outside, rois, (3, 3)), expected)
 
 
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
-    reason="one instruction set, or this is the run of the test below",
+    reason="there is only one instruction set, or the test below is running this file",
 )
-def test_the_kernels_for_any_cpu():
-    """Runs this file on the kernels that a CPU without AVX2 gets."""
+def test_the_kernels_for_any_cpu_pass_these_tests():
+    """This runs the file again with the kernels for a CPU without AVX2."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
 
     def run(*arguments):
@@ -166,7 +169,7 @@ def test_the_kernels_for_any_cpu():
     result = run("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
     assert result.returncode == 0, result.stdout
     assert "1 skipped" in result.stdout
-    # Without fused multiply-adds the bits differ, by which one sees that these kernels ran.
+    # These kernels have no fused multiply-adds, so that different bits show that they ran.
     program = "from tests.layers.test_roi_align_cpu import bits; print(bits())"
     result = run("-c", program)
     assert result.returncode == 0, result.stderr
@@ -174,12 +177,12 @@ def test_the_kernels_for_any_cpu():
 
 
 def bits():
-    """The exact result of some call."""
+    """Returns the exact sum of the results of a call."""
     rois = random_rois(8, 1, 12, 15, torch.float32)
     return forward(random_features(1, 8, 12, 15), rois, (5, 3)).double().sum().item().hex()
 
 
-def test_a_map_so_long_that_float32_rounds_its_last_pixel():
+def test_a_map_may_be_so_long_that_float32_rounds_its_last_pixel():
     width = 2**24 + 4
     rois = torch.tensor([[0.0, 2.0**24 + 2, 0.0, 2.0**24 + 6, 1.0]])
     pooled = torch.ops.mrcnn_plugin.roi_align(

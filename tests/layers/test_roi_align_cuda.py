@@ -1,6 +1,7 @@
-"""The CUDA kernels: their source, run on the CPU by tests/emulation; and, marked `cuda`, on a GPU.
+"""Tests of the CUDA kernels.
 
-Both run the same tests, through the operators of the fixture `ops`.
+The fixture `ops` runs them twice: the emulation (tests/emulation) executes the source of the kernels
+on the CPU, and the tests that are marked `cuda` run on a GPU.
 """
 
 import itertools
@@ -32,13 +33,13 @@ from tests.layers.test_roi_align_cpu import TOLERANCE as CPU_TOLERANCE
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 BLOCK_ORDERS = {"forward": 0, "reversed": 1, "host threads": 2}
-# Positions up to 70 are rounded in float32.
+# float32 rounds positions, which are up to 70 here.
 TOLERANCE = {**CPU_TOLERANCE, torch.float32: 2e-5}
 CUBIC = (0, True, "bicubic", -0.5)
 
 
 class Operators:
-    """The operators of some namespace on a device, for tensors on the CPU."""
+    """Runs the operators of a namespace on a device, with tensors from and to the CPU."""
 
     def __init__(self, namespace, device, is_first=True):
         self.namespace, self.device, self.is_first = namespace, device, is_first
@@ -82,14 +83,14 @@ def reference_gradient(grad, rois, scale, batch, height, width, *options):
 
 
 def some_layouts(ops, tensor):
-    """All layouts; in other than the first order of blocks, the two that have kernels."""
-    # On the device already: to move them there would make them dense.
+    """Yields all layouts for the first order of blocks, and otherwise the two that have kernels."""
+    # The tensor moves to the device first, because moving a layout there would make it dense.
     return itertools.islice(layouts(tensor.to(ops.device)), None if ops.is_first else 2)
 
 
 @pytest.fixture(scope="session")
 def emulation():
-    """The namespace of the emulated operators."""
+    """Returns the namespace of the emulated operators."""
     if sys.platform != "linux" or shutil.which("c++") is None:
         pytest.skip("needs Linux and a C++ compiler")
     return tests.emulation.load()
@@ -113,7 +114,7 @@ def ops(request):
 @pytest.mark.parametrize(
     "aligned, sampling_ratio", list(itertools.product([True, False], [0, 1, 3]))
 )
-def test_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
+def test_the_result_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
     features = random_features(2, 2, 9, 13, dtype=torch.float64)
     rois = random_rois(24, 2, 9 * 4, 13 * 4, torch.float64)
     expected = oracles.roi_align(
@@ -129,12 +130,12 @@ def test_equals_the_definition(ops, interpolation, a, aligned, sampling_ratio):
     assert_same(actual, torch.from_numpy(expected), 1e-12)
 
 
-# Blocks have 7 bin rows, 64 rows of the map at a time, 16 or 32 columns and 64 channels (32 of float64), or backward
-# 8 x 16 pixels: less, as much, and more of each.
+# A forward block has 7 bin rows, 64 map rows at a time, 16 or 32 map columns and 64 channels (32 of
+# float64). A backward block has 8 x 16 pixels. The sizes are below, at and above each of these.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (8, 65, 17), (68, 12, 70)])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (8, 16), (9, 17)])
-def test_every_layout_and_tile(ops, dtype, channels, height, width, size):
+def test_every_layout_and_tile_size_equals_the_reference(ops, dtype, channels, height, width, size):
     features = random_features(2, channels, height, width, dtype=torch.float64).to(dtype)
     rois = random_rois(8, 2, height, width, boxes_dtype(dtype))
     grad = random_features(8, channels, *size, dtype=torch.float64, seed=1).to(dtype)
@@ -163,7 +164,7 @@ def test_results_have_the_memory_format_of_the_input(ops, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_gradient_has_the_same_bits_in_any_order(emulation, format, dtype):
+def test_any_order_of_blocks_gives_the_same_gradient_bits(emulation, format, dtype):
     grad = random_features(40, 9, 7, 7).to(dtype).contiguous(memory_format=format)
     rois = random_rois(40, 2, 20, 40, boxes_dtype(dtype))
     ops = Operators(emulation, "cpu")
@@ -176,31 +177,31 @@ def test_the_gradient_has_the_same_bits_in_any_order(emulation, format, dtype):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_gradient_has_the_same_bits_every_time_on_a_gpu():
+def test_every_run_on_a_gpu_gives_the_same_gradient_bits():
     ops = Operators(torch.ops.mrcnn_plugin, "cuda")
     grad, rois = random_features(300, 64, 7, 7), random_rois(300, 2, 40, 60, torch.float32)
     results = [ops.backward(grad, rois, 1.0, 2, 40, 60, *CUBIC) for _ in range(5)]
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
-def test_the_emulation_has_the_schemas_of_the_operators(emulation):
+def test_the_emulated_operators_have_the_schemas_of_the_real_ones(emulation):
     for schema in SCHEMAS:
         op = getattr(emulation, schema.split("(")[0]).default
         assert str(op._schema) == f"mrcnn_plugin_emulation::{schema}"
 
 
-def test_bins_that_rounding_makes_overlap_are_not_lost(ops):
-    # In float32 the bins of such a box are rounded by more than a map, and two of them cover it.
+def test_bins_that_overlap_by_rounding_are_kept(ops):
+    # float32 rounds the bins of this box by more than the size of the map, so that two of them cover it.
     rois = torch.tensor([[0.0, -1.27446393e11, 0.0, 2.5489279e10, 3.0]])
     features = torch.full((1, 1, 3, 2152), 1e10)
     options = (1.0, 1, 12, *CUBIC)
     expected = torch.ops.mrcnn_plugin.roi_align([features], rois, None, [1.0], *options[1:])
     assert (expected != 0).sum() == 2
-    # Each sums the weights of 2152 pixels in an order of its own.
+    # Each kernel sums the weights of 2152 pixels in another order.
     assert_same(ops.forward(features, rois, *options), expected, 1e-4)
 
 
-def test_no_rois_and_no_channels(ops):
+def test_zero_rois_and_zero_channels_give_empty_results(ops):
     for rois, channels in ((0, 3), (4, 0), (0, 0)):
         boxes = torch.zeros(rois, 5)
         output = ops.forward(torch.ones(2, channels, 8, 8), boxes, 1.0, 7, 7, *CUBIC)
@@ -209,7 +210,7 @@ def test_no_rois_and_no_channels(ops):
         assert torch.equal(grad_input, torch.zeros(2, channels, 8, 8))
 
 
-def test_many_bins_of_a_box_larger_than_any_tile(ops):
+def test_a_box_may_be_larger_than_a_tile_and_have_many_bins(ops):
     features = random_features(1, 2, 150, 170, dtype=torch.float64)
     rois = torch.tensor([[0.0, -3.0, -2.0, 176.0, 151.0]], dtype=torch.float64)
     for size in ((70, 3), (3, 80)):
@@ -249,7 +250,7 @@ def test_pixels_without_a_weight_are_not_read(ops):
         max_size=4,
     ),
 )
-def test_any_box_gives_what_the_reference_gives(
+def test_any_box_gives_the_values_of_the_reference(
     ops, height, width, size, sampling_ratio, aligned, interpolation, boxes
 ):
     features = random_features(1, 2, height, width, dtype=torch.float64)
@@ -262,10 +263,11 @@ def test_any_box_gives_what_the_reference_gives(
     assert_same(ops.backward(actual, rois, *options), expected, 1e-9)
 
 
-# On a GPU the host does not wait for a check: such a RoI pools NaN, and no memory but that of the maps is read.
+# On a GPU, the host does not wait for a check of the batch index, so that it cannot be an error. The
+# kernels read no memory outside of the maps.
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, 1e30, math.inf, math.nan])
-def test_a_batch_index_that_is_no_image_pools_nan(ops, index, format):
+def test_an_invalid_batch_index_pools_nan(ops, index, format):
     features = random_features(2, 5, 8, 8).contiguous(memory_format=format)
     rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4], [1, 1, 1, 7, 7]])
     output = ops.forward(features, rois, 1.0, 9, 2, *CUBIC)
@@ -277,7 +279,7 @@ def test_a_batch_index_that_is_no_image_pools_nan(ops, index, format):
 
 
 @pytest.mark.parametrize("level", [-1, 2, 2**40, -(2**63)])
-def test_a_level_that_is_no_map_pools_nan(ops, level):
+def test_an_invalid_level_pools_nan(ops, level):
     maps = [random_features(1, 3, 8, 8), random_features(1, 3, 4, 4)]
     rois = torch.tensor([[0.0, 0, 0, 4, 4], [0.0, 1, 1, 7, 7]])
     options = ([1.0, 0.5], 2, 3, *CUBIC)
@@ -302,7 +304,7 @@ def test_a_level_that_is_no_map_pools_nan(ops, level):
 @pytest.mark.parametrize(
     "channels, bins", [(2**32 + 64, (1, 1)), (2**31 + 64, (1, 1)), (1, (2**20, 2**20))]
 )
-def test_what_would_not_fit_the_numbers_of_the_kernels_is_an_error(ops, channels, bins):
+def test_a_call_too_large_for_the_integers_of_the_kernels_is_an_error(ops, channels, bins):
     features = torch.ones(1, 1, 1, 1, dtype=torch.half, device=ops.device)
     box = torch.tensor([[0.0, 0, 0, 4, 4]])
     with pytest.raises(ValueError, match="this call is too large for CUDA"):
@@ -315,7 +317,7 @@ SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(7, 7), (14, 14)])
-def test_several_levels_in_layouts_of_their_own(ops, dtype, size):
+def test_several_levels_may_have_different_layouts(ops, dtype, size):
     maps = [
         random_features(2, 5, *shape, dtype=torch.float64, seed=i)
         .to(dtype)
@@ -323,7 +325,7 @@ def test_several_levels_in_layouts_of_their_own(ops, dtype, size):
         for i, shape in enumerate(SHAPES)
     ]
     rois = random_rois(20, 2, 160, 280, boxes_dtype(dtype))
-    levels = torch.arange(20) % 3  # the last has none
+    levels = torch.arange(20) % 3  # the last level has no RoIs
     options = (SCALES, *size, *CUBIC)
     expected = roi_align_reference([m.double() for m in maps], rois.double(), levels, *options)
     actual = ops.forward_levels(maps, rois, levels, *options)
@@ -339,8 +341,8 @@ def test_several_levels_in_layouts_of_their_own(ops, dtype, size):
         assert_same(gradient.double(), reference, TOLERANCE[dtype])
 
 
-def test_the_second_kernel_of_few_blocks_is_the_first_of_many(ops):
-    # One image makes blocks of fewer channels than forty, which is what the launch decides by.
+def test_the_kernel_for_few_blocks_equals_the_kernel_for_many(ops):
+    # With few images there are few blocks, for which the launch chooses blocks of fewer channels.
     grad = random_features(6, 70, 7, 7)
     rois = random_rois(6, 1, 30, 30, torch.float32)
     few = ops.backward(grad, rois, 1.0, 1, 30, 30, *CUBIC)
@@ -351,10 +353,10 @@ def test_the_second_kernel_of_few_blocks_is_the_first_of_many(ops):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 class TestOnGpu:
-    """What only a GPU can show: dispatch, streams, autograd, opcheck."""
+    """These tests need a GPU: dispatch, streams, autograd and opcheck."""
 
     def args(self):
-        """Arguments of the operator, and levels of its maps."""
+        """Returns arguments of the operator."""
         maps = [
             random_features(2, 3, *shape, seed=i).cuda().requires_grad_()
             for i, shape in enumerate([(8, 9), (4, 5)])
@@ -363,23 +365,23 @@ class TestOnGpu:
         levels = torch.tensor([0, 1, 0, 1, 1, 0], device="cuda")
         return (maps, rois, levels, [0.5, 0.25], 2, 3, *CUBIC)
 
-    def test_opcheck(self):
+    def test_opcheck_passes(self):
         torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align.default, self.args())
 
-    def test_on_a_stream_of_its_own(self):
+    def test_the_kernels_run_on_the_current_stream(self):
         maps, *others = self.args()
         expected = torch.ops.mrcnn_plugin.roi_align(maps, *others)
         late = [torch.zeros_like(map) for map in maps]
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda._sleep(100_000_000)  # on another stream the features would not be there yet
+            torch.cuda._sleep(100_000_000)  # a kernel on another stream would read zeros
             for target, source in zip(late, maps, strict=True):
                 target.copy_(source)
             actual = torch.ops.mrcnn_plugin.roi_align(late, *others)
         torch.cuda.synchronize()
         assert torch.equal(actual, expected)
 
-    def test_two_streams_at_once(self):
+    def test_two_streams_can_run_at_once(self):
         features = random_features(2, 64, 100, 100).cuda()
         rois = random_rois(300, 2, 100, 100, torch.float32).cuda()
         options = (None, [1.0], 7, 7, *CUBIC)
@@ -393,20 +395,20 @@ class TestOnGpu:
         torch.cuda.synchronize()
         assert all(torch.equal(result, expected) for result in results)
 
-    def test_gradcheck(self):
+    def test_gradcheck_passes(self):
         maps, rois, *others = self.args()
         assert torch.autograd.gradcheck(
             lambda *maps: torch.ops.mrcnn_plugin.roi_align(list(maps), rois.double(), *others),
             [map.detach().double().requires_grad_() for map in maps],
         )
 
-    def test_autocast_leaves_the_dtype_of_features(self):
+    def test_autocast_keeps_the_dtype_of_the_maps(self):
         maps, *others = self.args()
         with torch.autocast("cuda", dtype=torch.float16):
             output = torch.ops.mrcnn_plugin.roi_align([map.half() for map in maps], *others)
         assert output.dtype == torch.float16
 
-    def test_a_graph_holds_forward_and_backward(self):
+    def test_a_cuda_graph_can_hold_forward_and_backward(self):
         maps, *others = self.args()
 
         def step():
@@ -431,7 +433,7 @@ class TestOnGpu:
             assert torch.equal(actual, wanted)
 
     @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-    def test_compiles(self, mode):
+    def test_torch_compile_works(self, mode):
         maps, *others = self.args()
 
         def pool(maps):
@@ -443,7 +445,7 @@ class TestOnGpu:
             actual = [g.clone() for g in torch.autograd.grad(compiled(maps), maps)]
         torch.testing.assert_close(actual, list(expected))
 
-    def test_too_little_memory_is_an_error_that_leaves_the_device_usable(self):
+    def test_running_out_of_memory_leaves_the_device_usable(self):
         features = torch.zeros(1, 4096, 8, 8, device="cuda")
         rois = torch.zeros(200_000, 5, device="cuda")
         with pytest.raises(torch.cuda.OutOfMemoryError):  # 600 GB

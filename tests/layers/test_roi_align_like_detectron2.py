@@ -1,4 +1,4 @@
-"""What Detectron2 asks of its own ROIAlign and ROIPooler, asked of ours in bilinear mode."""
+"""ROIAlign in bilinear mode passes the tests of Detectron2's own ROIAlign and ROIPooler."""
 
 import cv2
 import numpy as np
@@ -20,9 +20,9 @@ def align(size, scale=1.0, ratio=0, aligned=True):
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_table_of_values(aligned):
-    # On the map 5 y + x a bin is worth that at its centre: 0.25 + 0.5 i from the corner at 1, which
-    # is half a pixel before the centre of pixel 1 where boxes are aligned with pixels.
+def test_a_ramp_gives_its_values_at_the_bin_centres(aligned):
+    # The map is 5 y + x, and a bin has the value at its centre, which is 0.25 + 0.5 i from the corner
+    # at 1. If boxes are aligned with pixels, that corner is half a pixel before the centre of pixel 1.
     features = torch.arange(25.0).view(1, 1, 5, 5)
     output = align((4, 4), aligned=aligned)(features, torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]]))
     first = 4.5 if aligned else 7.5
@@ -30,7 +30,7 @@ def test_a_table_of_values(aligned):
     torch.testing.assert_close(output[0, 0], torch.tensor(expected))
 
 
-def test_a_box_on_a_map_of_half_the_size():
+def test_a_box_pools_the_same_from_a_map_of_half_the_size():
     features = torch.rand(30, 30, generator=torch.Generator().manual_seed(0))
     half = cv2.resize(features.numpy(), (15, 15), interpolation=cv2.INTER_LINEAR)
     box = torch.tensor([[0.0, 10.0, 10.0, 20.0, 20.0]])
@@ -40,7 +40,7 @@ def test_a_box_on_a_map_of_half_the_size():
 
 
 @pytest.mark.parametrize("ratio", [1, 2])
-def test_grid_sample_and_the_stock_layer_give_the_same(ratio):
+def test_grid_sample_and_the_stock_layer_give_the_same_values(ratio):
     features = random_features(1, 2, 20, 30)
     rois = torch.tensor([[0.0, 3.0, 4.0, 24.0, 17.0]])
     output = align((4, 5), ratio=ratio)(features, rois)
@@ -60,7 +60,7 @@ def test_a_box_without_area_pools_zeros_and_has_no_gradient():
     assert torch.equal(features.grad, torch.zeros(1, 3, 5, 5))
 
 
-def test_no_images():
+def test_zero_images_pool_nothing():
     features = torch.zeros(0, 3, 10, 10, requires_grad=True)
     output = align((7, 7))(features, torch.zeros(0, 5))
     assert output.shape == (0, 3, 7, 7)
@@ -71,7 +71,7 @@ def test_no_images():
 class TestInAPooler:
     @staticmethod
     def poolers():
-        """A stock ROIPooler, and one with our layers."""
+        """Returns a stock ROIPooler, and one with our layers."""
         stock, ours = (ROIPooler(7, [1 / 4, 1 / 8], 0, "ROIAlignV2") for _ in range(2))
         ours.level_poolers = nn.ModuleList(align(7, p.spatial_scale) for p in stock.level_poolers)
         return stock, ours
@@ -82,17 +82,17 @@ class TestInAPooler:
         rois = random_rois(20, 2, 256, 384, torch.float32)
         return features, [Boxes(rois[:11, 1:]), Boxes(rois[11:, 1:])]
 
-    def test_values(self):
+    def test_it_pools_the_values_of_the_stock_pooler(self):
         stock, ours = self.poolers()
         features, boxes = self.inputs()
         torch.testing.assert_close(ours(features, boxes), stock(features, boxes))
 
-    def test_no_boxes(self):
+    def test_zero_boxes_pool_nothing(self):
         _, ours = self.poolers()
         features, _ = self.inputs()
         assert ours(features, [Boxes(torch.zeros(0, 4))] * 2).shape == (0, 4, 7, 7)
 
-    def test_traces(self):
+    def test_it_can_be_traced(self):
         _, ours = self.poolers()
         features, boxes = self.inputs()
 
@@ -106,7 +106,7 @@ class TestInAPooler:
             traced(*features, *fewer), ours(features, [Boxes(b) for b in fewer])
         )
 
-    def test_scripts(self):
+    def test_it_can_be_scripted(self):
         _, ours = self.poolers()
         features, boxes = self.inputs()
         with patch_builtin_len():

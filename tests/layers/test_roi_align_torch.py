@@ -1,4 +1,4 @@
-"""RoIAlign inside of torch's tools: compile, export, tracing, autocast, flop counters, ONNX."""
+"""RoIAlign works with torch's tools: compile, export, tracing, autocast, flop counters and ONNX."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def inputs(num_rois=6, channels=3, height=8, width=9, batch=2):
 
 
 class Model(nn.Module):
-    """A pooler between two other operators."""
+    """Has a pooler between two other operators."""
 
     def __init__(self, **options):
         super().__init__()
@@ -32,7 +32,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_opcheck_of_both_directions_in_each_memory_format(format):
+def test_opcheck_passes_for_both_passes_in_each_memory_format(format):
     features, rois = inputs()
     features = features.contiguous(memory_format=format)
     options = (0, True, "bicubic", -0.5)
@@ -48,7 +48,7 @@ def test_opcheck_of_both_directions_in_each_memory_format(format):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_for_any_shape_with_its_gradient(backend):
+def test_torch_compile_works_for_any_shape_and_the_gradient(backend):
     model = Model()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
     for shape in ({}, dict(num_rois=9, height=12), dict(num_rois=4, channels=5, width=17)):
@@ -61,7 +61,7 @@ def test_compiles_for_any_shape_with_its_gradient(backend):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_exports_with_a_dynamic_number_of_boxes():
+def test_torch_export_allows_a_dynamic_number_of_boxes():
     num_rois, height = torch.export.Dim("num_rois"), torch.export.Dim("height")
     program = torch.export.export(
         Model(), inputs(), dynamic_shapes={"features": {2: height}, "rois": {0: num_rois}}
@@ -80,19 +80,19 @@ def test_exports_with_a_dynamic_number_of_boxes():
     ],
     ids=["symbolic_trace", "make_fx", "jit.trace", "jit.script"],
 )
-def test_traces(trace):
+def test_a_traced_module_equals_the_module(trace):
     traced = trace(Model())
     features, rois = inputs(num_rois=9)
     assert torch.equal(traced(features, rois), Model()(features, rois))
 
 
-def test_a_module_with_whole_numbers_for_options_can_be_scripted():
+def test_a_module_whose_options_are_integers_can_be_scripted():
     features, rois = inputs()
     pooler = ROIAlign(2, 1, 0, a=-1)
     assert torch.equal(torch.jit.script(pooler)(features, rois), pooler(features, rois))
 
 
-def test_gradients_that_nobody_needs_are_not_computed():
+def test_a_gradient_is_computed_only_if_it_is_needed():
     features, rois = inputs()
     calls = []
 
@@ -113,7 +113,7 @@ def test_gradients_that_nobody_needs_are_not_computed():
 
 class TestAutocast:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_the_result_has_the_dtype_of_the_features(self, dtype):
+    def test_autocast_keeps_the_dtype_of_the_features(self, dtype):
         features, rois = inputs()
         features = features.to(dtype).requires_grad_()
         expected = roi_align(features, rois, 2)
@@ -123,7 +123,7 @@ class TestAutocast:
         actual.sum().backward()
         assert features.grad.dtype == dtype
 
-    def test_boxes_of_half_precision_are_taken_at_their_value(self):
+    def test_half_precision_boxes_keep_their_values(self):
         features, rois = inputs()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             actual = roi_align(features, rois.bfloat16(), 2)
@@ -131,23 +131,24 @@ class TestAutocast:
 
 
 class TestFlops:
-    # By hand: one box, one channel, 2 x 3 bins of 2 x 2 samples, so 5 x 5 taps a bin and 9 columns.
-    # y pass 2 rows x 9 columns x 5 taps, x pass 6 bins x 5 taps.
+    # This is a count by hand for one box, one channel and 2 x 3 bins of 2 x 2 samples. A bin reads
+    # 5 x 5 pixels, and the box reads 9 columns. The y pass has 2 bin rows x 9 columns x 5 pixels, and
+    # the x pass has 6 bins x 5 pixels.
     ONE = 2 * 9 * 5 + 6 * 5
 
-    def test_the_formula(self):
+    def test_the_formula_counts_what_a_count_by_hand_gives(self):
         assert count_multiply_adds(1, 1, 2, 3, 2, "bicubic") == self.ONE
         assert count_multiply_adds(7, 11, 2, 3, 2, "bicubic") == 77 * self.ONE
-        # One sample of two taps a bin; 4 columns.
+        # A bin has one sample with two taps, and the box reads 4 columns.
         assert count_multiply_adds(1, 1, 2, 3, 0, "bilinear") == 2 * 4 * 2 + 6 * 2
 
-    def test_torch_counts_both_directions(self):
+    def test_torch_counts_both_passes(self):
         features, rois = inputs()
         with FlopCounterMode(display=False) as counter:
             roi_align(features.requires_grad_(), rois, (2, 3), 1.0, 2).sum().backward()
         assert counter.get_total_flops() == 2 * 2 * 6 * 3 * self.ONE
 
-    def test_detectron2_counts_it(self):
+    def test_detectron2_counts_the_operator(self):
         class Pool(nn.Module):
             def forward(self, features, rois):
                 return roi_align(features, rois, (2, 3), 1.0, 2)
@@ -160,7 +161,7 @@ class TestFlops:
 class TestOnnx:
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("sampling_ratio", [0, 2])
-    def test_the_dense_form_is_the_operator(self, interpolation, sampling_ratio):
+    def test_the_dense_form_equals_the_operator(self, interpolation, sampling_ratio):
         features, rois = inputs(num_rois=20)
         args = ([features], rois, None, [0.5], 3, 2, sampling_ratio, True, interpolation, -0.5)
         expected = torch.ops.mrcnn_plugin.roi_align(*args)
