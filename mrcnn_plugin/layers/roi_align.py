@@ -189,10 +189,10 @@ torch.fx.wrap("roi_align")
 
 
 def pool(
-    inputs: List[Tensor],
+    inputs: list[Tensor],
     rois: Tensor,
-    levels: Optional[Tensor],
-    spatial_scales: List[float],
+    levels: Tensor | None,
+    spatial_scales: list[float],
     pooled_height: int,
     pooled_width: int,
     sampling_ratio: int,
