@@ -200,7 +200,10 @@ def pool(
     interpolation: str,
     a: float,
 ) -> Tensor:
-    """The operator, for arguments that need no check in Python; TorchScript can compile it."""
+    """Calls the operator without checks in Python. TorchScript can compile this function.
+
+    The arguments are those of :func:`.roi_align_reference.roi_align_reference`.
+    """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         if torch.onnx.is_in_onnx_export():
             return roi_align_dense(

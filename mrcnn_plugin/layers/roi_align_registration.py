@@ -1,13 +1,15 @@
 """Registers the operators mrcnn_plugin::roi_align and roi_align_backward with torch.
 
-The extension brings the schemas and kernels. Here are what every device without a kernel runs, shapes for compilers,
-derivatives and the counting of multiply-adds. The public face is roi_align.py.
+The extension registers the schemas and the kernels. This module adds an implementation for devices
+without kernels, shapes for compilers, derivatives, and a formula for multiply-adds. Its users call
+the functions of roi_align.py.
 """
 
 import functools
 import importlib
 import warnings
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +36,13 @@ except ImportError as error:
     HAS_EXTENSION = False
     warnings.warn(
         f"mrcnn_plugin runs RoIAlign on its slower PyTorch implementation, because its compiled "
-        f"extension cannot be imported ({error}). To build it, install a C++ compiler and "
-        f"reinstall the package beside the torch you use: "
+        f"extension cannot be imported ({error}). To build it, install a C++ compiler, and then "
+        f"install the package again in the environment of your torch: "
         f"pip install --no-build-isolation --force-reinstall --no-deps .",
         stacklevel=2,
     )
 
-# Kept alive as long as the module: its registrations end with the object.
+# The module keeps this object, because its registrations end when it is deleted.
 _library = torch.library.Library("mrcnn_plugin", "FRAGMENT")
 if not HAS_EXTENSION:
     for _schema in SCHEMAS:
@@ -50,9 +52,9 @@ if not HAS_EXTENSION:
 @functools.cache
 def _warn_of_missing_cuda_kernels() -> None:
     warnings.warn(
-        "mrcnn_plugin runs RoIAlign on CUDA in its slower PyTorch implementation, because it was "
-        "built without CUDA kernels. To build them, set CUDA_HOME to a toolkit of torch's major "
-        "version and reinstall the package: "
+        "mrcnn_plugin runs RoIAlign on CUDA with its slower PyTorch implementation, because it was "
+        "built without CUDA kernels. To build them, set CUDA_HOME to a toolkit with the major version "
+        "of torch's CUDA, and install the package again: "
         "FORCE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps .",
         stacklevel=2,
     )
@@ -68,7 +70,7 @@ def _on_any_device(reference: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-# Every device without a kernel of its own runs the reference.
+# Every device without kernels of its own runs the reference.
 _library.impl("roi_align", _on_any_device(roi_align_reference), "CompositeExplicitAutograd")
 _library.impl(
     "roi_align_backward", _on_any_device(roi_align_backward_reference), "CompositeExplicitAutograd"
@@ -77,10 +79,10 @@ _library.impl(
 
 @torch.library.register_fake("mrcnn_plugin::roi_align")
 def _fake_forward(
-    input: List[Tensor],
+    input: list[Tensor],
     rois: Tensor,
-    levels: Optional[Tensor],
-    spatial_scales: List[float],
+    levels: Tensor | None,
+    spatial_scales: list[float],
     pooled_height: int,
     pooled_width: int,
     *options: Any,
@@ -98,14 +100,14 @@ def _fake_forward(
 def _fake_backward(
     grad: Tensor,
     rois: Tensor,
-    levels: Optional[Tensor],
-    spatial_scales: List[float],
+    levels: Tensor | None,
+    spatial_scales: list[float],
     batch: int,
-    heights: List[int],
-    widths: List[int],
-    needed: List[bool],
+    heights: list[int],
+    widths: list[int],
+    needed: list[bool],
     *options: Any,
-) -> List[Tensor]:
+) -> list[Tensor]:
     return [
         torch.empty(
             (batch, grad.shape[1], height, width),
@@ -121,8 +123,8 @@ def _fake_backward(
 class _Forward(torch.autograd.Function):
     """The derivative of the operator with respect to the maps, which are its last arguments.
 
-    `torch.library.register_autograd` would do, but takes three times as long for an operator with a
-    list of Tensors, and the host's time is most of a small call on a GPU.
+    `torch.library.register_autograd` would take three times as long for an operator with a list of
+    Tensors. A small call on a GPU consists mostly of the time of the host.
     """
 
     @staticmethod
@@ -137,7 +139,7 @@ class _Forward(torch.autograd.Function):
         return _below_autograd(list(maps), *arguments[:_NUM_OTHERS])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         needed = list(ctx.needs_input_grad[_NUM_OTHERS:])
         of_needed = iter(
             torch.ops.mrcnn_plugin.roi_align_backward(
@@ -155,22 +157,22 @@ class _Forward(torch.autograd.Function):
         return (*[None] * _NUM_OTHERS, *gradients)
 
 
-# The arguments of the operator beside the maps.
+# The number of arguments of the operator besides the maps.
 _NUM_OTHERS = 9
 
 
-def _below_autograd(maps: List[Tensor], *others: Any) -> Tensor:
+def _below_autograd(maps: list[Tensor], *others: Any) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.mrcnn_plugin.roi_align.default(maps, *others)
 
 
-def _with_autograd(maps: List[Tensor], *others: Any) -> Tensor:
+def _with_autograd(maps: list[Tensor], *others: Any) -> Tensor:
     if torch.is_grad_enabled() and any(map.requires_grad for map in maps):
         return _Forward.apply(*others, *maps)
     return _below_autograd(maps, *others)
 
 
-def _setup_backward(ctx: Any, inputs: Tuple[Any, ...], output: List[Tensor]) -> None:
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     grad, rois, levels, ctx.spatial_scales, ctx.batch, *sizes, ctx.needed = inputs[:8]
     ctx.heights, ctx.widths = sizes
     ctx.options = inputs[8:]
@@ -178,9 +180,9 @@ def _setup_backward(ctx: Any, inputs: Tuple[Any, ...], output: List[Tensor]) -> 
     ctx.channels, ctx.pooled_size = grad.shape[1], grad.shape[2:]
 
 
-def _double_backward(ctx: Any, grad_grads: List[Tensor]) -> Tuple[Optional[Tensor], ...]:
-    # The operator is linear in its input, so the derivative of its transpose is the operator
-    # itself. Maps whose gradient was not needed stand for zeros.
+def _double_backward(ctx: Any, grad_grads: list[Tensor]) -> tuple[Tensor | None, ...]:
+    # The operator is linear in its input, so the derivative of its transpose is the operator itself.
+    # A map whose gradient was not needed counts as zero.
     grad = None
     if ctx.needs_input_grad[0]:
         zero = grad_grads[0].new_zeros(())
@@ -209,12 +211,12 @@ def count_multiply_adds(
     sampling_ratio: int,
     interpolation: str,
 ) -> int:
-    """Multiply-adds of either direction of the operator, as far as shapes tell.
+    """Estimates the multiply-adds of a forward or backward pass from the shapes of its arguments.
 
-    They depend on the boxes: a bin reads about its length in pixels plus 3 along an axis (bicubic)
-    or plus 1 (bilinear). This counts samples one pixel apart, which adaptive sampling aims at, and
-    one sample per bin and axis where it is adaptive. The weights, shared by all channels, are left
-    out.
+    The true number depends on the boxes: the band of a bin has about its length in pixels plus 3
+    (bicubic) or plus 1 (bilinear). This function assumes that samples are one pixel apart. For
+    adaptive sampling it assumes one sample per bin and axis. It does not count the computation of
+    the weights, which all channels share.
     """
     samples = max(sampling_ratio, 1)
     more = 3 if interpolation == "bicubic" else 1
@@ -227,7 +229,7 @@ def count_multiply_adds(
 def _forward_flops(
     input: Sequence[Sequence[int]],
     rois: Sequence[int],
-    levels: Optional[Sequence[int]],
+    levels: Sequence[int] | None,
     spatial_scales: Sequence[float],
     pooled_height: int,
     pooled_width: int,
@@ -246,7 +248,7 @@ def _forward_flops(
 def _backward_flops(
     grad: Sequence[int],
     rois: Sequence[int],
-    levels: Optional[Sequence[int]],
+    levels: Sequence[int] | None,
     spatial_scales: Sequence[float],
     batch: int,
     heights: Sequence[int],

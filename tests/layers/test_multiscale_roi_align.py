@@ -4,7 +4,6 @@ import itertools
 import math
 import subprocess
 import sys
-from typing import List, Optional
 
 import mrcnn_plugin._C
 import pytest
@@ -501,11 +500,11 @@ def inputs(num_rois=6, height=16, width=24):
 class MultiscaleModule(nn.Module):
     """Calls the operator directly, as TorchScript requires."""
 
-    def __init__(self, scales: List[float]):
+    def __init__(self, scales: list[float]):
         super().__init__()
         self.scales = scales
 
-    def forward(self, maps: List[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+    def forward(self, maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
         return torch.ops.mrcnn_plugin.roi_align(
             maps, rois, levels, self.scales, 2, 3, 0, True, "bicubic", -0.5
         )
@@ -588,7 +587,7 @@ class TestTorch:
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script:")
     def test_the_operator_can_be_scripted(self):
-        def pool(maps: List[Tensor], rois: Tensor, levels: Optional[Tensor], scales: List[float]):
+        def pool(maps: list[Tensor], rois: Tensor, levels: Tensor | None, scales: list[float]):
             return torch.ops.mrcnn_plugin.roi_align(
                 maps, rois, levels, scales, 2, 3, 0, True, "bicubic", -0.5
             )
