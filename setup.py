@@ -22,12 +22,12 @@ except ModuleNotFoundError as error:
     )
 
 CSRC = "mrcnn_plugin/layers/csrc"
-# Apple's compiler has no OpenMP, so that the kernels run on one thread on macOS.
+# Apple's compiler has no OpenMP, so the kernels run on one thread on macOS.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 
 
 def has_compiler() -> bool:
-    # Whoever sets CXX wants that compiler, so that the build has to fail if it is missing.
+    # Whoever sets CXX wants that compiler, so the build has to fail if it is missing.
     return "CXX" in os.environ or shutil.which("c++") is not None
 
 
@@ -52,8 +52,8 @@ def architectures() -> str:
         [os.path.join(CUDA_HOME, "bin", "nvcc"), "--list-gpu-code"], text=True
     )
     codes = sorted({int(code) for code in re.findall(r"^sm_(\d+)$", output, re.MULTILINE)})
-    # Code for sm_XY also runs on every later minor version. So the first version of each generation is enough. A few
-    # later ones run faster with code of their own. GPUs before sm_60 have no atomic addition of doubles.
+    # Code for sm_XY also runs on every later minor version, so the first version of each generation is enough. Code
+    # for a few later ones is added because it is faster. GPUs before sm_60 have no atomic addition of doubles.
     first = {code // 10: code for code in reversed(codes)}
     chosen = [
         code for code in codes if code >= 60 and (code in first.values() or code in (75, 86, 89))

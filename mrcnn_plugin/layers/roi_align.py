@@ -318,7 +318,7 @@ def check_options(
 
 def check_number(name: str, number: Any) -> None:
     if type(number) in (float, int):
-        return  # A check of the protocol takes much longer, which small GPU calls would notice.
+        return  # A check of the protocol takes much longer, which matters for small calls on a GPU.
     if isinstance(number, (bool, str)) or not isinstance(number, (SupportsFloat, torch.SymFloat)):
         raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
 

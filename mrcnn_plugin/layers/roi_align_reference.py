@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-# The loop over RoIs takes as many at a time as keep [RoIs, P_h, C, W] within this number of elements.
+# The loop takes groups of RoIs for which [RoIs, P_h, C, W] has at most this many elements.
 _CHUNK_ELEMENTS = 1 << 24
 
 

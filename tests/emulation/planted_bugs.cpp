@@ -1,4 +1,5 @@
 // Kernels with one bug each. tests/test_emulation.py checks that the emulation and the sanitizers find them.
+//
 //   planted_bugs NAME [ORDER]    runs a kernel, with blocks in a given order, and prints its output
 #include "simt.h"
 

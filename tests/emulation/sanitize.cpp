@@ -1,6 +1,7 @@
 // Runs the CPU kernels and the emulated CUDA kernels without torch. `make sanitize` builds this file with sanitizers.
 // Wrong results fail too: values are compared with the definition of RoIAlign, and gradients have to satisfy <G, A X> =
 // <A^T G, X>.
+//
 //   sanitize         runs all cases
 //   sanitize tiny    runs a few small cases, for ThreadSanitizer
 #define MRCNN_CUDA_EMULATION

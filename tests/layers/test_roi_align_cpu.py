@@ -169,7 +169,7 @@ def test_the_kernels_for_any_cpu_pass_these_tests():
     result = run("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
     assert result.returncode == 0, result.stdout
     assert "1 skipped" in result.stdout
-    # These kernels have no fused multiply-adds, so that different bits show that they ran.
+    # These kernels have no fused multiply-adds, so different bits show that they ran.
     program = "from tests.layers.test_roi_align_cpu import bits; print(bits())"
     result = run("-c", program)
     assert result.returncode == 0, result.stderr

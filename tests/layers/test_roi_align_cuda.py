@@ -263,8 +263,8 @@ def test_any_box_gives_the_values_of_the_reference(
     assert_same(ops.backward(actual, rois, *options), expected, 1e-9)
 
 
-# On a GPU, the host does not wait for a check of the batch index, so that it cannot be an error. The
-# kernels read no memory outside of the maps.
+# On a GPU, the host does not wait for a check of the batch index, so an invalid one is not an error.
+# The kernels read no memory outside of the maps.
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("index", [-1.0, 2.0, 0.5, 1e30, math.inf, math.nan])
 def test_an_invalid_batch_index_pools_nan(ops, index, format):

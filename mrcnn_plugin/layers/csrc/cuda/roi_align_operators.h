@@ -28,7 +28,7 @@ Steps steps_of(const at::Tensor& tensor) {
       static_cast<int>(tensor.stride(3))};
 }
 
-// Copies a tensor whose strides are too large for Steps, which is rare.
+// Copies the tensor if its strides are too large for Steps. This is rare.
 at::Tensor with_short_steps(const at::Tensor& tensor) {
   const int64_t longest = std::max({tensor.stride(1), tensor.stride(2), tensor.stride(3)});
   return longest < (int64_t(1) << 28) ? tensor : tensor.contiguous();
