@@ -4,7 +4,7 @@ The factor (1 - p_t)^γ is computed from the logits as exp(γ · log(1 - p_t)). 
 `sigmoid_focal_loss` computes it as a power of 1 - p_t. For 0 < γ < 1 and saturated logits, the
 gradient of that power is 0^(γ-1) · 0 = NaN.
 
-The values of tensors never decide what is computed, so that the host does not wait for a GPU.
+The values of tensors never decide what is computed, so the host never waits for a GPU.
 """
 
 import torch

@@ -7,8 +7,8 @@ samples. docs/roi_align.md explains the words and the mathematics.
 
 The compiled kernels are tested against this definition, which shares no code with them. It also
 runs on devices without kernels of their own. Its dense matrices need more memory and arithmetic than
-the bands of the kernels. They multiply every pixel of the map, often by zero, so that one infinite
-or NaN pixel can make every bin of its image NaN.
+the bands of the kernels. They multiply every pixel of the map, often by zero, so one infinite or
+NaN pixel can make every bin of its image NaN.
 """
 
 from collections.abc import Iterator, Sequence

@@ -163,7 +163,7 @@ void run(
     }
   }
   check(largest < tolerance, name + " forward", c, largest);
-  // The gradient is that of G = A X, so that <G, A X> = <A^T G, X>.
+  // The gradient is that of G = A X, so <G, A X> = <A^T G, X> must hold.
   Buffer<S> gradient(map.size());
   backward(bins, gradient);
   double other = 0;

@@ -94,7 +94,7 @@ class TestValues:
         for level, (map, scale, gradient) in enumerate(zip(maps, SCALES, gradients, strict=True)):
             rows = (levels == level).nonzero()[:, 0]
             height, width = map.shape[2:]
-            # Each channel of these maps has one pixel of value 1, so that the definition gives its matrix.
+            # Each channel of these maps has one pixel of value 1, so the definition gives its matrix.
             pixels = torch.eye(height * width, dtype=torch.float64).view(1, -1, height, width)
             of_one_image = rois[rows].clone()
             of_one_image[:, 0] = 0

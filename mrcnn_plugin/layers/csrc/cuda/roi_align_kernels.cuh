@@ -762,7 +762,7 @@ __global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
             for (int r = 0; r < kGatherRows; ++r) {
               rows_mask |= row_masks[j * kGatherRows + r];
             }
-            // The bins that contribute to the column are neighbours. Mostly they are at most kNear, from first_q on.
+            // The bins that contribute to the column are neighbours. Usually they are at most kNear, from first_q on.
             const int lowest = lowest_bit(columns_mask);
             const bool is_near = columns_mask >> lowest < 1 << kNear;
             const int first_q = is_near ? smaller(lowest, kTileBins - kNear) : 0;
