@@ -223,8 +223,9 @@ void run_cpu(
         },
         [&](const Buffer<S>& source, Buffer<S>& target) {
           with_task(true, source.data(), target.data(), [&](cpu::Task<S>& task, int64_t parts) {
+            task.bands = share ? 1 : 3;
             const auto memory = scratch(kernels.backward_scratch(task));
-            kernels.backward(task, 0, parts * c.problem.batch, memory.get());
+            kernels.backward(task, 0, parts * c.problem.batch * task.bands, memory.get());
           });
         });
   }

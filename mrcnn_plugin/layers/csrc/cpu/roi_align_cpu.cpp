@@ -120,6 +120,18 @@ int64_t divide_channels(Task<scalar_t>& task, const Kernels<scalar_t>& kernels) 
   return (task.channels + task.channels_per_unit - 1) / task.channels_per_unit;
 }
 
+// The number of bands that a map is divided into, so that all threads have something to do. A RoI that reaches into
+// several bands is partly computed in each of them, so that there are no more bands than needed.
+int64_t num_bands(int64_t units, int64_t height) {
+  constexpr int64_t kLeastRows = 16;
+  const int64_t threads = at::get_num_threads();
+  if (units == 0 || units >= threads) {
+    return 1;
+  }
+  // Each thread gets two units, because units differ in the number of their RoIs.
+  return std::max<int64_t>(1, std::min((2 * threads + units - 1) / units, height / kLeastRows));
+}
+
 // Returns a new tensor for the kernels to fill.
 at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
   const at::MemoryFormat format = like.suggest_memory_format();
@@ -229,8 +241,9 @@ std::vector<at::Tensor> roi_align_backward(
       task.target = gradient.mutable_data_ptr<scalar_t>();
       task.map = strides_of(gradient);
       const int64_t parts = divide_channels(task, kernels);
+      task.bands = num_bands(parts * batch, task.height);
       for_each_unit<acc_t>(
-          parts * batch, kernels.backward_scratch(task),
+          parts * batch * task.bands, kernels.backward_scratch(task),
           [&](int64_t begin, int64_t end, acc_t* scratch) { kernels.backward(task, begin, end, scratch); });
     }
   });

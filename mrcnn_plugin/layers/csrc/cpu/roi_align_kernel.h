@@ -90,11 +90,14 @@ struct Task {
   int64_t channels_per_unit;
   // Forward: whether the RoIs of an image share one copy of its map. Otherwise each copies its own part.
   bool share_map;
+  // Backward: the number of bands of rows that a map is divided into.
+  int64_t bands;
 };
 
 // The kernels for one instruction set. The channels are divided into parts of channels_per_unit.
 //   forward: a unit is a (part, image) if share_map, else a (part, RoI) in the order that suits the layout.
-//   backward: a unit is a (part, image), and no other unit writes to its part of the target.
+//   backward: a unit is a (part, image, band of rows), and no other unit writes to its part of the target. Each unit
+//   adds the RoIs in the same order, so the number of bands does not change a bit of the result.
 // A kernel runs the units [begin, end). It needs scratch memory that is aligned to 64 bytes, and forward_scratch and
 // backward_scratch return its size in elements.
 template <typename scalar_t>

@@ -144,15 +144,20 @@ void forward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulator
   }
 }
 
-// Adds the gradient of a RoI to the packed map.
+// Adds the gradient of a RoI to the rows `band` of the packed map.
 template <typename scalar_t, typename T = accumulator_t<scalar_t>>
 inline void scatter(
-    const Task<scalar_t>& task, const Roi& roi, Channels channels, Pixels<T> map, const Scratch<scalar_t>& scratch) {
+    const Task<scalar_t>& task, const Roi& roi, Channels channels, const Range& band, Pixels<T> map,
+    const Scratch<scalar_t>& scratch) {
   const int64_t columns = roi.columns.size();
   for (int64_t group = 0; group < num_groups(task.pooled_height); ++group) {
     const int64_t p = group_begin(group, task.pooled_height);
     const int64_t rows = group_begin(group + 1, task.pooled_height) - p;
     const RowGroup& reach = task.groups[roi.index * num_groups(task.pooled_height) + group];
+    const Range map_rows{larger(reach.rows.begin, band.begin), smaller(reach.rows.end, band.end)};
+    if (map_rows.begin >= map_rows.end) {
+      continue;
+    }
     pack(
         bins_run(task.source, task, roi, channels, p), rows * task.pooled_width, channels.count, scratch.bins,
         scratch.bins_stride);
@@ -161,8 +166,8 @@ inline void scatter(
           task.x, roi.transposed_column, columns, scratch.bins + b * scratch.bins_stride, rows, task.pooled_width,
           scratch.strip);
       y_pass_transposed(
-          task.y, reach.transposed_row, reach.rows.size(), scratch.strip, columns,
-          Pixels<T>{map.address(reach.rows.begin, roi.columns.begin) + b * scratch.pixels_stride, map.row_stride});
+          task.y, reach.transposed_row + map_rows.begin - reach.rows.begin, map_rows.size(), scratch.strip, columns,
+          Pixels<T>{map.address(map_rows.begin, roi.columns.begin) + b * scratch.pixels_stride, map.row_stride});
     }
   }
 }
@@ -183,12 +188,14 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
   const Scratch<scalar_t> scratch = backward_scratch(task, memory);
   const Pixels<T> map{scratch.pixels, task.width * kLanes<T>};
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Channels channels = part(task, unit / task.images);
-    const int64_t image = unit % task.images;
+    const Channels channels = part(task, unit / (task.images * task.bands));
+    const int64_t image = unit / task.bands % task.images;
+    const int64_t number = unit % task.bands;
+    const Range band{number * task.height / task.bands, (number + 1) * task.height / task.bands};
     // RoIs come in the order of their first row. The rows above it are therefore final and can be unpacked. A row is
     // cleared when the first RoI reaches it.
-    int64_t final_end = 0;
-    int64_t cleared_end = 0;
+    int64_t final_end = band.begin;
+    int64_t cleared_end = band.begin;
     const auto advance = [&](int64_t row_begin, int64_t row_end) {
       for (; cleared_end < row_end; ++cleared_end) {
         for (int64_t b = 0; b * kLanes<T> < channels.count; ++b) {
@@ -203,18 +210,18 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
     };
     for (int64_t k = task.image_starts[image]; k < task.image_starts[image + 1]; ++k) {
       const Roi& roi = task.rois[k];
-      if (roi.rows.begin < roi.rows.end) {
-        advance(roi.rows.begin, roi.rows.end);
+      if (roi.rows.begin < smaller(roi.rows.end, band.end) && roi.rows.end > band.begin) {
+        advance(roi.rows.begin, smaller(roi.rows.end, band.end));
         if (task.bins.channel != 1 && k + 1 < task.image_starts[image + 1]) {
           // The RoIs are far apart in memory, and the hardware cannot predict pieces as short as 8 channels.
           prefetch(
               bins_run(task.source, task, task.rois[k + 1], channels, 0), task.pooled_height * task.pooled_width,
               channels.count);
         }
-        scatter(task, roi, channels, map, scratch);
+        scatter(task, roi, channels, band, map, scratch);
       }
     }
-    advance(task.height, task.height);
+    advance(band.end, band.end);
   }
 }
 

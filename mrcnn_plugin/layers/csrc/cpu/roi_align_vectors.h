@@ -17,6 +17,10 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+inline int64_t larger(int64_t a, int64_t b) {
+  return a < b ? b : a;
+}
+
 // Calls visit(Count<n>()) for n from 1 to 8, so that loops over n registers can be unrolled.
 template <int N>
 struct Count {
