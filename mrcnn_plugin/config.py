@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import renamed
+
 if TYPE_CHECKING:
     # At run time this module must not import Detectron2: Detectron2 imports it through
     # mrcnn_plugin.env.
@@ -24,33 +26,34 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     # scripts see mrcnn_plugin.env.
     _add(cfg.DATASETS, "COCO_JSON", [])
 
-    # Upsampling in the top-down path of this package's pyramids (build_resnet_upsample_fpn_backbone,
+    # Upsampling in the top-down path of this package's pyramids (build_mrcnn_resnet_upsample_fpn_backbone,
     # …_pafpn_…, …_bifpn_… and their RetinaNet kin): "nearest" as in Detectron2's FPN, "bilinear",
     # "bicubic", or "carafe", which learns it (arXiv 1905.02188).
     _add(cfg.MODEL.FPN, "UPSAMPLE", "nearest")
 
     # BiFPN, section 3 of EfficientDet, arXiv 1911.09070. Channels and norm are MODEL.FPN's.
-    if "BIFPN" not in cfg.MODEL:
-        cfg.MODEL.BIFPN = type(cfg)()
+    for node in ("BIFPN", "ROI_ALIGN"):
+        if "MRCNN_PLUGIN" not in cfg.MODEL:
+            cfg.MODEL.MRCNN_PLUGIN = type(cfg)()
+        if node not in cfg.MODEL.MRCNN_PLUGIN:
+            cfg.MODEL.MRCNN_PLUGIN[node] = type(cfg)()
     # How often its top-down and bottom-up path follow each other, at least 1.
-    _add(cfg.MODEL.BIFPN, "NUM_REPEATS", 3)
+    _add(cfg.MODEL.MRCNN_PLUGIN.BIFPN, "NUM_REPEATS", 3)
     # Depthwise separable convolutions as in the paper; False for full 3x3 ones.
-    _add(cfg.MODEL.BIFPN, "DEPTHWISE", True)
+    _add(cfg.MODEL.MRCNN_PLUGIN.BIFPN, "DEPTHWISE", True)
 
-    if "ROI_ALIGN" not in cfg.MODEL:
-        cfg.MODEL.ROI_ALIGN = type(cfg)()
     # Parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features
     # aligned with boxes; -0.75 is the kernel of OpenCV and torch's grid_sample.
-    _add(cfg.MODEL.ROI_ALIGN, "A", -0.5)
+    _add(cfg.MODEL.MRCNN_PLUGIN.ROI_ALIGN, "A", -0.5)
 
-    # Classification loss of FocalROIHeads, FocalCascadeROIHeads and FocalRes5ROIHeads:
+    # Classification loss of MRCNNFocalROIHeads, MRCNNFocalCascadeROIHeads and MRCNNFocalRes5ROIHeads:
     # "softmax_focal" (K + 1 classes), "sigmoid_focal" (K one-against-all classifiers, RetinaNet's
     # loss), "sigmoid_focal_star" (the same with FL* of the paper's appendix A) or "cross_entropy"
     # (Detectron2's own). Detectron2's USE_FED_LOSS goes with all but the softmax.
     _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "softmax_focal")
 
     # Focal loss, arXiv 1708.02002, in the paper's symbols: of the box head, and of the objectness
-    # of FocalRPN.
+    # of MRCNNFocalRPN.
     for head, alpha in ((cfg.MODEL.ROI_BOX_HEAD, -1.0), (cfg.MODEL.RPN, 0.25)):
         if "FOCAL" not in head:
             head.FOCAL = type(cfg)()
@@ -71,6 +74,10 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     # What the summed loss is divided by: the number of all "proposals" of the batch, as
     # Detectron2's cross entropy is, or of the "foreground" ones (at least 1), as RetinaNet's.
     _add(focal, "NORMALIZER", "proposals")
+
+    for old, new in renamed.KEYS.items():
+        if not cfg.key_is_renamed(old):
+            cfg.register_renamed_key(old, new)
 
 
 def _add(node: CfgNode, key: str, default: Any) -> None:

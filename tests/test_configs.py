@@ -132,7 +132,7 @@ def test_the_headline_has_the_three_components():
     model = build_model(cfg)
     assert type(model.backbone).__name__ == "PAFPN" and cfg.MODEL.RESNETS.DEPTH == 50
     heads = model.roi_heads
-    assert type(heads).__name__ == "FocalROIHeads"
+    assert type(heads).__name__ == "MRCNNFocalROIHeads"
     predictor = heads.box_predictor
     assert (predictor.cls_loss, predictor.focal_gamma) == ("softmax_focal", 2.0)
     assert (predictor.focal_alpha, predictor.normalizer) == (-1.0, "proposals")
@@ -210,7 +210,7 @@ def test_only_the_components_differ_from_the_stock_config(name, stock, others):
 HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD")
 # Heads that know the poolers and losses of this package, with the stock loss.
 FOCAL_HEADS = {
-    "MODEL.ROI_HEADS.NAME": "FocalROIHeads",
+    "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads",
     "MODEL.ROI_BOX_HEAD.CLS_LOSS": "cross_entropy",
 }
 BICUBIC = {**FOCAL_HEADS, **{f"{head}.POOLER_TYPE": "ROIAlignBicubic" for head in HEADS}}
@@ -230,7 +230,7 @@ def loss(name, **focal):
 
 def pyramid(name, **fpn):
     keys = {f"MODEL.FPN.{key}": value for key, value in fpn.items()}
-    return {"MODEL.BACKBONE.NAME": f"build_resnet_{name}_backbone", **keys}
+    return {"MODEL.BACKBONE.NAME": f"build_mrcnn_resnet_{name}_backbone", **keys}
 
 
 SOFTMAX_FOCAL = loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals")
@@ -243,7 +243,7 @@ ABLATION_CHANGES = {
     "_roi_align_bicubic_ratio0": BICUBIC,
     "_roi_align_bicubic_ratio1": {**BICUBIC, **ratio(1)},
     "_roi_align_bicubic_ratio2": {**BICUBIC, **ratio(2)},
-    "_roi_align_bicubic_a0.75_ratio0": {**BICUBIC, "MODEL.ROI_ALIGN.A": -0.75},
+    "_roi_align_bicubic_a0.75_ratio0": {**BICUBIC, "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A": -0.75},
     "_loss_sigmoid_focal": loss("sigmoid_focal"),
     "_loss_sigmoid_focal_gamma1": loss("sigmoid_focal", GAMMA=1.0),
     "_loss_sigmoid_focal_proposals": loss("sigmoid_focal", ALPHA=-1.0, NORMALIZER="proposals"),

@@ -50,7 +50,7 @@ def test_the_stock_script_trains_and_evaluates_it(tmp_path):
         "dataloader.test.mapper.augmentations.0.short_edge_length": 32,
     }
     for split in ("train", "test"):
-        overrides[f"dataloader.{split}.dataset.names"] = "shapes_val"
+        overrides[f"dataloader.{split}.dataset.names"] = "mrcnn_shapes_val"
         overrides[f"dataloader.{split}.num_workers"] = 0
     log = run(
         sys.executable,
@@ -61,6 +61,6 @@ def test_the_stock_script_trains_and_evaluates_it(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(small.ROOT)},
     )
-    assert "FocalROIHeads" in log and "PAFPN" in log
+    assert "MRCNNFocalROIHeads" in log and "PAFPN" in log
     assert "copypaste: Task: segm" in log or "No predictions from the model" in log
     assert (tmp_path / "out" / "model_final.pth").exists()

@@ -32,17 +32,17 @@ def run(*command, cwd, **environment):
 
 
 def test_importing_registers_every_component():
-    for name in ("FocalROIHeads", "FocalCascadeROIHeads", "FocalRes5ROIHeads"):
+    for name in ("MRCNNFocalROIHeads", "MRCNNFocalCascadeROIHeads", "MRCNNFocalRes5ROIHeads"):
         assert name in ROI_HEADS_REGISTRY
-    assert "FocalRPN" in PROPOSAL_GENERATOR_REGISTRY
-    assert "build_resnet_pafpn_backbone" in BACKBONE_REGISTRY
-    assert {"shapes_train", "shapes_val"} <= set(DatasetCatalog.list())
+    assert "MRCNNFocalRPN" in PROPOSAL_GENERATOR_REGISTRY
+    assert "build_mrcnn_resnet_pafpn_backbone" in BACKBONE_REGISTRY
+    assert {"mrcnn_shapes_train", "mrcnn_shapes_val"} <= set(DatasetCatalog.list())
 
 
 def test_adding_the_config_twice_keeps_what_was_set():
     cfg = get_cfg()
     add_mrcnn_config(cfg)
-    cfg.MODEL.ROI_ALIGN.A = -0.75
+    cfg.MODEL.MRCNN_PLUGIN.ROI_ALIGN.A = -0.75
     cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
     before = cfg.dump()
     add_mrcnn_config(cfg)
@@ -54,8 +54,8 @@ def test_only_keys_of_this_package_are_added():
     add_mrcnn_config(cfg)
     added = yaml.safe_load(cfg.dump())
     stock = yaml.safe_load(get_cfg().dump())
-    del added["DATASETS"]["COCO_JSON"], added["MODEL"]["ROI_ALIGN"]
-    del added["MODEL"]["FPN"]["UPSAMPLE"], added["MODEL"]["BIFPN"]
+    del added["DATASETS"]["COCO_JSON"], added["MODEL"]["MRCNN_PLUGIN"]
+    del added["MODEL"]["FPN"]["UPSAMPLE"]
     del added["MODEL"]["ROI_BOX_HEAD"]["CLS_LOSS"], added["MODEL"]["ROI_BOX_HEAD"]["FOCAL"]
     del added["MODEL"]["RPN"]["FOCAL"]
     assert added == stock
@@ -74,7 +74,7 @@ from mrcnn_plugin.env import setup_environment as ours
 ours(); ours()
 cfg = get_cfg()
 assert cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS == "softmax_focal"
-assert "FocalROIHeads" in ROI_HEADS_REGISTRY
+assert "MRCNNFocalROIHeads" in ROI_HEADS_REGISTRY
 """
     result = run("-c", program, cwd=tmp_path, DETECTRON2_ENV_MODULE="mrcnn_plugin.env")
     assert result.returncode == 0, result.stderr
@@ -106,7 +106,7 @@ def test_stock_scripts_train_and_evaluate_from_yaml(script, user_config, tmp_pat
     )
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
-    assert "FocalROIHeads" in log and "PAFPN" in log
+    assert "MRCNNFocalROIHeads" in log and "PAFPN" in log
     assert "Evaluation results for bbox" in log and "Evaluation results for segm" in log
     assert list((tmp_path / "out" / "inference").rglob("coco_instances_results.json"))
 

@@ -317,7 +317,7 @@ def test_analyze_model(environment, monkeypatch, tmp_path, four_images, log):
     assert "Unsupported operator mrcnn_plugin" not in log.text.partition("Total GFlops")[0]
     assert "(Million) Activations" in log.text
     assert re.search(r"roi_heads.box_predictor.cls_score *\|", log.text)
-    assert "(roi_heads): FocalROIHeads" in log.text
+    assert "(roi_heads): MRCNNFocalROIHeads" in log.text
 
 
 def test_visualize_data(environment, monkeypatch, tmp_path, four_images):

@@ -29,14 +29,18 @@ VARIANTS = [
     *[
         (
             f"UpsampleFPN, {upsample}",
-            "build_resnet_upsample_fpn_backbone",
+            "build_mrcnn_resnet_upsample_fpn_backbone",
             ["MODEL.FPN.UPSAMPLE", upsample],
         )
         for upsample in ("nearest", "bilinear", "bicubic", "carafe")
     ],
-    ("PAFPN", "build_resnet_pafpn_backbone", []),
-    ("BiFPN", "build_resnet_bifpn_backbone", []),
-    ("BiFPN, full convolutions", "build_resnet_bifpn_backbone", ["MODEL.BIFPN.DEPTHWISE", False]),
+    ("PAFPN", "build_mrcnn_resnet_pafpn_backbone", []),
+    ("BiFPN", "build_mrcnn_resnet_bifpn_backbone", []),
+    (
+        "BiFPN, full convolutions",
+        "build_mrcnn_resnet_bifpn_backbone",
+        ["MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE", False],
+    ),
 ]
 
 

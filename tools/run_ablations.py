@@ -46,6 +46,7 @@ from tqdm import tqdm
 from train_net import Trainer, load_config, setup
 
 import mrcnn_plugin
+from mrcnn_plugin import renamed
 
 DEFAULT_METRICS = ("bbox/AP", "segm/AP")
 # Where and how often it is run or saved, and not what.
@@ -178,6 +179,19 @@ def check_unchanged(before: Dict[str, Any], now: Dict[str, Any], where: str, rem
         raise ValueError(f"{where} has {different}; the config was changed in between. {remedy}")
 
 
+def under_present_names(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """The settings of a line, whose keys and registered names may have been renamed since."""
+    present = {}
+    for key, value in settings.items():
+        names = renamed.VALUES.get(key, {})
+        if isinstance(value, list):
+            value = [names.get(item, item) if isinstance(item, str) else item for item in value]
+        elif isinstance(value, str):
+            value = names.get(value, value)
+        present[renamed.KEYS.get(key, key)] = value
+    return present
+
+
 def read_results(file: str) -> List[Line]:
     lines: List[Line] = []
     if os.path.exists(file):
@@ -191,6 +205,7 @@ def read_results(file: str) -> List[Line]:
                         f"{file}, line {index} is not the result of a cell; delete the line if it "
                         f"comes from a run that was killed."
                     ) from error
+                line["settings"] = under_present_names(line["settings"])
                 lines.append(line)
     return lines
 

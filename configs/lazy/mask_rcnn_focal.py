@@ -8,7 +8,7 @@ from detectron2.model_zoo import get_config
 from mrcnn_plugin.modeling import (
     PAFPN,
     FocalFastRCNNOutputLayers,
-    FocalROIHeads,
+    MRCNNFocalROIHeads,
     MultiscaleROIPooler,
 )
 
@@ -23,7 +23,7 @@ train = _stock.train
 model.backbone._target_ = PAFPN
 
 _heads = model.roi_heads
-_heads._target_ = FocalROIHeads
+_heads._target_ = MRCNNFocalROIHeads
 for _pooler in (_heads.box_pooler, _heads.mask_pooler):
     _pooler.update(_target_=MultiscaleROIPooler, pooler_type="ROIAlignBicubic", a=-0.5)
 _heads.box_predictor.update(

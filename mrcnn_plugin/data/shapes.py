@@ -60,8 +60,8 @@ _LONG_TAIL = Scene(frequency=(100.0, 21.5, 4.6, 1.0))
 
 # name, of the folder too -> (number of images, seed, scene)
 _DATASETS = {
-    "shapes_train": (400, 1, PLAIN),
-    "shapes_val": (60, 2, PLAIN),
+    "mrcnn_shapes_train": (400, 1, PLAIN),
+    "mrcnn_shapes_val": (60, 2, PLAIN),
     "shapes_small_train": (400, 1, _SMALL),
     "shapes_small_val": (100, 2, _SMALL),
     "shapes_long_tail_train": (400, 1, _LONG_TAIL),
@@ -78,18 +78,18 @@ _Mask = NDArray[np.bool_]
 def register_shapes() -> None:
     """Registers generated data sets of images of 128 x 128 px.
 
-    They are `shapes_train` (400 images) and `shapes_val` (60), and for ablations, with 400 and 100
-    images each, `shapes_small_*` (shapes of 10 to 24 px), `shapes_scales_*` (10 to 110 px) and
+    They are `mrcnn_shapes_train` (400 images) and `mrcnn_shapes_val` (60), and for ablations, with
+    400 and 100 images each, `shapes_small_*` (shapes of 10 to 24 px), `shapes_scales_*` (10 to 110 px) and
     `shapes_long_tail_*` (classes 100 : 21.5 : 4.6 : 1 in training, equally frequent in validation).
     Nothing is written before Detectron2 asks for a data set; its files are then generated once, in
-    `output/shapes/train` for `shapes_train` and so on, of the working directory. Their masks are RLE and
+    `output/shapes/train` for `mrcnn_shapes_train` and so on, of the working directory. Their masks are RLE and
     need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data set that is
     already registered under one of the names stays.
     """
     for name, (num_images, seed, scene) in _DATASETS.items():
         if name in DatasetCatalog:
             continue
-        root = os.path.join("output", *name.rsplit("_", 1))
+        root = os.path.join("output", *name.removeprefix("mrcnn_").rsplit("_", 1))
         DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed, scene))
         MetadataCatalog.get(name).set(
             json_file=os.path.join(root, "instances.json"),

@@ -228,7 +228,7 @@ def init_head(
     pooler_type = cfg.MODEL[name].POOLER_TYPE
     if pooler_type not in POOLER_TYPES:
         return init(cfg, input_shape)
-    a = cfg.MODEL.ROI_ALIGN.A
+    a = cfg.MODEL.MRCNN_PLUGIN.ROI_ALIGN.A
     # The parent names the class ROIPooler, which only builds the types it knows: let it build the
     # one of the same alignment, and build ours like that.
     cfg = cfg.clone()

@@ -39,14 +39,14 @@ def find_unused_keys(cfg: CfgNode) -> List[str]:
     readers = {
         "MODEL.ROI_BOX_HEAD.CLS_LOSS": of_heads,
         "MODEL.ROI_BOX_HEAD.FOCAL": of_heads,
-        "MODEL.ROI_ALIGN": ("POOLER_TYPE of the heads", pooler_types, bicubic),
+        "MODEL.MRCNN_PLUGIN.ROI_ALIGN": ("POOLER_TYPE of the heads", pooler_types, bicubic),
         "MODEL.RPN.FOCAL": (
             "MODEL.PROPOSAL_GENERATOR.NAME",
             model.PROPOSAL_GENERATOR.NAME,
             has_roi_heads and rpn,
         ),
         "MODEL.FPN.UPSAMPLE": (*of_backbone, backbone),
-        "MODEL.BIFPN": (*of_backbone, backbone and "bifpn" in model.BACKBONE.NAME),
+        "MODEL.MRCNN_PLUGIN.BIFPN": (*of_backbone, backbone and "bifpn" in model.BACKBONE.NAME),
     }
     return [
         f"{key} is not its default, but nothing reads it: {reader} is {name!r} and "

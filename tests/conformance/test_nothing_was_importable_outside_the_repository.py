@@ -18,8 +18,8 @@ import mrcnn_plugin._C
 import torch
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
-assert "FocalROIHeads" in ROI_HEADS_REGISTRY
-assert "build_resnet_pafpn_backbone" in BACKBONE_REGISTRY
+assert "MRCNNFocalROIHeads" in ROI_HEADS_REGISTRY
+assert "build_mrcnn_resnet_pafpn_backbone" in BACKBONE_REGISTRY
 ramp = torch.arange(8.0).expand(1, 1, 8, 8)
 rois = torch.tensor([[0.0, 2.0, 2.0, 6.0, 6.0]])
 pooled = torch.ops.mrcnn_plugin.roi_align([ramp], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)

@@ -343,14 +343,14 @@ def test_the_number_of_classes_must_be_that_of_the_data_set(tmp_path, num_classe
 
 
 def test_generated_shapes_and_detectron2s_data_sets_are_checked_too():
-    check_categories(make_cfg(["shapes_train"], ["shapes_val"], 4))
+    check_categories(make_cfg(["mrcnn_shapes_train"], ["mrcnn_shapes_val"], 4))
     check_categories(make_cfg(["coco_2017_train"], ["coco_2017_val"], 80))
     with pytest.raises(
-        ValueError, match="NUM_CLASSES is 80, but the data set 'shapes_train' has 4"
+        ValueError, match="NUM_CLASSES is 80, but the data set 'mrcnn_shapes_train' has 4"
     ):
-        check_categories(make_cfg(["shapes_train"], ["shapes_val"], 80))
+        check_categories(make_cfg(["mrcnn_shapes_train"], ["mrcnn_shapes_val"], 80))
     with pytest.raises(ValueError, match="id 1: 'person' against 'disc'.*and 75 more"):
-        check_categories(make_cfg(["coco_2017_train"], ["shapes_val"], 80))
+        check_categories(make_cfg(["coco_2017_train"], ["mrcnn_shapes_val"], 80))
 
 
 def test_data_sets_of_unknown_categories_are_left_alone():

@@ -350,7 +350,7 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
 @pytest.fixture
 def registered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("shapes_train", "shapes_val"):
+    for name in ("mrcnn_shapes_train", "mrcnn_shapes_val"):
         # What `import mrcnn_plugin` registered.
         monkeypatch.delitem(DatasetCatalog.data, name)
     register_shapes()
@@ -359,7 +359,7 @@ def registered(tmp_path, monkeypatch):
 
 
 def test_registering_writes_nothing(registered):
-    assert {"shapes_train", "shapes_val"} <= set(DatasetCatalog.list())
+    assert {"mrcnn_shapes_train", "mrcnn_shapes_val"} <= set(DatasetCatalog.list())
     assert list(registered.iterdir()) == []
 
 
@@ -368,14 +368,14 @@ def test_a_data_set_of_the_user_under_the_same_name_stays(monkeypatch):
         return []
 
     register_shapes()
-    monkeypatch.setitem(DatasetCatalog.data, "shapes_val", users_own)
+    monkeypatch.setitem(DatasetCatalog.data, "mrcnn_shapes_val", users_own)
     register_shapes()
-    assert DatasetCatalog["shapes_val"] is users_own
+    assert DatasetCatalog["mrcnn_shapes_val"] is users_own
 
 
 def test_detectron2_loads_what_its_metadata_says(registered):
-    dicts = DatasetCatalog.get("shapes_val")
-    metadata = MetadataCatalog.get("shapes_val")
+    dicts = DatasetCatalog.get("mrcnn_shapes_val")
+    metadata = MetadataCatalog.get("mrcnn_shapes_val")
     assert len(dicts) == 60
     assert all(os.path.isfile(d["file_name"]) for d in dicts)
     assert {a["category_id"] for d in dicts for a in d["annotations"]} == set(range(len(CLASSES)))
@@ -383,20 +383,20 @@ def test_detectron2_loads_what_its_metadata_says(registered):
     assert os.path.samefile(metadata.image_root, os.path.dirname(dicts[0]["file_name"]))
     assert metadata.thing_classes == list(CLASSES)
     assert metadata.evaluator_type == "coco"
-    assert len(DatasetCatalog.get("shapes_val")) == 60
+    assert len(DatasetCatalog.get("mrcnn_shapes_val")) == 60
 
 
 def test_train_and_val_share_no_image(registered):
     names = [f"images/{i:06d}.png" for i in range(1, 61)]
-    DatasetCatalog.get("shapes_train")
-    DatasetCatalog.get("shapes_val")
+    DatasetCatalog.get("mrcnn_shapes_train")
+    DatasetCatalog.get("mrcnn_shapes_val")
     train, val = (_files(registered / "output" / "shapes" / split) for split in ("train", "val"))
     assert not {train[n] for n in names} & {val[n] for n in names}
 
 
 def test_the_ground_truth_as_prediction_scores_100(registered):
-    dicts = DatasetCatalog.get("shapes_val")
-    evaluator = COCOEvaluator("shapes_val", ("bbox", "segm"), distributed=False)
+    dicts = DatasetCatalog.get("mrcnn_shapes_val")
+    evaluator = COCOEvaluator("mrcnn_shapes_val", ("bbox", "segm"), distributed=False)
     evaluator.reset()
     for d in dicts:
         instances = Instances((d["height"], d["width"]))

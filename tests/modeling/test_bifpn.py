@@ -141,7 +141,11 @@ def test_images_are_padded_so_that_every_level_halves(top_block, multiple):
 @pytest.mark.parametrize(
     "in_features, options, message",
     [
-        (FEATURES, {"num_repeats": 0}, "MODEL.BIFPN.NUM_REPEATS must be at least 1, got 0"),
+        (
+            FEATURES,
+            {"num_repeats": 0},
+            "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS must be at least 1, got 0",
+        ),
         (FEATURES, {"fuse_type": "avg"}, "MODEL.FPN.FUSE_TYPE is 'avg'.*leave it at 'sum'"),
         (["res5"], {}, r"MODEL.FPN.IN_FEATURES is \['res5'\].*at least two levels"),
     ],

@@ -16,15 +16,15 @@ from tests import small
 
 LOSSES = ["cross_entropy", "sigmoid_focal", "sigmoid_focal_star", "softmax_focal"]
 PARENTS = {
-    "FocalROIHeads": "StandardROIHeads",
-    "FocalCascadeROIHeads": "CascadeROIHeads",
-    "FocalRes5ROIHeads": "Res5ROIHeads",
+    "MRCNNFocalROIHeads": "StandardROIHeads",
+    "MRCNNFocalCascadeROIHeads": "CascadeROIHeads",
+    "MRCNNFocalRes5ROIHeads": "Res5ROIHeads",
 }
 # What the class needs in the config, which is that of an FPN.
 NEEDS = {
-    "FocalROIHeads": {},
-    "FocalCascadeROIHeads": {"MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True},
-    "FocalRes5ROIHeads": {
+    "MRCNNFocalROIHeads": {},
+    "MRCNNFocalCascadeROIHeads": {"MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True},
+    "MRCNNFocalRes5ROIHeads": {
         "MODEL__BACKBONE__NAME": "build_resnet_backbone",
         "MODEL__RESNETS__DEPTH": 50,
         "MODEL__RESNETS__OUT_FEATURES": ["res4"],
@@ -136,7 +136,7 @@ def test_with_cross_entropy_and_stock_poolers_it_is_the_parent(name, options):
 
 @every_class
 def test_every_pooler_can_be_bicubic(name):
-    heads = build_model(config(name, MODEL__ROI_ALIGN__A=-0.75)).roi_heads
+    heads = build_model(config(name, MODEL__MRCNN_PLUGIN__ROI_ALIGN__A=-0.75)).roi_heads
     poolers = [heads.pooler] if "Res5" in name else [heads.box_pooler, heads.mask_pooler]
     for pooler in poolers:
         assert type(pooler) is MultiscaleROIPooler
@@ -147,12 +147,12 @@ def test_every_pooler_can_be_bicubic(name):
 
 def test_every_stage_of_a_cascade_has_its_own_box_weights():
     weights = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
-    cfg = config("FocalCascadeROIHeads", MODEL__ROI_BOX_CASCADE_HEAD__BBOX_REG_WEIGHTS=weights)
+    cfg = config("MRCNNFocalCascadeROIHeads", MODEL__ROI_BOX_CASCADE_HEAD__BBOX_REG_WEIGHTS=weights)
     stages = build_roi_heads(cfg, build_model(cfg).backbone.output_shape()).box_predictor
     assert tuple(stage.box2box_transform.weights for stage in stages) == weights
 
 
-@pytest.mark.parametrize("name", ["FocalROIHeads", "FocalRes5ROIHeads"])
+@pytest.mark.parametrize("name", ["MRCNNFocalROIHeads", "MRCNNFocalRes5ROIHeads"])
 def test_boxes_need_not_depend_on_the_class(name):
     """Those of a cascade never do."""
     model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG=True))
@@ -181,7 +181,7 @@ def test_no_detections(name):
     assert len(output["scores"]) == 0 and output["pred_masks"].shape == (0, 64, 96)
 
 
-@pytest.mark.parametrize("name", ["FocalROIHeads", "FocalCascadeROIHeads"])
+@pytest.mark.parametrize("name", ["MRCNNFocalROIHeads", "MRCNNFocalCascadeROIHeads"])
 def test_keypoints_beside_boxes_and_masks(name):
     model = build_model(
         config(
@@ -205,7 +205,7 @@ def test_keypoints_beside_boxes_and_masks(name):
 
 def test_the_mask_head_of_point_rend():
     point_rend = pytest.importorskip("detectron2.projects.point_rend")
-    cfg = config("FocalROIHeads")
+    cfg = config("MRCNNFocalROIHeads")
     point_rend.add_pointrend_config(cfg)
     cfg.merge_from_list(
         ["MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
@@ -312,7 +312,7 @@ class TestTorchScript:
 
     @pytest.mark.parametrize(
         "name, cls_loss",
-        [("FocalROIHeads", "sigmoid_focal"), ("FocalRes5ROIHeads", "cross_entropy")],
+        [("MRCNNFocalROIHeads", "sigmoid_focal"), ("MRCNNFocalRes5ROIHeads", "cross_entropy")],
     )
     def test_scripted(self, name, cls_loss):
         model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss)).eval()

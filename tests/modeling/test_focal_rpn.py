@@ -1,4 +1,4 @@
-"""FocalRPN against the float64 oracle and Detectron2's RPN."""
+"""MRCNNFocalRPN against the float64 oracle and Detectron2's RPN."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from mrcnn_plugin.modeling import FocalRPN
+from mrcnn_plugin.modeling import MRCNNFocalRPN
 from tests import oracles, small
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 7)}
@@ -17,11 +17,11 @@ NO_FOCUS = {"MODEL__RPN__FOCAL__ALPHA": -1.0, "MODEL__RPN__FOCAL__GAMMA": 0.0}
 SIZES = [(64, 96), (64, 96)]
 
 
-def config(name="FocalRPN", **changes):
+def config(name="MRCNNFocalRPN", **changes):
     return small.config(MODEL__PROPOSAL_GENERATOR__NAME=name, **changes)
 
 
-def rpn(name="FocalRPN", **changes):
+def rpn(name="MRCNNFocalRPN", **changes):
     return build_proposal_generator(config(name, **changes), SHAPES)
 
 
@@ -154,7 +154,7 @@ def test_state_dict_is_that_of_rpn():
 
 def test_a_whole_model_trains_a_step_and_detects():
     model = build_model(config())
-    assert type(model.proposal_generator) is FocalRPN
+    assert type(model.proposal_generator) is MRCNNFocalRPN
     before = model.proposal_generator.rpn_head.objectness_logits.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with EventStorage():
@@ -179,4 +179,4 @@ def test_a_whole_model_trains_a_step_and_detects():
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        FocalRPN(**{**FocalRPN.from_config(config(), SHAPES), **options})
+        MRCNNFocalRPN(**{**MRCNNFocalRPN.from_config(config(), SHAPES), **options})

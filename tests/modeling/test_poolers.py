@@ -47,7 +47,7 @@ class TestInHeads:
     @pytest.mark.parametrize("ours", HEADS)
     @every_type
     def test_each_head_chooses_its_own_pooler(self, ours, pooler_type):
-        cfg = small.config(MODEL__KEYPOINT_ON=True, MODEL__ROI_ALIGN__A=-0.75)
+        cfg = small.config(MODEL__KEYPOINT_ON=True, MODEL__MRCNN_PLUGIN__ROI_ALIGN__A=-0.75)
         for head in HEADS:
             cfg.MODEL[head].POOLER_TYPE = pooler_type if head == ours else "ROIAlignV2"
             cfg.MODEL[head].POOLER_SAMPLING_RATIO = 3

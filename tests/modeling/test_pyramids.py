@@ -22,7 +22,7 @@ FEATURES = ["res2", "res3", "res4", "res5"]
 
 
 def config(name, **changes):
-    return small.config(MODEL__BACKBONE__NAME=f"build_resnet_{name}_backbone", **changes)
+    return small.config(MODEL__BACKBONE__NAME=f"build_mrcnn_resnet_{name}_backbone", **changes)
 
 
 def retinanet_config(builder, **changes):
@@ -130,7 +130,7 @@ def test_a_whole_model_can_be_scripted_as_with_the_stock_fpn(name, upsample):
 @pytest.mark.parametrize("name", NAMES)
 def test_retinanet_trains_on_p3_to_p7(name):
     torch.manual_seed(0)
-    cfg = retinanet_config(f"build_retinanet_resnet_{name}_backbone")
+    cfg = retinanet_config(f"build_mrcnn_retinanet_resnet_{name}_backbone")
     model = build_model(cfg)
     assert list(model.backbone.output_shape()) == ["p3", "p4", "p5", "p6", "p7"]
     optimizer = build_optimizer(cfg, model)
@@ -150,8 +150,8 @@ def test_retinanet_trains_on_p3_to_p7(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_retinanet_on_a_builder_for_mask_rcnn_is_told_which_one_it_needs(name):
-    builder = f"build_resnet_{name}_backbone"
-    message = f"MODEL.RETINANET.IN_FEATURES is .*'p7'.*{builder}.*'p6'.*build_retinanet_"
+    builder = f"build_mrcnn_resnet_{name}_backbone"
+    message = f"MODEL.RETINANET.IN_FEATURES is .*'p7'.*{builder}.*'p6'.*build_mrcnn_retinanet_"
     with pytest.raises(ValueError, match=message):
         build_model(retinanet_config(builder))
 
@@ -195,7 +195,7 @@ def test_refuses_what_cannot_work(pyramid, in_features, top_block, fuse_type, me
         pyramid(BottomUp(), in_features, 8, top_block=top_block, fuse_type=fuse_type)
 
 
-@pytest.mark.parametrize("prefix", ["build", "build_retinanet"])
+@pytest.mark.parametrize("prefix", ["build_mrcnn", "build_mrcnn_retinanet"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_upsampling_is_named_when_the_model_is_built(prefix, name):
     cfg = small.config(
@@ -210,7 +210,7 @@ def test_what_a_resnet_does_not_have_is_named():
     with pytest.raises(ValueError, match="MODEL.RESNETS.OUT_FEATURES is .*'res5': add it"):
         build_backbone(
             small.config(
-                MODEL__BACKBONE__NAME="build_retinanet_resnet_pafpn_backbone",
+                MODEL__BACKBONE__NAME="build_mrcnn_retinanet_resnet_pafpn_backbone",
                 MODEL__RESNETS__OUT_FEATURES=["res3", "res4"],
                 MODEL__FPN__IN_FEATURES=["res3", "res4"],
             )

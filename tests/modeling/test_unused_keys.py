@@ -19,7 +19,13 @@ def test_the_configs_have_none(name):
         ("MODEL.ROI_BOX_HEAD.FOCAL", ".GAMMA", 1.0, "ROI_HEADS", "CascadeROIHeads"),
         ("MODEL.RPN.FOCAL", ".ALPHA", 0.5, "PROPOSAL_GENERATOR", "RPN"),
         ("MODEL.FPN.UPSAMPLE", "", "carafe", "BACKBONE", "build_resnet_fpn_backbone"),
-        ("MODEL.BIFPN", ".NUM_REPEATS", 2, "BACKBONE", "build_resnet_pafpn_backbone"),
+        (
+            "MODEL.MRCNN_PLUGIN.BIFPN",
+            ".NUM_REPEATS",
+            2,
+            "BACKBONE",
+            "build_mrcnn_resnet_pafpn_backbone",
+        ),
     ],
 )
 def test_a_key_without_its_component_is_named(node, key, value, reader, others):
@@ -27,17 +33,17 @@ def test_a_key_without_its_component_is_named(node, key, value, reader, others):
     (sentence,) = find_unused_keys(small.config(**{node + key: value, name: others}))
     assert sentence.startswith(f"{node} is not its default")
     assert f"{name} is {others!r}" in sentence
-    ours = {"PROPOSAL_GENERATOR": "FocalRPN", "BACKBONE": "build_resnet_bifpn_backbone"}
-    chosen = ours.get(reader, "FocalCascadeROIHeads")
+    ours = {"PROPOSAL_GENERATOR": "MRCNNFocalRPN", "BACKBONE": "build_mrcnn_resnet_bifpn_backbone"}
+    chosen = ours.get(reader, "MRCNNFocalCascadeROIHeads")
     assert not find_unused_keys(small.config(**{node + key: value, name: chosen}))
 
 
 @pytest.mark.parametrize("head", ["BOX", "MASK", "KEYPOINT"])
 def test_the_cubic_kernel_needs_a_bicubic_pooler(head):
     types = {f"MODEL__ROI_{h}_HEAD__POOLER_TYPE": "ROIAlignBilinear" for h in ("BOX", "MASK")}
-    changes = {**types, "MODEL__ROI_ALIGN__A": -0.75}
+    changes = {**types, "MODEL__MRCNN_PLUGIN__ROI_ALIGN__A": -0.75}
     (sentence,) = find_unused_keys(small.config(**changes))
-    assert sentence.startswith("MODEL.ROI_ALIGN is not its default")
+    assert sentence.startswith("MODEL.MRCNN_PLUGIN.ROI_ALIGN is not its default")
     assert "'ROI_MASK_HEAD': 'ROIAlignBilinear'" in sentence
     changes[f"MODEL__ROI_{head}_HEAD__POOLER_TYPE"] = "ROIAlignBicubic"
     assert bool(find_unused_keys(small.config(**changes))) == (head == "KEYPOINT")
@@ -46,9 +52,9 @@ def test_the_cubic_kernel_needs_a_bicubic_pooler(head):
 
 def test_heads_without_a_pyramid_have_one_pooler():
     changes = {
-        "MODEL__ROI_HEADS__NAME": "FocalRes5ROIHeads",
+        "MODEL__ROI_HEADS__NAME": "MRCNNFocalRes5ROIHeads",
         "MODEL__ROI_MASK_HEAD__POOLER_TYPE": "ROIAlignBicubic",
-        "MODEL__ROI_ALIGN__A": -0.75,
+        "MODEL__MRCNN_PLUGIN__ROI_ALIGN__A": -0.75,
     }
     assert find_unused_keys(small.config(**changes, MODEL__ROI_BOX_HEAD__POOLER_TYPE="ROIAlignV2"))
     changes["MODEL__ROI_BOX_HEAD__POOLER_TYPE"] = "ROIAlignBicubic"
@@ -57,7 +63,7 @@ def test_heads_without_a_pyramid_have_one_pooler():
 
 def test_retinanet_has_no_roi_heads():
     cfg = config("retinanet_R_50_PAFPN_1x.yaml")
-    cfg.MODEL.ROI_HEADS.NAME = "FocalROIHeads"
+    cfg.MODEL.ROI_HEADS.NAME = "MRCNNFocalROIHeads"
     cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
     (sentence,) = find_unused_keys(cfg)
     assert sentence.startswith("MODEL.ROI_BOX_HEAD.FOCAL ") and "'RetinaNet'" in sentence

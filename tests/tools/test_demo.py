@@ -22,7 +22,7 @@ demo = load_tool("demo")
 TINY = {
     **small.TINY,
     "MODEL.ROI_HEADS.NUM_CLASSES": 4,
-    "DATASETS.TEST": "('shapes_val',)",
+    "DATASETS.TEST": "('mrcnn_shapes_val',)",
     "INPUT.MIN_SIZE_TEST": 96,
 }
 

@@ -21,27 +21,27 @@ AP = {"AP": 50.04, "AP50": 80.25, "AP75": 60.0, "APs": 40.5, "APm": 55.0, "APl":
 
 
 @pytest.fixture(scope="module")
-def shapes_val(tmp_path_factory):
+def mrcnn_shapes_val(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
-        DatasetCatalog.get("shapes_val")
+        DatasetCatalog.get("mrcnn_shapes_val")
     return root / "output" / "shapes"
 
 
 @pytest.fixture
-def output(tmp_path, monkeypatch, shapes_val):
+def output(tmp_path, monkeypatch, mrcnn_shapes_val):
     """OUTPUT_DIR of a training whose predictions are the ground truth, shifted by two pixels."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("run/inference")
     os.mkdir("output")
-    os.symlink(shapes_val, "output/shapes")
+    os.symlink(mrcnn_shapes_val, "output/shapes")
     with open("run/metrics.json", "w") as f:
         for iteration in (19, 39):
             losses = {"loss_cls": 1 / iteration, "loss_mask": 0.5, "total_loss": 1.0, "lr": 0.1}
             f.write(json.dumps({"iteration": iteration, **losses}) + "\n")
         f.write(json.dumps({"iteration": 40, **prefixed("bbox/"), **prefixed("segm/", 10)}) + "\n")
-    write_results(DatasetCatalog.get("shapes_val"))
+    write_results(DatasetCatalog.get("mrcnn_shapes_val"))
     return tmp_path / "run"
 
 
@@ -93,12 +93,12 @@ def test_a_second_run_replaces_its_own_pictures(output):
 
 def test_several_test_sets(output, capsys):
     # Their APs are written under their names, and the results are those of the last one.
-    last = prefixed("shapes_val/bbox/") | {f"shapes_train/bbox/{k}": 1.0 for k in AP}
+    last = prefixed("mrcnn_shapes_val/bbox/") | {f"mrcnn_shapes_train/bbox/{k}": 1.0 for k in AP}
     with open("run/metrics.json", "a") as f:
         f.write(json.dumps({"iteration": 41, **last}) + "\n")
-    run("DATASETS.TEST", "('shapes_train', 'shapes_val')")
+    run("DATASETS.TEST", "('mrcnn_shapes_train', 'mrcnn_shapes_val')")
     printed = capsys.readouterr().out
-    assert "shapes_val:" in printed and "50.0" in printed and "segm" not in printed
+    assert "mrcnn_shapes_val:" in printed and "50.0" in printed and "segm" not in printed
 
 
 # metrics.json
@@ -207,7 +207,7 @@ def test_ground_truth_and_predictions_stand_side_by_side(output, monkeypatch):
 
 @pytest.mark.parametrize("score, left_out", [(0.499, True), (0.5, False)])
 def test_unlikely_predictions_are_left_out(output, monkeypatch, score, left_out):
-    write_results(DatasetCatalog.get("shapes_val"), score)
+    write_results(DatasetCatalog.get("mrcnn_shapes_val"), score)
     drawn = []
     monkeypatch.setattr(
         plot_results,

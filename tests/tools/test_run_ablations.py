@@ -247,7 +247,10 @@ def test_arguments_that_cannot_be(folder, capsys, arguments, message):
 
 
 def test_there_is_one_test_set(folder):
-    content = {"_BASE_": "base.yaml", "DATASETS": {"TEST": ["shapes_val", "shapes_train"]}}
+    content = {
+        "_BASE_": "base.yaml",
+        "DATASETS": {"TEST": ["mrcnn_shapes_val", "mrcnn_shapes_train"]},
+    }
     (folder / "two.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match="DATASETS.TEST of two.yaml.*must be one data set"):
         run_ablations.main(["--config", "two.yaml", "--seeds", "1"])
@@ -442,15 +445,18 @@ def test_a_line_says_what_it_was_run_with_when_a_default_has_changed_since(folde
 
     def add_with_another_default(cfg):
         add(cfg)
-        cfg.MODEL.BIFPN.NUM_REPEATS = 5
+        cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS = 5
 
     monkeypatch.setattr(run_ablations.mrcnn_plugin, "add_mrcnn_config", add_with_another_default)
     cfg = run_ablations.default_config()
-    assert run_ablations.settings_of(cfg)["MODEL.BIFPN.NUM_REPEATS"] == 5
-    now = {**before, "MODEL.BIFPN.NUM_REPEATS": 5}
-    assert run_ablations.differences(before, now) == "MODEL.BIFPN.NUM_REPEATS 3 instead of 5"
+    assert run_ablations.settings_of(cfg)["MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS"] == 5
+    now = {**before, "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS": 5}
+    assert (
+        run_ablations.differences(before, now)
+        == "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS 3 instead of 5"
+    )
     # A key that there was not yet has its default.
-    del before["MODEL.BIFPN.NUM_REPEATS"]
+    del before["MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS"]
     assert run_ablations.differences(before, now) == ""
 
 

@@ -167,7 +167,9 @@ class BiFPN(Pyramid):
                 f"it fuses: leave it at 'sum'"
             )
         if num_repeats < 1:
-            raise ValueError(f"MODEL.BIFPN.NUM_REPEATS must be at least 1, got {num_repeats}")
+            raise ValueError(
+                f"MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS must be at least 1, got {num_repeats}"
+            )
         num_levels = len(self._out_features)
         if num_levels < 2:
             raise ValueError(

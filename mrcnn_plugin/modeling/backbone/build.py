@@ -43,8 +43,8 @@ def _build(pyramid: Type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, *
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and not set(wanted) <= set(levels):
         raise ValueError(
             f"MODEL.RETINANET.IN_FEATURES is {wanted}, but MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME!r} has the levels {levels}: a build_retinanet_… one has p6 "
-            f"and p7 as RetinaNet has them, and MODEL.FPN.IN_FEATURES says where it begins"
+            f"{cfg.MODEL.BACKBONE.NAME!r} has the levels {levels}: a build_mrcnn_retinanet_… one has "
+            f"p6 and p7 as RetinaNet has them, and MODEL.FPN.IN_FEATURES says where it begins"
         )
     return backbone
 
@@ -55,13 +55,13 @@ def _build_bifpn(cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool) -> BiFPN:
         cfg,
         input_shape,
         p6p7,
-        num_repeats=cfg.MODEL.BIFPN.NUM_REPEATS,
-        depthwise=cfg.MODEL.BIFPN.DEPTHWISE,
+        num_repeats=cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS,
+        depthwise=cfg.MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE,
     )
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> UpsampleFPN:
+def build_mrcnn_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> UpsampleFPN:
     """ResNet with :class:`UpsampleFPN`, from the keys that Detectron2's `build_resnet_fpn_backbone`
     reads and `MODEL.FPN.UPSAMPLE`.
 
@@ -73,15 +73,15 @@ def build_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
 
 
 @BACKBONE_REGISTRY.register()
-def build_retinanet_resnet_upsample_fpn_backbone(
+def build_mrcnn_retinanet_resnet_upsample_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> UpsampleFPN:
-    """As :func:`build_resnet_upsample_fpn_backbone`, with RetinaNet's p6 and p7."""
+    """As :func:`build_mrcnn_resnet_upsample_fpn_backbone`, with RetinaNet's p6 and p7."""
     return _build(UpsampleFPN, cfg, input_shape, p6p7=True)
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
+def build_mrcnn_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
     """ResNet with :class:`PAFPN`, from the keys that Detectron2's `build_resnet_fpn_backbone` reads
     and `MODEL.FPN.UPSAMPLE`.
 
@@ -93,15 +93,15 @@ def build_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_retinanet_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
-    """As :func:`build_resnet_pafpn_backbone`, with RetinaNet's p6 and p7."""
+def build_mrcnn_retinanet_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
+    """As :func:`build_mrcnn_resnet_pafpn_backbone`, with RetinaNet's p6 and p7."""
     return _build(PAFPN, cfg, input_shape, p6p7=True)
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
+def build_mrcnn_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
     """ResNet with :class:`BiFPN`, from the keys `MODEL.FPN` (but FUSE_TYPE, whose place learned
-    weights take) and `MODEL.BIFPN`.
+    weights take) and `MODEL.MRCNN_PLUGIN.BIFPN`.
 
     Args:
         cfg: a Detectron2 config with the keys of this package.
@@ -111,6 +111,6 @@ def build_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_retinanet_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
-    """As :func:`build_resnet_bifpn_backbone`, with RetinaNet's p6 and p7."""
+def build_mrcnn_retinanet_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
+    """As :func:`build_mrcnn_resnet_bifpn_backbone`, with RetinaNet's p6 and p7."""
     return _build_bifpn(cfg, input_shape, p6p7=True)

@@ -1,3 +1,3 @@
-from .focal_rpn import FocalRPN
+from .focal_rpn import MRCNNFocalRPN
 
-__all__ = ["FocalRPN"]
+__all__ = ["MRCNNFocalRPN"]

@@ -14,7 +14,7 @@ from ..focal_options import check_focal_options, prior_bias
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class FocalRPN(RPN):
+class MRCNNFocalRPN(RPN):
     """Detectron2's RPN with the focal loss (arXiv 1708.02002, eq. 5) of objectness.
 
     The loss takes the place of sampling: every anchor that the labelling does not ignore takes
@@ -59,7 +59,7 @@ class FocalRPN(RPN):
         bias = getattr(getattr(head, "objectness_logits", None), "bias", None)
         if bias is None:
             raise ValueError(
-                "MODEL.PROPOSAL_GENERATOR.NAME 'FocalRPN' needs a MODEL.RPN.HEAD_NAME whose head "
+                "MODEL.PROPOSAL_GENERATOR.NAME 'MRCNNFocalRPN' needs a MODEL.RPN.HEAD_NAME whose head "
                 f"has a layer `objectness_logits` with a bias, as 'StandardRPNHead' has, got "
                 f"{type(head).__name__}"
             )

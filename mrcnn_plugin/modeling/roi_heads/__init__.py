@@ -1,9 +1,9 @@
 from .focal_fast_rcnn import FocalFastRCNNOutputLayers
-from .focal_roi_heads import FocalCascadeROIHeads, FocalRes5ROIHeads, FocalROIHeads
+from .focal_roi_heads import MRCNNFocalCascadeROIHeads, MRCNNFocalRes5ROIHeads, MRCNNFocalROIHeads
 
 __all__ = [
-    "FocalCascadeROIHeads",
     "FocalFastRCNNOutputLayers",
-    "FocalROIHeads",
-    "FocalRes5ROIHeads",
+    "MRCNNFocalCascadeROIHeads",
+    "MRCNNFocalROIHeads",
+    "MRCNNFocalRes5ROIHeads",
 ]

@@ -5,8 +5,8 @@ Each class is its parent with two more choices in the config:
 * `MODEL.ROI_BOX_HEAD.CLS_LOSS` chooses the classification loss, see
   :class:`FocalFastRCNNOutputLayers`;
 * `POOLER_TYPE: "ROIAlignBicubic"` and `"ROIAlignBilinear"` are known wherever the parent reads a
-  pooler type, beside every stock type, see :class:`MultiscaleROIPooler`; `MODEL.ROI_ALIGN.A` sets
-  the cubic kernel.
+  pooler type, beside every stock type, see :class:`MultiscaleROIPooler`;
+  `MODEL.MRCNN_PLUGIN.ROI_ALIGN.A` sets the cubic kernel.
 
 Parameters have the names that they have in the parent, so its checkpoints load.
 """
@@ -45,7 +45,7 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNN
 
 
 @ROI_HEADS_REGISTRY.register()
-class FocalROIHeads(StandardROIHeads):
+class MRCNNFocalROIHeads(StandardROIHeads):
     """Detectron2's StandardROIHeads with focal loss and our poolers, see above."""
 
     # Detectron2 annotates StandardROIHeads so when it exports to TorchScript, which does not look
@@ -74,15 +74,15 @@ class FocalROIHeads(StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class FocalCascadeROIHeads(FocalROIHeads, CascadeROIHeads):
+class MRCNNFocalCascadeROIHeads(MRCNNFocalROIHeads, CascadeROIHeads):
     """Detectron2's CascadeROIHeads with focal loss in every stage and our poolers, see above.
 
-    The `super()` of :class:`FocalROIHeads` is CascadeROIHeads here, which builds what it changes.
+    The `super()` of :class:`MRCNNFocalROIHeads` is CascadeROIHeads here, which builds what it changes.
     """
 
 
 @ROI_HEADS_REGISTRY.register()
-class FocalRes5ROIHeads(Res5ROIHeads):
+class MRCNNFocalRes5ROIHeads(Res5ROIHeads):
     """Detectron2's Res5ROIHeads ("C4") with focal loss and our pooler, see above.
 
     Boxes and masks share one pooler, whose type is that of ROI_BOX_HEAD.

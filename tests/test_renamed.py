@@ -1,0 +1,167 @@
+"""Names that other projects use stay free, and old names are refused with the new one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+
+from mrcnn_plugin import add_mrcnn_config, renamed
+from tests.conftest import load_tool
+from tests.small import ROOT
+
+REGISTRIES = {
+    "DATASETS.TRAIN": DatasetCatalog,
+    "DATASETS.TEST": DatasetCatalog,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+}
+# What CenterNet2's add_centernet_config puts there.
+FOREIGN_BIFPN = {
+    "NUM_LEVELS": 5,
+    "NUM_BIFPN": 6,
+    "NORM": "GN",
+    "OUT_CHANNELS": 160,
+    "SEPARABLE_CONV": False,
+}
+
+
+def our_config():
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    return cfg
+
+
+def merge(cfg, key, value, how, folder):
+    """Sets a key as a config file or as the command line does."""
+    if how == "list":
+        cfg.merge_from_list([key, str(value)])
+        return
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    (folder / "config.yaml").write_text(yaml.safe_dump(value))
+    cfg.merge_from_file(str(folder / "config.yaml"))
+
+
+def test_other_projects_can_register_their_names_beside_ours(tmp_path):
+    program = f"""
+import mrcnn_plugin
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import (
+    BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY, build_backbone
+)
+from mrcnn_plugin import renamed
+
+registries = {{
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+}}
+for key, registry in registries.items():
+    for name in renamed.VALUES[key]:
+        def foreign(*arguments):
+            raise AssertionError("This is not ours.")
+        foreign.__name__ = name
+        registry.register(foreign)
+for name in renamed.VALUES["DATASETS.TRAIN"]:
+    DatasetCatalog.register(name, list)
+
+cfg = get_cfg()
+mrcnn_plugin.add_mrcnn_config(cfg)
+cfg.MODEL.BIFPN = CfgNode({FOREIGN_BIFPN!r})
+cfg.MODEL.BACKBONE.NAME = "build_mrcnn_resnet_bifpn_backbone"
+cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS = 2
+print(type(build_backbone(cfg)).__module__, len(build_backbone(cfg).bifpn))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "mrcnn_plugin.modeling.backbone.bifpn 2\n", result.stderr
+
+
+@pytest.mark.parametrize("how", ["file", "list"])
+@pytest.mark.parametrize("order", ["theirs first", "ours first"])
+@pytest.mark.parametrize("key, value", [("NUM_BIFPN", 3), ("OUT_CHANNELS", 88)])
+def test_the_foreign_node_takes_its_own_keys(how, order, key, value, tmp_path):
+    cfg = get_cfg()
+    if order == "ours first":
+        add_mrcnn_config(cfg)
+    cfg.MODEL.BIFPN = type(cfg)(FOREIGN_BIFPN)
+    add_mrcnn_config(cfg)
+    merge(cfg, f"MODEL.BIFPN.{key}", value, how, tmp_path)
+    assert cfg.MODEL.BIFPN == {**FOREIGN_BIFPN, key: value}
+
+
+@pytest.mark.parametrize("how", ["file", "list"])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.BIFPN.NUM_REPEATS", 2),
+        ("MODEL.BIFPN.DEPTHWISE", False),
+        ("MODEL.ROI_ALIGN.A", -0.75),
+    ],
+)
+def test_an_old_key_is_refused_with_the_new_one(key, value, how, tmp_path):
+    new = renamed.KEYS[key if how == "list" else key.rpartition(".")[0]]
+    with pytest.raises(KeyError, match=f"was renamed to {new}; please update"):
+        merge(our_config(), key, value, how, tmp_path)
+    merge(our_config(), renamed.KEYS[key], value, how, tmp_path)
+
+
+def test_an_old_key_in_a_foreign_node_of_its_name_is_refused_too(tmp_path):
+    cfg = our_config()
+    cfg.MODEL.BIFPN = type(cfg)(FOREIGN_BIFPN)
+    with pytest.raises(KeyError, match="MODEL.BIFPN.NUM_REPEATS was renamed to"):
+        merge(cfg, "MODEL.BIFPN.NUM_REPEATS", 2, "file", tmp_path)
+
+
+def test_the_new_names_exist():
+    def keys(node, prefix=""):
+        for key, value in node.items():
+            yield prefix + key
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{key}.")
+
+    assert set(renamed.KEYS.values()) <= set(keys(our_config()))
+    for key, names in renamed.VALUES.items():
+        registered = REGISTRIES[key]
+        assert all(name in registered for name in names.values())
+        # A project that uses an old name for something of its own can be installed too.
+        assert not any(name in registered for name in names)
+
+
+def test_recorded_results_are_read_under_the_new_names(tmp_path):
+    old = {
+        "MODEL.BIFPN.NUM_REPEATS": 2,
+        "MODEL.ROI_ALIGN.A": -0.75,
+        "MODEL.BACKBONE.NAME": "build_resnet_bifpn_backbone",
+        "MODEL.ROI_HEADS.NAME": "FocalROIHeads",
+        "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
+        "DATASETS.TEST": ["shapes_val"],
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16]],
+    }
+    line = {"name": "a", "opts": [], "seed": 1, "settings": old, "metrics": {}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line))
+    (read,) = load_tool("run_ablations").read_results(str(tmp_path / "results.jsonl"))
+    assert read["settings"] == {
+        "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS": 2,
+        "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A": -0.75,
+        "MODEL.BACKBONE.NAME": "build_mrcnn_resnet_bifpn_backbone",
+        "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads",
+        "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
+        "DATASETS.TEST": ["mrcnn_shapes_val"],
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16]],
+    }
