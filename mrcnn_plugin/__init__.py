@@ -1,10 +1,10 @@
 """Mask R-CNN components for Detectron2: bicubic RoIAlign, a focal-loss ROI box head, FPN variants.
 
-Importing the package registers them in Detectron2's registries; `add_mrcnn_config` adds their
-config keys.
+Importing the package registers them in Detectron2's registries. `load_cfg` reads a config file with
+their keys, `get_cfg` has their defaults, and `add_mrcnn_config` adds them to a config that there is.
 """
 
-from .config import add_mrcnn_config
+from .config import add_mrcnn_config, get_cfg, load_cfg
 
 try:
     # Before any module of this package that needs it: where DETECTRON2_ENV_MODULE names
@@ -25,4 +25,4 @@ from .data import register_shapes
 register_shapes()
 
 __version__ = "0.1.0"
-__all__ = ["add_mrcnn_config"]
+__all__ = ["add_mrcnn_config", "get_cfg", "load_cfg"]

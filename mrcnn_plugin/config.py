@@ -6,6 +6,7 @@ or `"ROIAlignBilinear"`, are not keys of ours and stand with those parts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import renamed
@@ -78,6 +79,54 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     for old, new in renamed.KEYS.items():
         if not cfg.key_is_renamed(old):
             cfg.register_renamed_key(old, new)
+
+
+def get_cfg() -> CfgNode:
+    """A config with the defaults of Detectron2 and of this package."""
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    return cfg
+
+
+def load_cfg(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """A config from a file and changes to it, not frozen.
+
+    Args:
+        config_file: a YAML file, `_BASE_` included, as Detectron2's `merge_from_file` reads it.
+        opts: KEY, VALUE, KEY, VALUE … as from a command line.
+
+    Raises:
+        AssertionError: there is no such file, or `opts` has an unknown key or a key without a value.
+        KeyError: the file has an unknown key, or one of the two has a key that was renamed.
+        ValueError: a component has a name from before the first release of this package, and nobody
+            else has registered it.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    _refuse_old_names(cfg)
+    return cfg
+
+
+def _refuse_old_names(cfg: CfgNode) -> None:
+    """Data sets are not checked here, since they may be registered later."""
+    from detectron2.modeling import (
+        BACKBONE_REGISTRY,
+        PROPOSAL_GENERATOR_REGISTRY,
+        ROI_HEADS_REGISTRY,
+    )
+
+    for node, registry in (
+        ("BACKBONE", BACKBONE_REGISTRY),
+        ("PROPOSAL_GENERATOR", PROPOSAL_GENERATOR_REGISTRY),
+        ("ROI_HEADS", ROI_HEADS_REGISTRY),
+    ):
+        key, name = f"MODEL.{node}.NAME", cfg.MODEL[node].NAME
+        new = renamed.VALUES[key].get(name)
+        if new is not None and name not in registry:
+            raise ValueError(f"{key} {name!r} was renamed to {new!r}; please update your config.")
 
 
 def _add(node: CfgNode, key: str, default: Any) -> None:

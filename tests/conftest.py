@@ -25,10 +25,7 @@ def load_tool(name: str, folder: Path = ROOT / "tools") -> Any:
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # As for a script, so that one can import another.
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.syspath_prepend(str(folder))
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -6,12 +6,12 @@ from typing import Any, Dict, List, Tuple
 import detectron2
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin import load_cfg
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -45,12 +45,8 @@ ALL_SAMPLES = {
 
 def config(name: str = "Base-R18-GN-Small.yaml", **changes: Any) -> CfgNode:
     """A config of this repository, made tiny, with changes given as KEY__SUBKEY=value."""
-    cfg = get_cfg()
-    add_mrcnn_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
     settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
-    cfg.merge_from_list([item for pair in settings.items() for item in pair])
-    return cfg
+    return load_cfg(str(CONFIGS / name), [item for pair in settings.items() for item in pair])
 
 
 def instances(boxes: List[List[float]], classes: List[int], size: Tuple[int, int]) -> Instances:

@@ -15,6 +15,7 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from mrcnn_plugin import load_cfg
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
 from tests.conftest import load_tool
@@ -28,9 +29,7 @@ NUM_KEYPOINTS = 17  # of a person in COCO
 
 def config(name):
     """The config itself; only what would need a GPU, a download or much memory is taken out."""
-    cfg = small.get_cfg()
-    small.add_mrcnn_config(cfg)
-    cfg.merge_from_file(str(small.CONFIGS / name))
+    cfg = load_cfg(str(small.CONFIGS / name))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     return cfg
 
@@ -200,9 +199,7 @@ COMPONENTS = {
 @pytest.mark.filterwarnings("ignore:pkg_resources")
 def test_only_the_components_differ_from_the_stock_config(name, stock, others):
     ours = settings(config(f"{name}.yaml"))
-    theirs = small.get_cfg()
-    small.add_mrcnn_config(theirs)
-    theirs.merge_from_file(model_zoo.get_config_file(f"{stock}.yaml"))
+    theirs = load_cfg(model_zoo.get_config_file(f"{stock}.yaml"))
     theirs.MODEL.DEVICE, theirs.MODEL.WEIGHTS = "cpu", ""
     assert {k for k, v in settings(theirs).items() if ours[k] != v} <= COMPONENTS | set(others)
 

@@ -11,7 +11,9 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
 
+import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config, renamed
+from mrcnn_plugin.data import check_categories
 from tests.conftest import load_tool
 from tests.small import ROOT
 
@@ -30,12 +32,6 @@ FOREIGN_BIFPN = {
     "OUT_CHANNELS": 160,
     "SEPARABLE_CONV": False,
 }
-
-
-def our_config():
-    cfg = get_cfg()
-    add_mrcnn_config(cfg)
-    return cfg
 
 
 def merge(cfg, key, value, how, folder):
@@ -117,12 +113,12 @@ def test_the_foreign_node_takes_its_own_keys(how, order, key, value, tmp_path):
 def test_an_old_key_is_refused_with_the_new_one(key, value, how, tmp_path):
     new = renamed.KEYS[key if how == "list" else key.rpartition(".")[0]]
     with pytest.raises(KeyError, match=f"was renamed to {new}; please update"):
-        merge(our_config(), key, value, how, tmp_path)
-    merge(our_config(), renamed.KEYS[key], value, how, tmp_path)
+        merge(mrcnn_plugin.get_cfg(), key, value, how, tmp_path)
+    merge(mrcnn_plugin.get_cfg(), renamed.KEYS[key], value, how, tmp_path)
 
 
 def test_an_old_key_in_a_foreign_node_of_its_name_is_refused_too(tmp_path):
-    cfg = our_config()
+    cfg = mrcnn_plugin.get_cfg()
     cfg.MODEL.BIFPN = type(cfg)(FOREIGN_BIFPN)
     with pytest.raises(KeyError, match="MODEL.BIFPN.NUM_REPEATS was renamed to"):
         merge(cfg, "MODEL.BIFPN.NUM_REPEATS", 2, "file", tmp_path)
@@ -135,12 +131,49 @@ def test_the_new_names_exist():
             if isinstance(value, dict):
                 yield from keys(value, f"{prefix}{key}.")
 
-    assert set(renamed.KEYS.values()) <= set(keys(our_config()))
+    assert set(renamed.KEYS.values()) <= set(keys(mrcnn_plugin.get_cfg()))
     for key, names in renamed.VALUES.items():
         registered = REGISTRIES[key]
         assert all(name in registered for name in names.values())
         # A project that uses an old name for something of its own can be installed too.
         assert not any(name in registered for name in names)
+
+
+OLD_COMPONENTS = [
+    (key, name)
+    for key, names in renamed.VALUES.items()
+    if key.startswith("MODEL.")
+    for name in names
+]
+
+
+@pytest.mark.parametrize("key, name", OLD_COMPONENTS)
+def test_an_old_component_is_refused_with_the_new_one(key, name, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("VERSION: 2")
+    new = renamed.VALUES[key][name]
+    with pytest.raises(ValueError, match=f"{key} '{name}' was renamed to '{new}'"):
+        mrcnn_plugin.load_cfg(str(file), [key, name])
+    mrcnn_plugin.load_cfg(str(file), [key, new])
+
+
+def test_an_old_name_that_somebody_else_has_registered_is_theirs(tmp_path, monkeypatch):
+    file = tmp_path / "config.yaml"
+    file.write_text("MODEL: {BACKBONE: {NAME: build_resnet_pafpn_backbone}}")
+    foreign = {"build_resnet_pafpn_backbone": lambda cfg, input_shape: None}
+    monkeypatch.setattr(BACKBONE_REGISTRY, "_obj_map", {**BACKBONE_REGISTRY._obj_map, **foreign})
+    cfg = mrcnn_plugin.load_cfg(str(file))
+    assert cfg.MODEL.BACKBONE.NAME == "build_resnet_pafpn_backbone"
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+@pytest.mark.parametrize("name", renamed.VALUES["DATASETS.TRAIN"])
+def test_an_old_data_set_is_refused_with_the_new_one(key, name):
+    cfg = mrcnn_plugin.get_cfg()
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    cfg.merge_from_list([key, (name,)])
+    with pytest.raises(ValueError, match=f"{key} names .*'{name}', .* renamed to 'mrcnn_{name}'"):
+        check_categories(cfg)
 
 
 def test_recorded_results_are_read_under_the_new_names(tmp_path):

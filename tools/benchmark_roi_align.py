@@ -36,6 +36,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import mrcnn_plugin
+from mrcnn_plugin.engine import processor
 from mrcnn_plugin.layers import roi_align
 from mrcnn_plugin.layers.roi_align_reference import axis_matrix
 
@@ -687,18 +688,6 @@ def deterministic_case(device: str, seconds: float, sampling_ratio: int) -> Row:
         # There may be no compiler or not enough memory, which raise many kinds of errors.
         except Exception as error:
             return {**row, "error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
-
-
-def processor(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(
-                line.split(":")[1].strip() for line in file if line.startswith("model name")
-            )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def cases_section(device: str, seconds: float) -> Findings:

@@ -15,13 +15,12 @@ import time
 from typing import Any, Callable, List, Optional, Sequence
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from detectron2.utils.analysis import FlopCountAnalysis
 from tabulate import tabulate
 from torch import nn
 
-from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin import get_cfg
 
 # What the table calls it; MODEL.BACKBONE.NAME; other keys and values.
 VARIANTS = [
@@ -63,7 +62,6 @@ def build_cases(height: int, width: int, channels: int) -> List[Case]:
     cases: List[Case] = []
     for name, builder, opts in VARIANTS:
         cfg = get_cfg()
-        add_mrcnn_config(cfg)
         cfg.MODEL.BACKBONE.NAME = builder
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
         cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]

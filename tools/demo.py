@@ -21,7 +21,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 import tqdm
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
@@ -29,7 +29,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
-from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin import load_cfg
 from mrcnn_plugin.data import check_categories, register_coco_json
 
 # What is taken from a folder. A file that is named itself is read whatever its extension.
@@ -77,10 +77,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             f"--confidence-threshold is {args.confidence_threshold}; it must be in [0, 1]."
         )
-    cfg = get_cfg()
-    add_mrcnn_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_cfg(args.config_file, args.opts)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     weights = cfg.MODEL.WEIGHTS

@@ -13,7 +13,7 @@ import os
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin import load_cfg
 from mrcnn_plugin.data import register_coco_json
+from mrcnn_plugin.engine import read_metrics
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.5
@@ -44,47 +45,11 @@ def setup_cfg(argv: Optional[Sequence[str]] = None) -> CfgNode:
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
     args = parser.parse_args(argv)
-    cfg = get_cfg()
-    add_mrcnn_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_cfg(args.config_file, args.opts)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there are no predictions to show.")
     register_coco_json(cfg.DATASETS.COCO_JSON)
     return cfg
-
-
-def read_metrics(file: str) -> Dict[int, Dict[str, float]]:
-    """What Detectron2 wrote to metrics.json: iteration -> name -> value.
-
-    Detectron2 appends to the file. Where iterations of training go back, it was resumed from a
-    checkpoint or started again, and what had been written for later ones does not count any more.
-    An evaluation may come after a later iteration in any case: both are written at one time.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is damaged.
-    """
-    if not os.path.isfile(file):
-        raise FileNotFoundError(
-            f"There is no {file}; train first, or set OUTPUT_DIR to the folder of a training."
-        )
-    metrics: Dict[int, Dict[str, float]] = {}
-    with open(file, encoding="utf-8") as f:
-        for number, line in enumerate(f, start=1):
-            try:
-                values = json.loads(line)
-                iteration = values.pop("iteration")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{file}, line {number} is not a JSON object with an iteration; delete the line "
-                    f"if it comes from a training that was killed."
-                ) from error
-            if "total_loss" in values:
-                for later in [i for i in metrics if i > iteration]:
-                    del metrics[later]
-            metrics.setdefault(iteration, {}).update(values)
-    return metrics
 
 
 def plot_losses(metrics: Dict[int, Dict[str, float]], file: str) -> None:

@@ -35,18 +35,16 @@ import numpy as np
 import torch
 import torchvision
 import yaml
-from benchmark_roi_align import processor
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import HookBase, default_argument_parser
 from matplotlib.figure import Figure
-from plot_results import read_metrics
 from scipy import stats
 from tabulate import tabulate
 from tqdm import tqdm
-from train_net import Trainer, load_config, setup
 
 import mrcnn_plugin
 from mrcnn_plugin import renamed
+from mrcnn_plugin.engine import Trainer, load_config, processor, read_metrics, setup
 
 DEFAULT_METRICS = ("bbox/AP", "segm/AP")
 # Where and how often it is run or saved, and not what.

@@ -17,13 +17,12 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin import load_cfg
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 
 
@@ -82,10 +81,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         parser.error(f"--output {args.output} exists already; remove it or name another")
     if not args.weights:
         parser.error("--weights is empty; name the checkpoint to start from")
-    cfg = get_cfg()
-    add_mrcnn_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_cfg(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     model = build_model(cfg)

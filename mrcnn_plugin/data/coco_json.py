@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
+from ..renamed import VALUES
+
 _KEY = "DATASETS.COCO_JSON"
 # Those whose number of classes is MODEL.ROI_HEADS.NUM_CLASSES.
 _ARCHITECTURES_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN")
@@ -178,6 +180,8 @@ def _difference(one: Dict[int, str], other: Dict[int, str]) -> str:
 
 
 def _unknown(key: str, name: str) -> str:
+    if name in VALUES[key]:
+        return f"{key} names the data set {name!r}, which was renamed to {VALUES[key][name]!r}."
     known: List[str] = DatasetCatalog.list()
     close = difflib.get_close_matches(name, known)
     if close:

@@ -1,0 +1,118 @@
+"""What the tools of this project share: a trainer, its checked config, and reading what it wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.evaluation import COCOEvaluator
+
+from .config import load_cfg
+from .data import check_categories, register_coco_json
+from .modeling import find_unused_keys
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with COCO evaluation of every test set."""
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> COCOEvaluator:
+        return COCOEvaluator(
+            dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        )
+
+
+def load_config(args: Namespace) -> CfgNode:
+    """The config of a training or evaluation, checked and frozen. Its data sets are registered.
+
+    Args:
+        args: what Detectron2's `default_argument_parser` returns.
+
+    Raises:
+        ValueError: the config asks for a device that is not there, for test-time augmentation, or
+            for the evaluation of a model without weights.
+        As :func:`load_cfg`, :func:`register_coco_json` and :func:`check_categories`.
+    """
+    cfg = load_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
+            f"To run on the CPU, add: MODEL.DEVICE cpu"
+        )
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
+            "trained one, or add --resume for the last checkpoint of OUTPUT_DIR"
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED is True, but this script does not augment at test time; "
+            "Detectron2's own tools/train_net.py does"
+        )
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    check_categories(cfg)
+    return cfg
+
+
+def setup(args: Namespace) -> CfgNode:
+    """As :func:`load_config`. Sets up logging, and warns of keys that nothing reads."""
+    cfg = load_config(args)
+    default_setup(cfg, args)
+    for sentence in find_unused_keys(cfg):
+        logging.getLogger("detectron2").warning(sentence)
+    return cfg
+
+
+def read_metrics(file: str) -> dict[int, dict[str, float]]:
+    """What Detectron2 wrote to metrics.json: iteration -> name -> value.
+
+    Detectron2 appends to the file. Where iterations of training go back, it was resumed from a
+    checkpoint or started again, and what had been written for later ones does not count any more.
+    An evaluation may come after a later iteration in any case: both are written at one time.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is damaged.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(
+            f"There is no {file}; train first, or set OUTPUT_DIR to the folder of a training."
+        )
+    metrics: dict[int, dict[str, float]] = {}
+    with open(file, encoding="utf-8") as f:
+        for number, line in enumerate(f, start=1):
+            try:
+                values = json.loads(line)
+                iteration = values.pop("iteration")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{file}, line {number} is not a JSON object with an iteration; delete the line "
+                    f"if it comes from a training that was killed."
+                ) from error
+            if "total_loss" in values:
+                for later in [i for i in metrics if i > iteration]:
+                    del metrics[later]
+            metrics.setdefault(iteration, {}).update(values)
+    return metrics
+
+
+def processor(device: str) -> str:
+    """The name of the GPU if `device` is "cuda", otherwise that of the CPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(
+                line.split(":")[1].strip() for line in file if line.startswith("model name")
+            )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
