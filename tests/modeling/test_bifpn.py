@@ -153,3 +153,26 @@ def test_images_are_padded_so_that_every_level_halves(top_block, multiple):
 def test_refuses_what_it_cannot_do(in_features, options, message):
     with pytest.raises(ValueError, match=message):
         BiFPN(BottomUp(), in_features, 32, **options)
+
+
+@pytest.mark.parametrize("norm", ["", "GN"])
+def test_a_seed_gives_the_laterals_and_the_top_block_that_it_gives_to_the_stock_fpn(norm):
+    states = []
+    for pyramid in (FPN, BiFPN):
+        torch.manual_seed(0)
+        states.append(pyramid(BottomUp(), FEATURES, 32, norm, LastLevelP6P7(5, 32)).state_dict())
+    stock, ours = states
+    shared = [name for name in ours if not name.startswith("bifpn.")]
+    assert shared == [name for name in stock if not name.startswith("fpn_output")]
+    assert all(torch.equal(ours[name], stock[name]) for name in shared)
+
+
+def test_it_holds_nothing_that_it_does_not_compute_with():
+    pyramid = bifpn()
+    assert not isinstance(pyramid, FPN)
+    assert {name.rstrip("345") for name, _ in pyramid.named_children()} == {
+        "fpn_lateral",
+        "top_block",
+        "bottom_up",
+        "bifpn",
+    }

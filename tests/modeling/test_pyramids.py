@@ -230,7 +230,7 @@ def test_what_a_resnet_does_not_have_is_named():
 def stock(tmp_path_factory):
     """A stock Mask R-CNN, and the file of its checkpoint."""
     folder = tmp_path_factory.mktemp("stock")
-    model = build_model(config("fpn")).eval()
+    model = build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")).eval()
     DetectionCheckpointer(model, str(folder)).save("stock")
     return model, str(folder / "stock.pth")
 

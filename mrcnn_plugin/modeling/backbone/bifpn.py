@@ -1,15 +1,17 @@
 """BiFPN: repeated top-down and bottom-up fusion with learned weights."""
 
+import copy
 import math
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
-from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone import FPN, Backbone
 from torch import Tensor, nn
 
-from .upsample_fpn import Pyramid, build_upsample
+from .pyramid import Pyramid, check_pyramid
+from .upsample_fpn import build_upsample
 
 
 class FusionNode(nn.Module):
@@ -59,7 +61,7 @@ class FusionNode(nn.Module):
         weight = F.relu(self.weight)
         return weight / (self.eps + weight.sum())
 
-    def forward(self, inputs: List[Tensor], neighbour: Tensor) -> Tensor:
+    def forward(self, inputs: list[Tensor], neighbour: Tensor) -> Tensor:
         weights = self.fusion_weights()
         fused = weights[-1] * self.resize(neighbour)
         for i, x in enumerate(inputs):
@@ -94,7 +96,7 @@ class BiFPNBlock(nn.Module):
             for i in range(num_levels - 1)
         )
 
-    def forward(self, levels: List[Tensor]) -> List[Tensor]:
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels come and go high resolution first."""
         middle = [levels[-1]]
         for i, node in enumerate(self.top_down):
@@ -136,10 +138,10 @@ class BiFPN(Pyramid):
     def __init__(
         self,
         bottom_up: Backbone,
-        in_features: List[str],
+        in_features: list[str],
         out_channels: int,
         norm: str = "",
-        top_block: Optional[nn.Module] = None,
+        top_block: nn.Module | None = None,
         fuse_type: str = "sum",
         *,
         upsample: str = "nearest",
@@ -157,10 +159,11 @@ class BiFPN(Pyramid):
             depthwise: depthwise separable convolutions as in the paper, or full ones.
 
         Raises:
-            ValueError: as for :class:`Pyramid`; `fuse_type` is not "sum", `num_repeats` is below 1,
+            ValueError: as for :func:`check_pyramid`; `fuse_type` is not "sum", `num_repeats` is below 1,
                 there are fewer than two levels, or `upsample` is unknown.
         """
-        super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type, **kwargs)
+        super().__init__()
+        check_pyramid(bottom_up, in_features, top_block, fuse_type)
         if fuse_type != "sum":
             raise ValueError(
                 f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}, but BiFPN learns how to weight what "
@@ -170,22 +173,48 @@ class BiFPN(Pyramid):
             raise ValueError(
                 f"MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS must be at least 1, got {num_repeats}"
             )
-        num_levels = len(self._out_features)
+        # Its laterals are those of Detectron2's FPN, so that a seed gives the same ones to both.
+        fpn = FPN(bottom_up, in_features, out_channels, norm, top_block, **kwargs)
+        for name, module in fpn.named_children():
+            if not name.startswith("fpn_output"):
+                self.add_module(name, module)
+        self.top_block = top_block
+        self.lateral_convs = fpn.lateral_convs
+        self.in_features = fpn.in_features
+        levels = fpn.output_shape()
+        num_levels = len(levels)
         if num_levels < 2:
             raise ValueError(
                 f"MODEL.FPN.IN_FEATURES is {list(in_features)} and there is no top block, but "
                 f"BiFPN needs at least two levels to fuse"
             )
-        for name in list(self._out_features)[: len(in_features)]:
-            delattr(self, f"fpn_output{name[1:]}")
-        self.output_convs.clear()
-        self._size_divisibility = max(self._out_feature_strides.values())
+        self._out_features = list(levels)
+        self._out_feature_channels = {name: level.channels for name, level in levels.items()}
+        self._out_feature_strides = {name: level.stride for name, level in levels.items()}
+        self._padding_constraints = getattr(fpn, "padding_constraints", {})
         self.bifpn = nn.ModuleList(
             BiFPNBlock(num_levels, out_channels, norm, upsample, depthwise)
             for _ in range(num_repeats)
         )
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    @property
+    def size_divisibility(self) -> int:
+        return max(self._out_feature_strides.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self._padding_constraints
+
+    def __prepare_scriptable__(self) -> "BiFPN":
+        """A copy for TorchScript, which iterates over the modules of a ModuleList only."""
+        prepared = copy.deepcopy(self)
+        prepared.lateral_convs = nn.ModuleList(prepared.lateral_convs)
+        for name, _ in self.named_children():
+            if name.startswith("fpn_lateral"):
+                delattr(prepared, name)
+        return prepared
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """From images [N, 3, H, W] to levels "p<stage>", high resolution first, of
         [N, out_channels, H / 2^stage, W / 2^stage]."""
         bottom_up_features = self.bottom_up(x)

@@ -1,6 +1,6 @@
 """The pyramids on a ResNet, by the names that MODEL.BACKBONE.NAME takes."""
 
-from typing import Any, Type, TypeVar
+from typing import Any, TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -9,12 +9,13 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from .bifpn import BiFPN
 from .pafpn import PAFPN
-from .upsample_fpn import Pyramid, UpsampleFPN
+from .pyramid import Pyramid
+from .upsample_fpn import UpsampleFPN
 
 P = TypeVar("P", bound=Pyramid)
 
 
-def _build(pyramid: Type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, **options: Any) -> P:
+def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, **options: Any) -> P:
     """`pyramid` on a ResNet, with the levels p6 and p7 of RetinaNet, or p6 alone."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
     channels = cfg.MODEL.FPN.OUT_CHANNELS

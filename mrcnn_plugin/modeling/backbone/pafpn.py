@@ -1,6 +1,6 @@
 """FPN with PANet's bottom-up path augmentation."""
 
-from typing import Any, List
+from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class PAFPN(UpsampleFPN):
     def __init__(
         self,
         bottom_up: Backbone,
-        in_features: List[str],
+        in_features: list[str],
         out_channels: int,
         norm: str = "",
         *args: Any,
@@ -75,7 +75,7 @@ class PAFPN(UpsampleFPN):
         arrivals = list(self._out_features)[1 : len(in_features)]
         self.pafpn = nn.ModuleDict({name[1:]: PAFPNStep(out_channels, norm) for name in arrivals})
 
-    def bottom_up_path(self, levels: List[Tensor]) -> List[Tensor]:
+    def bottom_up_path(self, levels: list[Tensor]) -> list[Tensor]:
         outputs = [levels[0]]
         for i, step in enumerate(self.pafpn.values()):
             outputs.append(step(outputs[-1], levels[i + 1]))
