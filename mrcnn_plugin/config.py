@@ -1,4 +1,4 @@
-"""Every config key that this package adds: default and meaning.
+"""Every config key that this package adds: its meaning, its default, and what reads it.
 
 Values that other parts accept by name, such as `MODEL.ROI_BOX_HEAD.POOLER_TYPE: "ROIAlignBicubic"`
 or `"ROIAlignBilinear"`, are not keys of ours and stand with those parts.
@@ -6,76 +6,95 @@ or `"ROIAlignBilinear"`, are not keys of ours and stand with those parts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import renamed
 
 if TYPE_CHECKING:
-    # At run time this module must not import Detectron2: Detectron2 imports it through
-    # mrcnn_plugin.env.
+    # At run time this module must not import Detectron2 when it is imported itself: Detectron2
+    # imports it through mrcnn_plugin.env.
     from detectron2.config import CfgNode
+
+
+class Key(NamedTuple):
+    """A config key.
+
+    Attributes:
+        name: the key in full.
+        default: its value where nobody sets it.
+        reader: what reads it: the name of a condition in `modeling/unused_keys.py`.
+    """
+
+    name: str
+    default: Any
+    reader: str
+
+
+KEYS = (
+    # Data sets in COCO format to register: a list of (name, json file, image root). Paths may hold
+    # $VARIABLES and any prefix that iopath handles. This project's tools register them; for other
+    # scripts see mrcnn_plugin.env.
+    Key("DATASETS.COCO_JSON", [], "tools"),
+    #
+    # Upsampling in the top-down path of this package's pyramids (the backbones of modeling/backbone):
+    # "nearest" as in Detectron2's FPN, "bilinear", "bicubic", or "carafe", which learns it
+    # (arXiv 1905.02188).
+    Key("MODEL.FPN.UPSAMPLE", "nearest", "pyramid"),
+    #
+    # BiFPN, section 3 of EfficientDet, arXiv 1911.09070. Channels and norm are MODEL.FPN's.
+    # How often its top-down and bottom-up path follow each other, at least 1.
+    Key("MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS", 3, "bifpn"),
+    # Depthwise separable convolutions as in the paper; False for full 3x3 ones.
+    Key("MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE", True, "bifpn"),
+    #
+    # Parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features
+    # aligned with boxes; -0.75 is the kernel of OpenCV and torch's grid_sample.
+    Key("MODEL.MRCNN_PLUGIN.ROI_ALIGN.A", -0.5, "bicubic pooler"),
+    #
+    # Classification loss of this package's ROI heads: "softmax_focal" (K + 1 classes),
+    # "sigmoid_focal" (K one-against-all classifiers, RetinaNet's loss), "sigmoid_focal_star" (the
+    # same with FL* of the paper's appendix A) or "cross_entropy" (Detectron2's own). Detectron2's
+    # USE_FED_LOSS goes with all but the softmax.
+    Key("MODEL.ROI_BOX_HEAD.CLS_LOSS", "softmax_focal", "ROI heads"),
+    #
+    # Focal loss of the box head, arXiv 1708.02002, in the paper's symbols.
+    # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting. RetinaNet
+    # has 0.25.
+    Key("MODEL.ROI_BOX_HEAD.FOCAL.ALPHA", -1.0, "one alpha"),
+    # α of each class: NUM_CLASSES numbers in [0, 1] that replace ALPHA. [] for ALPHA.
+    Key("MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS", [], "focal loss"),
+    # γ >= 0: how much well-classified examples are weighted down. 0.0 for none. "sigmoid_focal_star"
+    # needs γ > 0.
+    Key("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA", 2.0, "focal loss"),
+    # β of "sigmoid_focal_star": p* = sigmoid(γ x + β).
+    Key("MODEL.ROI_BOX_HEAD.FOCAL.BETA", 1.0, "focal loss star"),
+    # π in (0, 1): foreground probability that a sigmoid starts from (section 3.3 of the paper).
+    Key("MODEL.ROI_BOX_HEAD.FOCAL.PRIOR_PROB", 0.01, "sigmoid loss"),
+    # What the summed loss is divided by: the number of all "proposals" of the batch, as
+    # Detectron2's cross entropy is, or of the "foreground" ones (at least 1), as RetinaNet's.
+    Key("MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER", "proposals", "focal loss"),
+    #
+    # Focal loss of the objectness of MRCNNFocalRPN, with the same meanings.
+    Key("MODEL.RPN.FOCAL.ALPHA", 0.25, "focal RPN"),
+    Key("MODEL.RPN.FOCAL.GAMMA", 2.0, "focal RPN"),
+    Key("MODEL.RPN.FOCAL.PRIOR_PROB", 0.01, "focal RPN"),
+)
 
 
 def add_mrcnn_config(cfg: CfgNode) -> None:
     """Adds the keys of this package to a Detectron2 config, in place.
 
-    Keys that are there already keep their value, so that calling it twice is harmless.
+    Keys that are there already keep their value, so that calling it twice is harmless. From then on
+    the config refuses the keys of `renamed.KEYS` with their new name.
     """
-    # Data sets in COCO format to register: a list of (name, json file, image root). Paths may hold
-    # $VARIABLES and any prefix that iopath handles. Registered by this project's tools; for other
-    # scripts see mrcnn_plugin.env.
-    _add(cfg.DATASETS, "COCO_JSON", [])
-
-    # Upsampling in the top-down path of this package's pyramids (build_mrcnn_resnet_upsample_fpn_backbone,
-    # …_pafpn_…, …_bifpn_… and their RetinaNet kin): "nearest" as in Detectron2's FPN, "bilinear",
-    # "bicubic", or "carafe", which learns it (arXiv 1905.02188).
-    _add(cfg.MODEL.FPN, "UPSAMPLE", "nearest")
-
-    # BiFPN, section 3 of EfficientDet, arXiv 1911.09070. Channels and norm are MODEL.FPN's.
-    for node in ("BIFPN", "ROI_ALIGN"):
-        if "MRCNN_PLUGIN" not in cfg.MODEL:
-            cfg.MODEL.MRCNN_PLUGIN = type(cfg)()
-        if node not in cfg.MODEL.MRCNN_PLUGIN:
-            cfg.MODEL.MRCNN_PLUGIN[node] = type(cfg)()
-    # How often its top-down and bottom-up path follow each other, at least 1.
-    _add(cfg.MODEL.MRCNN_PLUGIN.BIFPN, "NUM_REPEATS", 3)
-    # Depthwise separable convolutions as in the paper; False for full 3x3 ones.
-    _add(cfg.MODEL.MRCNN_PLUGIN.BIFPN, "DEPTHWISE", True)
-
-    # Parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features
-    # aligned with boxes; -0.75 is the kernel of OpenCV and torch's grid_sample.
-    _add(cfg.MODEL.MRCNN_PLUGIN.ROI_ALIGN, "A", -0.5)
-
-    # Classification loss of MRCNNFocalROIHeads, MRCNNFocalCascadeROIHeads and MRCNNFocalRes5ROIHeads:
-    # "softmax_focal" (K + 1 classes), "sigmoid_focal" (K one-against-all classifiers, RetinaNet's
-    # loss), "sigmoid_focal_star" (the same with FL* of the paper's appendix A) or "cross_entropy"
-    # (Detectron2's own). Detectron2's USE_FED_LOSS goes with all but the softmax.
-    _add(cfg.MODEL.ROI_BOX_HEAD, "CLS_LOSS", "softmax_focal")
-
-    # Focal loss, arXiv 1708.02002, in the paper's symbols: of the box head, and of the objectness
-    # of MRCNNFocalRPN.
-    for head, alpha in ((cfg.MODEL.ROI_BOX_HEAD, -1.0), (cfg.MODEL.RPN, 0.25)):
-        if "FOCAL" not in head:
-            head.FOCAL = type(cfg)()
-        # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting.
-        # RetinaNet has 0.25.
-        _add(head.FOCAL, "ALPHA", alpha)
-        # γ >= 0: how much well-classified examples are weighted down. 0.0 for none.
-        # sigmoid_focal_star: γ > 0.
-        _add(head.FOCAL, "GAMMA", 2.0)
-        # π in (0, 1): foreground probability that a sigmoid starts from (section 3.3 of the paper).
-        _add(head.FOCAL, "PRIOR_PROB", 0.01)
-    # These are of the box head only.
-    focal = cfg.MODEL.ROI_BOX_HEAD.FOCAL
-    # α of each class, NUM_CLASSES numbers in [0, 1] that replace ALPHA. [] for ALPHA.
-    _add(focal, "ALPHA_PER_CLASS", [])
-    # β of sigmoid_focal_star: p* = sigmoid(γ x + β).
-    _add(focal, "BETA", 1.0)
-    # What the summed loss is divided by: the number of all "proposals" of the batch, as
-    # Detectron2's cross entropy is, or of the "foreground" ones (at least 1), as RetinaNet's.
-    _add(focal, "NORMALIZER", "proposals")
-
+    for key in KEYS:
+        *path, last = key.name.split(".")
+        node = cfg
+        for part in path:
+            node = node.setdefault(part, type(cfg)())
+        node.setdefault(last, copy.deepcopy(key.default))
     for old, new in renamed.KEYS.items():
         if not cfg.key_is_renamed(old):
             cfg.register_renamed_key(old, new)
@@ -127,8 +146,3 @@ def _refuse_old_names(cfg: CfgNode) -> None:
         new = renamed.VALUES[key].get(name)
         if new is not None and name not in registry:
             raise ValueError(f"{key} {name!r} was renamed to {new!r}; please update your config.")
-
-
-def _add(node: CfgNode, key: str, default: Any) -> None:
-    if key not in node:
-        node[key] = default

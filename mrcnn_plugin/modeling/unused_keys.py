@@ -1,59 +1,121 @@
 """Keys of this package that a config changes without choosing what reads them."""
 
+from collections.abc import Callable
 from functools import reduce
-from typing import Any, List
+from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from fvcore.common.registry import Registry
 
-from ..config import add_mrcnn_config
+from ..config import KEYS
+from .roi_heads.focal_fast_rcnn import SIGMOID_LOSSES
 
 
-def find_unused_keys(cfg: CfgNode) -> List[str]:
+def find_unused_keys(cfg: CfgNode) -> list[str]:
     """
     Args:
         cfg: a config with the keys of this package.
 
     Returns:
-        A sentence for each key, or node of keys, that differs from its default though the component
-        that reads it is not chosen: what the user wanted by it does not happen.
+        A sentence for each key that differs from its default though the component that reads it is
+        not chosen: what the user wanted by it does not happen.
     """
-    default = get_cfg()
-    add_mrcnn_config(default)
-    model = cfg.MODEL
-    has_roi_heads = model.META_ARCHITECTURE != "RetinaNet"
-    backbone = _is_ours(BACKBONE_REGISTRY, model.BACKBONE.NAME)
-    heads = has_roi_heads and _is_ours(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
-    rpn = _is_ours(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME)
-    of_heads = "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, heads
-    # ROIAlignBilinear has no parameter. Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
+    sentences = []
+    for key in KEYS:
+        reason = READERS[key.reader](cfg)
+        if reason and _get(cfg, key.name) != key.default:
+            sentences.append(f"{key.name} is not its default, but nothing reads it: {reason}")
+    return sentences
+
+
+# A condition for each reader that config.py names. It returns why a config does not have that reader,
+# and an empty string where it has.
+
+
+def _tools(cfg: CfgNode) -> str:
+    return ""
+
+
+def _pyramid(cfg: CfgNode) -> str:
+    name = cfg.MODEL.BACKBONE.NAME
+    return "" if _is_ours(BACKBONE_REGISTRY, name) else f"MODEL.BACKBONE.NAME is {name!r}"
+
+
+def _bifpn(cfg: CfgNode) -> str:
+    name = cfg.MODEL.BACKBONE.NAME
+    return _pyramid(cfg) or ("" if "bifpn" in name else f"MODEL.BACKBONE.NAME is {name!r}")
+
+
+def _roi_heads(cfg: CfgNode) -> str:
+    if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "RetinaNet"):
+        return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, without ROI heads"
+    name = cfg.MODEL.ROI_HEADS.NAME
+    return "" if _is_ours(ROI_HEADS_REGISTRY, name) else f"MODEL.ROI_HEADS.NAME is {name!r}"
+
+
+def _bicubic_pooler(cfg: CfgNode) -> str:
+    reason = _roi_heads(cfg)
+    if reason:
+        return reason
     nodes = ["ROI_BOX_HEAD"]
-    if not (heads and issubclass(ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME), Res5ROIHeads)):
-        nodes += ["ROI_MASK_HEAD"] * model.MASK_ON + ["ROI_KEYPOINT_HEAD"] * model.KEYPOINT_ON
-    pooler_types = {node: model[node].POOLER_TYPE for node in nodes}
-    bicubic = heads and "ROIAlignBicubic" in pooler_types.values()
-    of_backbone = "MODEL.BACKBONE.NAME", model.BACKBONE.NAME
-    readers = {
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS": of_heads,
-        "MODEL.ROI_BOX_HEAD.FOCAL": of_heads,
-        "MODEL.MRCNN_PLUGIN.ROI_ALIGN": ("POOLER_TYPE of the heads", pooler_types, bicubic),
-        "MODEL.RPN.FOCAL": (
-            "MODEL.PROPOSAL_GENERATOR.NAME",
-            model.PROPOSAL_GENERATOR.NAME,
-            has_roi_heads and rpn,
-        ),
-        "MODEL.FPN.UPSAMPLE": (*of_backbone, backbone),
-        "MODEL.MRCNN_PLUGIN.BIFPN": (*of_backbone, backbone and "bifpn" in model.BACKBONE.NAME),
-    }
-    return [
-        f"{key} is not its default, but nothing reads it: {reader} is {name!r} and "
-        f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r}"
-        for key, (reader, name, is_read) in readers.items()
-        if not is_read and _get(cfg, key) != _get(default, key)
-    ]
+    # Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
+    if not issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), Res5ROIHeads):
+        nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON
+        nodes += ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
+    types = {node: cfg.MODEL[node].POOLER_TYPE for node in nodes}
+    # ROIAlignBilinear has no parameter.
+    return "" if "ROIAlignBicubic" in types.values() else f"POOLER_TYPE of the heads is {types!r}"
+
+
+def _loss(cfg: CfgNode, is_reader: Callable[[str], bool]) -> str:
+    loss = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS
+    return _roi_heads(cfg) or (
+        "" if is_reader(loss) else f"MODEL.ROI_BOX_HEAD.CLS_LOSS is {loss!r}"
+    )
+
+
+def _focal_loss(cfg: CfgNode) -> str:
+    return _loss(cfg, lambda loss: loss != "cross_entropy")
+
+
+def _one_alpha(cfg: CfgNode) -> str:
+    alphas = cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS
+    return _focal_loss(cfg) or (
+        f"MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS is {list(alphas)}" if alphas else ""
+    )
+
+
+def _focal_loss_star(cfg: CfgNode) -> str:
+    return _loss(cfg, lambda loss: loss == "sigmoid_focal_star")
+
+
+def _sigmoid_loss(cfg: CfgNode) -> str:
+    return _loss(cfg, lambda loss: loss in SIGMOID_LOSSES)
+
+
+def _focal_rpn(cfg: CfgNode) -> str:
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        return "MODEL.META_ARCHITECTURE is 'RetinaNet', without an RPN"
+    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    ours = _is_ours(PROPOSAL_GENERATOR_REGISTRY, name)
+    return "" if ours else f"MODEL.PROPOSAL_GENERATOR.NAME is {name!r}"
+
+
+READERS: dict[str, Callable[[CfgNode], str]] = {
+    "tools": _tools,
+    "pyramid": _pyramid,
+    "bifpn": _bifpn,
+    "ROI heads": _roi_heads,
+    "bicubic pooler": _bicubic_pooler,
+    "focal loss": _focal_loss,
+    "one alpha": _one_alpha,
+    "focal loss star": _focal_loss_star,
+    "sigmoid loss": _sigmoid_loss,
+    "focal RPN": _focal_rpn,
+}
 
 
 def _is_ours(registry: Registry, name: str) -> bool:

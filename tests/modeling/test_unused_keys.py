@@ -1,9 +1,17 @@
 """Keys that nothing reads."""
 
-import pytest
+import re
 
+import detectron2.config
+import pytest
+from detectron2.config import CfgNode
+
+from mrcnn_plugin import get_cfg
+from mrcnn_plugin.config import KEYS
 from mrcnn_plugin.modeling import find_unused_keys
+from mrcnn_plugin.modeling.unused_keys import READERS
 from tests import small
+from tests.small import ROOT
 from tests.test_configs import NAMES, config
 
 
@@ -13,29 +21,97 @@ def test_the_configs_have_none(name):
 
 
 @pytest.mark.parametrize(
-    "node, key, value, reader, others",
+    "key, value, reader, others",
     [
-        ("MODEL.ROI_BOX_HEAD.CLS_LOSS", "", "sigmoid_focal", "ROI_HEADS", "StandardROIHeads"),
-        ("MODEL.ROI_BOX_HEAD.FOCAL", ".GAMMA", 1.0, "ROI_HEADS", "CascadeROIHeads"),
-        ("MODEL.RPN.FOCAL", ".ALPHA", 0.5, "PROPOSAL_GENERATOR", "RPN"),
-        ("MODEL.FPN.UPSAMPLE", "", "carafe", "BACKBONE", "build_resnet_fpn_backbone"),
+        ("MODEL.ROI_BOX_HEAD.CLS_LOSS", "sigmoid_focal", "ROI_HEADS", "StandardROIHeads"),
+        ("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA", 1.0, "ROI_HEADS", "CascadeROIHeads"),
+        ("MODEL.RPN.FOCAL.ALPHA", 0.5, "PROPOSAL_GENERATOR", "RPN"),
+        ("MODEL.FPN.UPSAMPLE", "carafe", "BACKBONE", "build_resnet_fpn_backbone"),
         (
-            "MODEL.MRCNN_PLUGIN.BIFPN",
-            ".NUM_REPEATS",
+            "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
             2,
             "BACKBONE",
             "build_mrcnn_resnet_pafpn_backbone",
         ),
     ],
 )
-def test_a_key_without_its_component_is_named(node, key, value, reader, others):
+def test_a_key_without_its_component_is_named(key, value, reader, others):
     name = f"MODEL.{reader}.NAME"
-    (sentence,) = find_unused_keys(small.config(**{node + key: value, name: others}))
-    assert sentence.startswith(f"{node} is not its default")
+    (sentence,) = find_unused_keys(small.config(**{key: value, name: others}))
+    assert sentence.startswith(f"{key} is not its default")
     assert f"{name} is {others!r}" in sentence
     ours = {"PROPOSAL_GENERATOR": "MRCNNFocalRPN", "BACKBONE": "build_mrcnn_resnet_bifpn_backbone"}
     chosen = ours.get(reader, "MRCNNFocalCascadeROIHeads")
-    assert not find_unused_keys(small.config(**{node + key: value, name: chosen}))
+    assert not find_unused_keys(small.config(**{key: value, name: chosen}))
+
+
+ALL_LOSSES = {"cross_entropy", "softmax_focal", "sigmoid_focal", "sigmoid_focal_star"}
+
+
+@pytest.mark.parametrize(
+    "key, value, readers",
+    [
+        ("ALPHA", 0.5, ALL_LOSSES - {"cross_entropy"}),
+        ("ALPHA_PER_CLASS", [0.1, 0.2, 0.3], ALL_LOSSES - {"cross_entropy"}),
+        ("GAMMA", 1.0, ALL_LOSSES - {"cross_entropy"}),
+        ("NORMALIZER", "foreground", ALL_LOSSES - {"cross_entropy"}),
+        ("PRIOR_PROB", 0.5, {"sigmoid_focal", "sigmoid_focal_star"}),
+        ("BETA", 0.5, {"sigmoid_focal_star"}),
+    ],
+)
+def test_a_key_that_the_loss_does_not_read_is_named(key, value, readers):
+    key = f"MODEL.ROI_BOX_HEAD.FOCAL.{key}"
+    for loss in ALL_LOSSES:
+        cfg = small.config(**{key: value, "MODEL.ROI_BOX_HEAD.CLS_LOSS": loss})
+        reason = f"{key} is not its default, .*: MODEL.ROI_BOX_HEAD.CLS_LOSS is '{loss}'"
+        sentences = find_unused_keys(cfg)
+        assert len(sentences) == (loss not in readers)
+        assert all(re.match(reason, sentence) for sentence in sentences)
+
+
+def test_one_alpha_is_not_read_beside_one_for_each_class():
+    changes = {"MODEL__ROI_BOX_HEAD__FOCAL__ALPHA": 0.5}
+    alphas = {"MODEL__ROI_BOX_HEAD__FOCAL__ALPHA_PER_CLASS": [0.1, 0.2, 0.3]}
+    (sentence,) = find_unused_keys(small.config(**changes, **alphas))
+    assert re.match(".*FOCAL.ALPHA is not .*FOCAL.ALPHA_PER_CLASS is .0.1, 0.2, 0.3.", sentence)
+
+
+# A value of each key that is not a number.
+OTHER_VALUES = {
+    "MODEL.FPN.UPSAMPLE": "carafe",
+    "MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE": False,
+    "MODEL.ROI_BOX_HEAD.CLS_LOSS": "cross_entropy",
+    "MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS": [0.1, 0.2, 0.3],
+    "MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER": "foreground",
+}
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_has_a_reader_which_stock_components_are_not(key):
+    sources = [*ROOT.glob("mrcnn_plugin/**/*.py"), *ROOT.glob("tools/*.py")]
+    assert any(f"cfg.{key.name}" in path.read_text() for path in sources), "nothing reads it"
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = True
+    assert not find_unused_keys(cfg)
+    if key.reader == "tools":
+        return
+    other = OTHER_VALUES[key.name] if key.name in OTHER_VALUES else key.default + 1
+    cfg.merge_from_list([key.name, other])
+    (sentence,) = find_unused_keys(cfg)
+    assert sentence.startswith(f"{key.name} is not its default")
+
+
+def test_the_table_holds_every_key_that_is_added():
+    def names(node, prefix=""):
+        for key, value in node.items():
+            if isinstance(value, CfgNode):
+                yield from names(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    added = set(names(get_cfg())) - set(names(detectron2.config.get_cfg()))
+    assert sorted(key.name for key in KEYS) == sorted(added)
+    assert {key.reader for key in KEYS} == READERS.keys()
 
 
 @pytest.mark.parametrize("head", ["BOX", "MASK", "KEYPOINT"])
@@ -43,7 +119,7 @@ def test_the_cubic_kernel_needs_a_bicubic_pooler(head):
     types = {f"MODEL__ROI_{h}_HEAD__POOLER_TYPE": "ROIAlignBilinear" for h in ("BOX", "MASK")}
     changes = {**types, "MODEL__MRCNN_PLUGIN__ROI_ALIGN__A": -0.75}
     (sentence,) = find_unused_keys(small.config(**changes))
-    assert sentence.startswith("MODEL.MRCNN_PLUGIN.ROI_ALIGN is not its default")
+    assert sentence.startswith("MODEL.MRCNN_PLUGIN.ROI_ALIGN.A is not its default")
     assert "'ROI_MASK_HEAD': 'ROIAlignBilinear'" in sentence
     changes[f"MODEL__ROI_{head}_HEAD__POOLER_TYPE"] = "ROIAlignBicubic"
     assert bool(find_unused_keys(small.config(**changes))) == (head == "KEYPOINT")
@@ -66,4 +142,4 @@ def test_retinanet_has_no_roi_heads():
     cfg.MODEL.ROI_HEADS.NAME = "MRCNNFocalROIHeads"
     cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
     (sentence,) = find_unused_keys(cfg)
-    assert sentence.startswith("MODEL.ROI_BOX_HEAD.FOCAL ") and "'RetinaNet'" in sentence
+    assert sentence.startswith("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA ") and "'RetinaNet'" in sentence

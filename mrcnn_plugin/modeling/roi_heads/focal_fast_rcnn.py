@@ -107,15 +107,16 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> Dict[str, Any]:
-        focal = cfg.MODEL.ROI_BOX_HEAD.FOCAL
+        # In full, so that a search for a key finds this place.
+        alphas = cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS
         return {
             **super().from_config(cfg, input_shape),
             "cls_loss": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS,
-            "focal_alpha": focal.ALPHA_PER_CLASS or focal.ALPHA,
-            "focal_gamma": focal.GAMMA,
-            "focal_beta": focal.BETA,
-            "prior_prob": focal.PRIOR_PROB,
-            "normalizer": focal.NORMALIZER,
+            "focal_alpha": alphas or cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA,
+            "focal_gamma": cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA,
+            "focal_beta": cfg.MODEL.ROI_BOX_HEAD.FOCAL.BETA,
+            "prior_prob": cfg.MODEL.ROI_BOX_HEAD.FOCAL.PRIOR_PROB,
+            "normalizer": cfg.MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER,
         }
 
     def losses(
