@@ -256,6 +256,27 @@ def test_no_images(cls_loss, options):
 
 
 @pytest.mark.parametrize("cls_loss", FOCAL)
+def test_no_images_with_boxes_of_each_class(cls_loss):
+    layer = focal(cls_loss=cls_loss)
+    with EventStorage():
+        loss = layer.losses(layer(torch.zeros(0, 8)), [])
+    sum(loss.values()).backward()
+    assert all(value.item() == 0 for value in loss.values())
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@pytest.mark.parametrize("cls_loss", FOCAL)
+def test_no_cross_entropy_is_computed_beside_it(scores, cls_loss, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a loss that nobody asked for")
+
+    monkeypatch.setattr("detectron2.modeling.roi_heads.fast_rcnn.cross_entropy", refuse)
+    with pytest.raises(AssertionError, match="nobody asked for"):
+        losses(focal(cls_loss="cross_entropy"), scores, proposals(LABELS))
+    assert losses(focal(cls_loss=cls_loss), scores, proposals(LABELS))["loss_cls"] > 0
+
+
+@pytest.mark.parametrize("cls_loss", FOCAL)
 def test_without_foreground_the_loss_is_not_divided(scores, cls_loss):
     background = [CLASSES] * len(LABELS)
     mean, total = (

@@ -1,13 +1,16 @@
 """Fast R-CNN's box predictor with a choice of classification losses."""
 
 import math
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+)
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -106,7 +109,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             nn.init.constant_(self.cls_score.bias[:-1], prior_bias(prior_prob))
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> Dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         # In full, so that a search for a key finds this place.
         alphas = cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS
         return {
@@ -120,29 +123,49 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         }
 
     def losses(
-        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
-    ) -> Dict[str, Tensor]:
-        """As :meth:`FastRCNNOutputLayers.losses`, with `loss_cls` by `cls_loss`."""
-        scores, deltas = predictions
-        if self.cls_loss in SIGMOID_LOSSES:
-            # The parent logs accuracies by the largest column. With the score threshold in place of
-            # the background column, which is not trained, they tell what would be detected.
-            threshold = min(max(self.test_score_thresh, 1e-6), 1 - 1e-6)
-            logit = math.log(threshold / (1 - threshold))
-            predictions = F.pad(scores[:, :-1], (0, 1), value=logit), deltas
-        losses = super().losses(predictions, proposals)
-        if self.cls_loss != "cross_entropy" and not getattr(self, "use_sigmoid_ce", False):
-            gt_classes = cat([p.gt_classes for p in proposals]) if proposals else torch.empty(0)
-            loss_cls = self.focal_loss(scores, gt_classes)
-            losses["loss_cls"] = loss_cls * self.loss_weight.get("loss_cls", 1.0)
-        return losses
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As :meth:`FastRCNNOutputLayers.losses`, with `loss_cls` by `cls_loss`.
 
-    def sigmoid_cross_entropy_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
-        """What the parent's `losses` calls where `use_sigmoid_ce` is on. A second call of
-        `focal_loss` would draw other classes for the federated loss."""
+        Args:
+            predictions: logits [R, K + 1] and box deltas [R, 4 K], or [R, 4] if class-agnostic.
+            proposals: R of them in all images, with `proposal_boxes`, `gt_classes` (int64 in [0, K],
+                K for background), and `gt_boxes` where an image has objects.
+
+        Returns:
+            The scalars `loss_cls` and `loss_box_reg`, each times its weight.
+        """
         if self.cls_loss == "cross_entropy":
-            return super().sigmoid_cross_entropy_loss(scores, gt_classes)
-        return self.focal_loss(scores, gt_classes)
+            return super().losses(predictions, proposals)
+        scores, deltas = predictions
+        if proposals:
+            gt_classes = cat([p.gt_classes for p in proposals])
+            boxes = cat([p.proposal_boxes.tensor for p in proposals])
+            # In an image without objects every proposal is background, whose box counts for nothing.
+            gt_boxes = cat(
+                [
+                    p.get("gt_boxes" if p.has("gt_boxes") else "proposal_boxes").tensor
+                    for p in proposals
+                ]
+            )
+        else:
+            gt_classes = scores.new_zeros(0, dtype=torch.int64)
+            boxes = gt_boxes = deltas.new_zeros(0, 4)
+        _log_classification_stats(self._with_trained_background(scores), gt_classes)
+        losses = {
+            "loss_cls": self.focal_loss(scores, gt_classes),
+            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _with_trained_background(self, scores: Tensor) -> Tensor:
+        """The logits by which accuracy is logged: the largest column is what is detected."""
+        if self.cls_loss not in SIGMOID_LOSSES:
+            return scores
+        # The background column is not trained. The score threshold takes its place, so that the
+        # largest column is background where nothing would be detected.
+        threshold = min(max(self.test_score_thresh, 1e-6), 1 - 1e-6)
+        return F.pad(scores[:, :-1], (0, 1), value=math.log(threshold / (1 - threshold)))
 
     def focal_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """
@@ -154,8 +177,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             Scalar, 0 if R is 0.
         """
         if len(gt_classes) == 0:
-            # Of no images the parent's `losses` makes classes of another type and device. The
-            # gradient is 0 and not None: all workers of a distributed training need one.
+            # The gradient is 0 and not None: all workers of a distributed training need one.
             return scores.sum() * 0
         alpha, gamma = self.focal_alpha, self.focal_gamma
         if self.cls_loss == "softmax_focal":
@@ -185,8 +207,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         return columns.index_fill(0, chosen, 1)[:-1]
 
     def predict_probs(
-        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
-    ) -> List[Tensor]:
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
         """As the parent's: [Ri, K + 1] for each image; sigmoids for the sigmoid losses."""
         # TorchScript knows no super(), and len() would become a constant of a trace.
         scores = predictions[0]
