@@ -37,12 +37,22 @@ def load_config(args: Namespace) -> CfgNode:
         args: what Detectron2's `default_argument_parser` returns.
 
     Raises:
-        ValueError: the config asks for a device that is not there, for test-time augmentation, or
-            for the evaluation of a model without weights.
-        As :func:`load_cfg`, :func:`register_coco_json` and :func:`check_categories`.
+        As :func:`load_cfg` and :func:`check`.
     """
     cfg = load_cfg(args.config_file, args.opts)
     cfg.freeze()
+    check(cfg, args)
+    return cfg
+
+
+def check(cfg: CfgNode, args: Namespace) -> None:
+    """Registers the data sets of a config and checks that it can be run with these arguments.
+
+    Raises:
+        ValueError: the config asks for a device that is not there, for test-time augmentation, or
+            for the evaluation of a model without weights.
+        As :func:`register_coco_json` and :func:`check_categories`.
+    """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
@@ -60,16 +70,20 @@ def load_config(args: Namespace) -> CfgNode:
         )
     register_coco_json(cfg.DATASETS.COCO_JSON)
     check_categories(cfg)
-    return cfg
 
 
 def setup(args: Namespace) -> CfgNode:
-    """As :func:`load_config`. Sets up logging, and warns of keys that nothing reads."""
+    """As :func:`load_config` and :func:`start`."""
     cfg = load_config(args)
+    start(cfg, args)
+    return cfg
+
+
+def start(cfg: CfgNode, args: Namespace) -> None:
+    """Sets up logging and seeds, and warns of keys that nothing reads."""
     default_setup(cfg, args)
     for sentence in find_unused_keys(cfg):
         logging.getLogger("detectron2").warning(sentence)
-    return cfg
 
 
 def read_metrics(file: str) -> dict[int, dict[str, float]]:

@@ -52,52 +52,45 @@ class Scene(NamedTuple):
 
 
 PLAIN = Scene()
-# Of 128 px: 10 to 24 px, and 10 to 110 px.
-_SMALL = Scene(diameter=(0.08, 0.19), number=(8, 16))
-_SCALES = Scene(diameter=(0.08, 0.86))
-# The most frequent class 100 times as often as the rarest, with equal ratios between.
-_LONG_TAIL = Scene(frequency=(100.0, 21.5, 4.6, 1.0))
-
-# name, of the folder too -> (number of images, seed, scene)
-_DATASETS = {
-    "mrcnn_shapes_train": (400, 1, PLAIN),
-    "mrcnn_shapes_val": (60, 2, PLAIN),
-    "shapes_small_train": (400, 1, _SMALL),
-    "shapes_small_val": (100, 2, _SMALL),
-    "shapes_long_tail_train": (400, 1, _LONG_TAIL),
-    # Of equal frequencies: every class has enough objects to measure its AP.
-    "shapes_long_tail_val": (100, 2, PLAIN),
-    "shapes_scales_train": (400, 1, _SCALES),
-    "shapes_scales_val": (100, 2, _SCALES),
-}
 
 _FloatImage = NDArray[np.float32]
 _Mask = NDArray[np.bool_]
 
 
 def register_shapes() -> None:
-    """Registers generated data sets of images of 128 x 128 px.
+    """Registers the quickstart's data sets, `mrcnn_shapes_train` (400 images) and `mrcnn_shapes_val` (60).
 
-    They are `mrcnn_shapes_train` (400 images) and `mrcnn_shapes_val` (60), and for ablations, with
-    400 and 100 images each, `shapes_small_*` (shapes of 10 to 24 px), `shapes_scales_*` (10 to 110 px) and
-    `shapes_long_tail_*` (classes 100 : 21.5 : 4.6 : 1 in training, equally frequent in validation).
-    Nothing is written before Detectron2 asks for a data set; its files are then generated once, in
-    `output/shapes/train` for `mrcnn_shapes_train` and so on, of the working directory. Their masks are RLE and
-    need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data set that is
-    already registered under one of the names stays.
+    See :func:`register_scene`.
     """
-    for name, (num_images, seed, scene) in _DATASETS.items():
-        if name in DatasetCatalog:
-            continue
-        root = os.path.join("output", *name.removeprefix("mrcnn_").rsplit("_", 1))
-        DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed, scene))
-        MetadataCatalog.get(name).set(
-            json_file=os.path.join(root, "instances.json"),
-            image_root=os.path.join(root, "images"),
-            evaluator_type="coco",
-            thing_classes=list(CLASSES),
-            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
-        )
+    register_scene("mrcnn_shapes_train", 400, seed=1)
+    register_scene("mrcnn_shapes_val", 60, seed=2)
+
+
+def register_scene(name: str, num_images: int, seed: int, scene: Scene = PLAIN) -> None:
+    """Registers a generated data set of images of 128 x 128 px in Detectron2's catalogs.
+
+    Nothing is written before Detectron2 asks for the data set. Its files are then generated once, in
+    the working directory: in `output/shapes/train` for the name `mrcnn_shapes_train`, and so on.
+    Masks are RLE and need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data
+    set that is already registered under the name stays.
+
+    Args:
+        name: under which it is registered. What follows its last `_` is the name of the folder.
+        num_images: number of images, at least 1.
+        seed: seed of the random generator, at least 0.
+        scene: how many shapes of which sizes and classes.
+    """
+    if name in DatasetCatalog:
+        return
+    root = os.path.join("output", *name.removeprefix("mrcnn_").rsplit("_", 1))
+    DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed, scene))
+    MetadataCatalog.get(name).set(
+        json_file=os.path.join(root, "instances.json"),
+        image_root=os.path.join(root, "images"),
+        evaluator_type="coco",
+        thing_classes=list(CLASSES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
+    )
 
 
 def generate_shapes(

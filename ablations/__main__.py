@@ -1,0 +1,154 @@
+"""Trains and compares configs with several seeds.
+
+    python -m ablations run --config 'nuclei/*' my.yaml --seeds 1 2 3 --jobs 2
+    python -m ablations table --config 'nuclei/*' my.yaml
+    python -m ablations overview --results ablations/results/ablations.jsonl
+    python -m ablations report
+
+`run` trains each cell, a config with a seed, as tools/train_net.py does, and adds a line to the
+results. It may be killed and started again: a cell with a line is not run again, and one that was
+interrupted goes on from its last checkpoint. `table` prints a Markdown table of the cells that have
+a line. `overview` prints one table of all variants and data sets. `report` makes the tables and plots
+of this study's pages again.
+
+A config is a name of ablations/cells.py, a pattern of such names, or a YAML file. A file is compared
+with its _BASE_ if that lies in the same folder and is not called Base-*.yaml, as Detectron2 calls
+what is not a model yet. What a config is compared with is run and shown too.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import cells, report
+from .run import run
+
+FOLDER = Path(__file__).resolve().parent
+PAGES = (FOLDER / "README.md", FOLDER / "report.md")
+RESULTS = "output/ablations/results.jsonl"
+
+
+def parse(argv: Sequence[str] | None = None) -> Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train cells", allow_abbrev=False)
+    table = commands.add_parser("table", help="print a table of cells", allow_abbrev=False)
+    overview = commands.add_parser(
+        "overview", help="print one table of all variants and data sets", allow_abbrev=False
+    )
+    commands.add_parser("report", help="make the pages of this study again")
+
+    for command in (run, table):
+        command.add_argument("--config", nargs="+", required=True, metavar="NAME_OR_FILE")
+    overview.add_argument("--config", nargs="+", default=["*"], metavar="NAME")
+    for command in (run, table, overview):
+        command.add_argument(
+            "--results",
+            default=RESULTS,
+            metavar="FILE",
+            help="a JSON line for each cell; default: %(default)s",
+        )
+        command.add_argument(
+            "--opts",
+            nargs=argparse.REMAINDER,
+            default=[],
+            metavar="KEY VALUE",
+            help="config changes of all cells; what follows --opts belongs to it",
+        )
+    for command, metrics in ((table, ["bbox/AP", "segm/AP"]), (overview, ["bbox/AP"])):
+        command.add_argument(
+            "--metrics",
+            nargs="+",
+            default=metrics,
+            metavar="NAME",
+            help=f"default: {' '.join(metrics)}",
+        )
+    table.add_argument(
+        "--plots", metavar="PREFIX", help="draw PREFIX_ap.png and PREFIX_curves.png too"
+    )
+    run.add_argument("--seeds", nargs="+", type=int, required=True, metavar="N")
+    run.add_argument(
+        "--output-dir",
+        default="output/ablations",
+        metavar="FOLDER",
+        help="for the trainings; default: %(default)s",
+    )
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time; default: 1")
+    run.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of each cell; default: the cores of this machine divided by the jobs",
+    )
+    run.add_argument("--only-this-cell", action="store_true", help=argparse.SUPPRESS)
+
+    args = parser.parse_args(argv)
+    if args.command != "report":
+        check(args, parser)
+    return args
+
+
+def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
+    """Ends the program with a message where arguments cannot be."""
+    try:
+        cells.choose(args.config)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.command == "overview" and any(map(cells.is_file, args.config)):
+        parser.error("--config names a file; the overview has the configs of ablations/cells.py only")
+    if any(word.startswith("--") for word in args.opts):
+        parser.error(f"--opts has {args.opts}; it must come last")
+    if len(args.opts) % 2:
+        parser.error(f"--opts has {args.opts}; say a value for each key")
+    if args.command != "run":
+        if not os.path.isfile(args.results):
+            parser.error(f"--results names {args.results}, which is no file")
+        return
+    for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output-dir")):
+        if key in args.opts[::2]:
+            parser.error(f"--opts has {key}; say it by {option}")
+    if any(seed < 0 for seed in args.seeds):
+        parser.error(f"--seeds has {min(args.seeds)}; seeds must be at least 0")
+    if args.threads is None:
+        args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
+    for name in ("jobs", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+
+
+def printed_by(argv: Sequence[str]) -> str:
+    """What a command without side effects on results prints: `table` or `overview`."""
+    args = parse(argv)
+    return {"table": report.print_table, "overview": report.print_overview}[args.command](args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    if args.command == "report":
+        # The commands of the pages name files from the root of the repository.
+        os.chdir(FOLDER.parent)
+        for page in PAGES:
+            report.write_page(page, printed_by)
+    elif args.command == "run":
+        # Trainings that are under way are ended in order, as by ^C.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        if args.only_this_cell:
+            chosen = [cells.Cell(args.config[0], tuple(args.opts), args.seeds[0])]
+        else:
+            chosen = cells.all_cells(args.config, args.opts, args.seeds)
+        run(chosen, args)
+    else:
+        print(report.print_table(args) if args.command == "table" else report.print_overview(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Statistics, tables and plots of results, and the pages that hold them.
+
+Differences are taken between runs with the same seed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+from tabulate import tabulate
+
+from . import cells
+from .lines import Line, identity, read_lines, settings_of
+
+Runs = dict[int, Line]  # of a cell, by seed
+
+
+class Row:
+    """The runs of a config with changes.
+
+    Attributes:
+        config: as in a cell.
+        changes: what the lines changed.
+        name: for readers; it leaves out the changes that all rows of a report have.
+        baseline: name of the row that it is compared with, which may be its own.
+        runs: lines by seed.
+    """
+
+    def __init__(
+        self, config: str, changes: tuple[str, ...], common: Sequence[str], runs: Runs
+    ) -> None:
+        pairs = zip(changes[::2], changes[1::2], strict=True)
+        known = set(zip(common[::2], common[1::2], strict=True))
+        shown = [word for pair in pairs if pair not in known for word in pair]
+        self.config = config
+        self.name = cells.label(config, shown)
+        self.baseline = cells.label(cells.baseline_of(config), shown)
+        self.runs = runs
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed -> value, of the runs that have it. A run that diverged has 0 in every metric."""
+        values = {
+            seed: line["metrics"].get(metric) if line["diverged_at"] is None else 0.0
+            for seed, line in self.runs.items()
+        }
+        return {seed: value for seed, value in values.items() if value is not None}
+
+
+Rows = dict[str, Row]  # by name
+
+
+def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> Rows:
+    """The rows of the configs and those that they are compared with, in this order.
+
+    A line belongs to a config if its settings are those of the config with the changes that the line
+    names and those of `common`.
+
+    Raises:
+        ValueError: no line belongs to any of them, or two lines are of the same cell.
+    """
+    lines = read_lines(file)
+    changes = sorted({tuple(line["opts"]) for line in lines})
+    by_changes = {
+        opts: [line for line in lines if tuple(line["opts"]) == opts] for opts in changes
+    }
+    identities = {id(line): identity(line["settings"]) for line in lines}
+    rows: Rows = {}
+    configs = cells.with_baselines(words)
+    for config in configs:
+        for opts in changes:
+            settings = settings_of(cells.load(config, [*common, *opts]))
+            wanted = identity(settings)
+            found = [line for line in by_changes[opts] if identities[id(line)] == wanted]
+            runs: Runs = {}
+            for line in sorted(found, key=lambda line: line["seed"]):
+                if line["seed"] in runs:
+                    raise ValueError(
+                        f"{file} has two lines of {line['name']}, seed {line['seed']}; delete one."
+                    )
+                runs[line["seed"]] = line
+            if runs:
+                row = Row(config, opts, common, runs)
+                rows[row.name] = row
+    if not rows:
+        raise ValueError(f"{file} has no line of {', '.join(map(cells.stem, configs))}.")
+    return rows
+
+
+def check_metrics(rows: Rows, metrics: Sequence[str]) -> None:
+    known = {
+        name for row in rows.values() for line in row.runs.values() for name in line["metrics"]
+    }
+    for metric in metrics:
+        if metric not in known:
+            raise ValueError(
+                f"--metrics has {metric}; the results have {', '.join(sorted(known))}."
+            )
+
+
+def run_on(rows: Rows) -> str:
+    """What the cells ran on, so that a mixture of machines or versions shows."""
+    lines = [line for row in rows.values() for line in row.runs.values()]
+    parts = {
+        "device": {line["device"] for line in lines},
+        "threads": {str(line["threads"]) for line in lines},
+        **{
+            name: {line["versions"][name] for line in lines}
+            for name in ("torch", "detectron2", "mrcnn_plugin")
+        },
+    }
+    text = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in parts.items())
+    resumed = sum(line["resumed_from"] > 0 for line in lines)
+    diverged = [
+        f"{row.name}, seed {seed}"
+        for row in rows.values()
+        for seed, line in row.runs.items()
+        if line["diverged_at"] is not None
+    ]
+    end = f" Diverged, with an AP of 0: {'; '.join(diverged)}." if diverged else ""
+    return f"Runs: {len(lines)}, of which resumed: {resumed}; {text}.{end}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval by Student's t, which is nan for one value."""
+    n = len(values)
+    if n == 1:
+        return values[0], float("nan")
+    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+
+
+def mean(values: Sequence[float]) -> str:
+    """With the standard deviation."""
+    if not values:
+        return "–"
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def difference(pairs: Sequence[float]) -> str:
+    """With its interval and the number of pairs."""
+    if not pairs:
+        return "–"
+    middle, half = interval(pairs)
+    if len(pairs) == 1:
+        return f"{middle:+.1f} (1 pair)"
+    return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}] ({len(pairs)} pairs)"
+
+
+def pairs_of(row: Row, other: Row | None, metric: str) -> list[float]:
+    """Differences to the runs of the other row that have the same seeds."""
+    values, others = row.values(metric), other.values(metric) if other else {}
+    return [values[seed] - others[seed] for seed in values if seed in others]
+
+
+def table(rows: Rows, metrics: Sequence[str]) -> str:
+    """A row for each cell, with its difference to its baseline."""
+    headers = ["", "against", "seeds"]
+    for metric in metrics:
+        headers += [metric.replace("/", " "), "difference [95 %]"]
+    headers += ["s / iteration", "CPU s", "peak MiB"]
+    body = []
+    for name, row in rows.items():
+        is_baseline = row.baseline == name
+        line = [name, "" if is_baseline else row.baseline, str(len(row.runs))]
+        for metric in metrics:
+            pairs = pairs_of(row, rows.get(row.baseline), metric)
+            line += [
+                mean(list(row.values(metric).values())),
+                "" if is_baseline else difference(pairs),
+            ]
+        for key, digits in (
+            ("seconds_per_iteration", 2),
+            ("cpu_seconds_per_iteration", 2),
+            ("peak_memory_mib", 0),
+        ):
+            costs = [run[key] for run in row.runs.values() if run[key] is not None]
+            line.append(f"{np.mean(costs):.{digits}f}" if costs else "–")
+        body.append(line)
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+
+
+def overview(rows: Rows, metric: str) -> str:
+    """A row for each variant and a column for each base config: the difference to what it replaces.
+
+    The row of a baseline has the metric itself.
+    """
+    # Changes that are not common to all rows make other cells.
+    by_config = {row.config: row for name, row in rows.items() if name == row.config}
+    bases = [base for base in cells.BASES if any(c.split("/")[0] == base for c in by_config)]
+    body = []
+    for variant in dict.fromkeys(name.split("/")[1] for name in cells.NAMES):
+        found = {base: by_config.get(f"{base}/{variant}") for base in bases}
+        row = next((row for row in found.values() if row), None)
+        if row:
+            against = cells.baseline_of(row.config).split("/")[1]
+            what = f"`{variant}`: {cells.variant_of(row.config).what}"
+            body.append(
+                [
+                    what,
+                    "" if against == variant else f"`{against}`",
+                    *(_change(row, by_config, metric) for row in found.values()),
+                ]
+            )
+    headers = ["", "against", *(f"`{base}`" for base in bases)]
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+
+
+def _change(row: Row | None, by_config: Rows, metric: str) -> str:
+    if row is None:
+        return ""
+    if row.baseline == row.name:
+        return mean(list(row.values(metric).values()))
+    other = by_config.get(cells.baseline_of(row.config))
+    return difference(pairs_of(row, other, metric)).replace(" pairs", "")
+
+
+def plot_ap(rows: Rows, metrics: Sequence[str], file: str) -> None:
+    """Each run as a dot, each cell's mean with its 95 % interval."""
+    figure = Figure(figsize=(3 + 4 * len(metrics), 1 + 0.35 * len(rows)), layout="constrained")
+    grid = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(grid, metrics, strict=True):
+        for y, (name, row) in enumerate(rows.items()):
+            values = list(row.values(metric).values())
+            if not values:
+                continue
+            color = "black" if row.baseline == name else "C0"
+            middle, half = interval(values)
+            axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, markersize=4)
+            axes.errorbar(middle, y, xerr=half, fmt="D", color=color, capsize=3)
+            if row.baseline in rows:
+                others = list(rows[row.baseline].values(metric).values())
+                if others:
+                    axes.vlines(np.mean(others), y - 0.5, y + 0.5, "black", "dotted", linewidth=0.8)
+        axes.set_xlabel(metric.replace("/", " "))
+        axes.grid(True, axis="x", alpha=0.25)
+    grid[0].set_yticks(range(len(rows)), list(rows))
+    grid[0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.savefig(file, dpi=120)
+
+
+def plot_curves(rows: Rows, metric: str, file: str) -> None:
+    """Training loss and AP over the iterations, means over the seeds."""
+    # Names with config changes are long.
+    columns = 2 if max(map(len, rows)) <= 70 else 1
+    figure = Figure(figsize=(11, 4 + 0.26 * len(rows) / columns), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("total_loss", metric), strict=True):
+        for index, (cell, row) in enumerate(rows.items()):
+            points: dict[int, list[float]] = {}
+            for line in row.runs.values():
+                for iteration, value in line["curves"].get(name, []):
+                    points.setdefault(iteration, []).append(value)
+            means = {i: np.mean(v) for i, v in sorted(points.items()) if len(v) == len(row.runs)}
+            axes.plot(
+                list(means),
+                list(means.values()),
+                label=cell if name == metric else None,
+                color=f"C{index % 10}",
+                linestyle=("solid", "dashed", "dotted")[index // 10 % 3],
+                linewidth=2.5 if row.baseline == cell else 1.2,
+            )
+        axes.set(xlabel="iteration", ylabel=name.replace("/", " "))
+        axes.grid(True, alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=columns)
+    figure.savefig(file, dpi=120)
+
+
+def print_table(args: Namespace) -> str:
+    """What the command `table` prints. It draws the plots too, if a prefix for them is given."""
+    rows = find_rows(args.results, args.config, args.opts)
+    check_metrics(rows, args.metrics)
+    if args.plots:
+        os.makedirs(os.path.dirname(os.path.abspath(args.plots)), exist_ok=True)
+        plot_ap(rows, args.metrics, f"{args.plots}_ap.png")
+        plot_curves(rows, f"{args.metrics[0].split('/')[0]}/AP", f"{args.plots}_curves.png")
+        print(f"Wrote {args.plots}_ap.png and {args.plots}_curves.png.", file=sys.stderr)
+    return f"{table(rows, args.metrics)}\n\n{run_on(rows)}"
+
+
+def print_overview(args: Namespace) -> str:
+    """What the command `overview` prints."""
+    rows = find_rows(args.results, args.config, args.opts)
+    check_metrics(rows, args.metrics)
+    return "\n\n".join(overview(rows, metric) for metric in args.metrics)
+
+
+# A page shows a command, and between these two comments what the command prints.
+BLOCK = re.compile(
+    r"^(    \S*python -m ablations (?P<command>[^\n]*)\n\n<!-- printed by this command -->\n\n)"
+    r"(?P<text>.*?)(?=\n\n<!-- end -->$)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def write_page(page: Path, printed_by: Callable[[Sequence[str]], str]) -> None:
+    """Replaces what each command of the page printed by what it prints now."""
+    old = page.read_text(encoding="utf-8")
+    new = BLOCK.sub(lambda match: match[1] + printed_by(shlex.split(match["command"])), old)
+    if new != old:
+        page.write_text(new, encoding="utf-8")
