@@ -10,10 +10,10 @@ REQUIREMENTS_DONE := $(VENV)/.mrcnn_plugin_requirements
 PACKAGE_DONE := $(VENV)/.mrcnn_plugin_package
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test lint sanitize cuda gpu dist clean
+.PHONY: help setup quickstart test lint sanitize cuda gpu ablations-report dist clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 24
 
 setup: $(PACKAGE_DONE) ## install the requirements, Detectron2 and the package into VENV, and build the extension
 
@@ -59,6 +59,9 @@ gpu: setup ## build for the GPU of this machine, and run the tests and the bench
 	    { CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 $(BIN)/python setup.py -q build_ext --force --inplace && touch $(PACKAGE_DONE); }
 	$(BIN)/python -m pytest -m cuda
 	$(BIN)/python tools/benchmark_roi_align.py --device cuda --output docs/results
+
+ablations-report: setup ## make the tables and plots of ablations/ again from its results
+	$(BIN)/python -m ablations report
 
 dist: setup ## build a source distribution and a wheel in dist/
 	$(BIN)/python -m build --no-isolation .

@@ -104,7 +104,9 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
     except ValueError as error:
         parser.error(str(error))
     if args.command == "overview" and any(map(cells.is_file, args.config)):
-        parser.error("--config names a file; the overview has the configs of ablations/cells.py only")
+        parser.error(
+            "--config names a file; the overview has the configs of ablations/cells.py only"
+        )
     if any(word.startswith("--") for word in args.opts):
         parser.error(f"--opts has {args.opts}; it must come last")
     if len(args.opts) % 2:

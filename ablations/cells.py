@@ -107,7 +107,9 @@ MASK_RCNN = {
         "sigmoid_focal",
     ),
     # Pyramid.
-    "upsample_bicubic": Variant("FPN with bicubic upsampling", _backbone("upsample_fpn", UPSAMPLE="bicubic")),
+    "upsample_bicubic": Variant(
+        "FPN with bicubic upsampling", _backbone("upsample_fpn", UPSAMPLE="bicubic")
+    ),
     "carafe": Variant("FPN with CARAFE", _CARAFE),
     "pafpn": Variant("PAFPN", _PAFPN),
     "bifpn": Variant("BiFPN", _backbone("bifpn")),
@@ -226,8 +228,7 @@ def baseline_of(config: str) -> str:
         ValueError: _BASE_ is no file, or the config is not a mapping of keys.
     """
     if not is_file(config):
-        base = config.split("/")[0]
-        return f"{base}/{variant_of(config).against}"
+        return f"{config.split('/')[0]}/{variant_of(config).against}"
     with open(config, encoding="utf-8") as f:
         content = yaml.safe_load(f)
     if not isinstance(content, dict):

@@ -19,7 +19,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from . import cells
-from .lines import Line, identity, read_lines, settings_of
+from .lines import Line, differences, identity, read_lines, settings_of
 
 Runs = dict[int, Line]  # of a cell, by seed
 
@@ -58,30 +58,37 @@ class Row:
 Rows = dict[str, Row]  # by name
 
 
-def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> Rows:
-    """The rows of the configs and those that they are compared with, in this order.
+def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[Rows, list[str]]:
+    """The rows of the configs, each after the one that it is compared with.
 
     A line belongs to a config if its settings are those of the config with the changes that the line
     names and those of `common`.
 
+    Returns:
+        The rows, and a sentence for lines that have the name of a config but not its settings.
+
     Raises:
-        ValueError: no line belongs to any of them, or two lines are of the same cell.
+        ValueError: no line belongs to any of the configs, or two lines are of the same cell.
     """
-    lines = read_lines(file)
-    changes = sorted({tuple(line["opts"]) for line in lines})
-    by_changes = {
-        opts: [line for line in lines if tuple(line["opts"]) == opts] for opts in changes
-    }
-    identities = {id(line): identity(line["settings"]) for line in lines}
+    lines: dict[tuple[str, ...], list[Line]] = {}  # by what they changed
+    for line in sorted(read_lines(file), key=lambda line: (line["opts"], line["seed"])):
+        lines.setdefault(tuple(line["opts"]), []).append(line)
+    identities = {id(line): identity(line["settings"]) for same in lines.values() for line in same}
     rows: Rows = {}
+    outdated: dict[str, list[str]] = {}
     configs = cells.with_baselines(words)
     for config in configs:
-        for opts in changes:
-            settings = settings_of(cells.load(config, [*common, *opts]))
-            wanted = identity(settings)
-            found = [line for line in by_changes[opts] if identities[id(line)] == wanted]
+        for opts, candidates in lines.items():
+            wanted = identity(settings_of(cells.load(config, [*common, *opts])))
             runs: Runs = {}
-            for line in sorted(found, key=lambda line: line["seed"]):
+            for line in candidates:
+                if identities[id(line)] != wanted:
+                    if line["name"] == cells.label(config, opts):
+                        now = settings_of(cells.load(config, opts))
+                        outdated.setdefault(differences(line["settings"], now), []).append(
+                            f"{line['name']}, seed {line['seed']}"
+                        )
+                    continue
                 if line["seed"] in runs:
                     raise ValueError(
                         f"{file} has two lines of {line['name']}, seed {line['seed']}; delete one."
@@ -90,9 +97,22 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> Rows:
             if runs:
                 row = Row(config, opts, common, runs)
                 rows[row.name] = row
-    if not rows:
-        raise ValueError(f"{file} has no line of {', '.join(map(cells.stem, configs))}.")
-    return rows
+    # Lines without the common changes are of other cells.
+    outdated.pop("", None)
+    sentences = [
+        f"Not shown, since they were run with {different}: {'; '.join(names)}."
+        for different, names in outdated.items()
+    ]
+    # A baseline that was not asked for is shown where something is compared with it.
+    needed: Rows = {}
+    asked = cells.choose(words)
+    for name, row in reversed(rows.items()):
+        if row.config in asked or name in {other.baseline for other in needed.values()}:
+            needed[name] = row
+    if not needed:
+        stems = ", ".join(map(cells.stem, configs))
+        raise ValueError(" ".join([f"{file} has no line of {stems}.", *sentences]))
+    return dict(reversed(needed.items())), sentences
 
 
 def check_metrics(rows: Rows, metrics: Sequence[str]) -> None:
@@ -275,21 +295,21 @@ def plot_curves(rows: Rows, metric: str, file: str) -> None:
 
 def print_table(args: Namespace) -> str:
     """What the command `table` prints. It draws the plots too, if a prefix for them is given."""
-    rows = find_rows(args.results, args.config, args.opts)
+    rows, sentences = find_rows(args.results, args.config, args.opts)
     check_metrics(rows, args.metrics)
     if args.plots:
         os.makedirs(os.path.dirname(os.path.abspath(args.plots)), exist_ok=True)
         plot_ap(rows, args.metrics, f"{args.plots}_ap.png")
         plot_curves(rows, f"{args.metrics[0].split('/')[0]}/AP", f"{args.plots}_curves.png")
         print(f"Wrote {args.plots}_ap.png and {args.plots}_curves.png.", file=sys.stderr)
-    return f"{table(rows, args.metrics)}\n\n{run_on(rows)}"
+    return "\n\n".join([table(rows, args.metrics), run_on(rows), *sentences])
 
 
 def print_overview(args: Namespace) -> str:
     """What the command `overview` prints."""
-    rows = find_rows(args.results, args.config, args.opts)
+    rows, sentences = find_rows(args.results, args.config, args.opts)
     check_metrics(rows, args.metrics)
-    return "\n\n".join(overview(rows, metric) for metric in args.metrics)
+    return "\n\n".join([*(overview(rows, metric) for metric in args.metrics), *sentences])
 
 
 # A page shows a command, and between these two comments what the command prints.

@@ -157,9 +157,7 @@ def is_ap(name: str) -> bool:
     return name.startswith(("bbox/", "segm/", "keypoints/"))
 
 
-def final_metrics(
-    metrics: Metrics, tasks: Sequence[str]
-) -> dict[str, float | None]:
+def final_metrics(metrics: Metrics, tasks: Sequence[str]) -> dict[str, float | None]:
     """The metrics of the last evaluation.
 
     Where nothing was detected, Detectron2 gives nan for boxes and leaves out their classes and the

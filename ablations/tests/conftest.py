@@ -1,0 +1,59 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mrcnn_plugin.data import generate_shapes
+from tests.small import ROOT, TINY
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with the configs base.yaml and other.yaml, which changes one key of it."""
+    json_file = generate_shapes(str(tmp_path / "data"), 4, seed=5)
+    name = f"shapes_of_{tmp_path.name}"
+    base = tree({**TINY, "MODEL.ROI_HEADS.NUM_CLASSES": 4})
+    base["_BASE_"] = str(ROOT / "configs" / "quickstart.yaml")
+    base["DATASETS"] = {
+        "COCO_JSON": [[name, json_file, str(tmp_path / "data" / "images")]],
+        "TRAIN": [name],
+        "TEST": [name],
+    }
+    base["SOLVER"] = {"MAX_ITER": 4, "IMS_PER_BATCH": 2, "CHECKPOINT_PERIOD": 2}
+    base["TEST"]["EVAL_PERIOD"] = 2
+    base["DATALOADER"] = {"NUM_WORKERS": 0}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    write_other(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    # Programs that tests start find this package from any folder.
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+    return tmp_path
+
+
+def tree(settings):
+    nodes = {}
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        node = nodes
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return nodes
+
+
+def write_other(folder, beta=0.5):
+    content = {"_BASE_": "base.yaml", "MODEL": {"RPN": {"SMOOTH_L1_BETA": beta}}}
+    (Path(folder) / "other.yaml").write_text(yaml.safe_dump(content))
+
+
+COMMAND = [sys.executable, "-m", "ablations"]
+
+
+def run(*arguments):
+    """Runs the study as a user would and returns what it printed."""
+    done = subprocess.run(
+        [*COMMAND, "run", *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr

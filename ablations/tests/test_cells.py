@@ -1,0 +1,248 @@
+"""The table of variants, the base configs, and what a config is compared with."""
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from ablations import cells, scenes
+from ablations.lines import check_unchanged, differences, flat, settings_of
+from mrcnn_plugin.data.shapes import CLASSES, draw_shapes
+from mrcnn_plugin.modeling import find_unused_keys
+from tests.small import ROOT
+
+
+def changes(name, other):
+    one, two = flat(cells.load(name)), flat(cells.load(other))
+    return {key: one[key] for key in one if one[key] != two[key]}
+
+
+HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD")
+FOCAL_HEADS = {
+    "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads",
+    "MODEL.ROI_BOX_HEAD.CLS_LOSS": "cross_entropy",
+}
+
+
+@pytest.mark.parametrize("base", [base for base, v in cells.BASES.items() if v is cells.MASK_RCNN])
+def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
+    stock = cells.load(f"{base}/stock")
+    assert stock.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    assert stock.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
+    assert (
+        stock.MODEL.ROI_BOX_HEAD.POOLER_TYPE
+        == stock.MODEL.ROI_MASK_HEAD.POOLER_TYPE
+        == "ROIAlignV2"
+    )
+
+    def change(variant, against="stock"):
+        assert cells.baseline_of(f"{base}/{variant}") == f"{base}/{against}"
+        return changes(f"{base}/{variant}", f"{base}/{against}")
+
+    def poolers(name):
+        return {f"{head}.POOLER_TYPE": name for head in HEADS}
+
+    assert change("stock") == {}
+    for name in ("bilinear", "bicubic"):
+        assert change(name) == {**FOCAL_HEADS, **poolers(f"ROIAlign{name.capitalize()}")}
+    assert change("bicubic_a0.75", "bicubic") == {"MODEL.MRCNN_PLUGIN.ROI_ALIGN.A": -0.75}
+    for ratio in (1, 2):
+        samples = {f"{head}.POOLER_SAMPLING_RATIO": ratio for head in HEADS}
+        assert change(f"stock_ratio{ratio}") == samples
+        assert change(f"bicubic_ratio{ratio}", f"stock_ratio{ratio}") == change("bicubic")
+
+    focal = "MODEL.ROI_BOX_HEAD.FOCAL"
+    heads = {"MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads"}
+    loss = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
+    weights = {f"{focal}.ALPHA": 0.25, f"{focal}.NORMALIZER": "foreground"}
+    # It is the default of the key, which stock heads do not read.
+    assert change("softmax_focal") == heads
+    assert cells.load(f"{base}/softmax_focal").MODEL.ROI_BOX_HEAD.CLS_LOSS == "softmax_focal"
+    sigmoid = {**heads, loss: "sigmoid_focal", **weights}
+    assert change("sigmoid_focal") == sigmoid
+    assert change("sigmoid_focal_gamma1") == {**sigmoid, f"{focal}.GAMMA": 1.0}
+    assert change("sigmoid_focal_star") == {**sigmoid, loss: "sigmoid_focal_star"}
+    assert change("sigmoid_focal_proposals", "sigmoid_focal") == {
+        f"{focal}.ALPHA": -1.0,
+        f"{focal}.NORMALIZER": "proposals",
+    }
+
+    def backbone(name, **fpn):
+        return {"MODEL.BACKBONE.NAME": f"build_mrcnn_resnet_{name}_backbone"} | {
+            f"MODEL.FPN.{key}": value for key, value in fpn.items()
+        }
+
+    assert change("pafpn") == backbone("pafpn")
+    assert change("bifpn") == backbone("bifpn")
+    assert change("upsample_bicubic") == backbone("upsample_fpn", UPSAMPLE="bicubic")
+    assert change("carafe") == backbone("upsample_fpn", UPSAMPLE="carafe")
+    assert change("carafe_bicubic") == {**change("carafe"), **change("bicubic")}
+    bicubic = poolers("ROIAlignBicubic")
+    assert change("headline") == {**heads, **bicubic, **change("pafpn")}
+    assert change("headline_sigmoid_focal") == {**sigmoid, **bicubic, **change("pafpn")}
+
+
+def test_the_headline_is_that_of_the_configs():
+    ours = cells.load("nuclei/headline")
+    theirs = cells.load(str(ROOT / "configs" / "mask_rcnn_focal.yaml"))
+    for key in (
+        "MODEL.BACKBONE.NAME",
+        "MODEL.ROI_HEADS.NAME",
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS",
+    ):
+        assert flat(ours)[key] == flat(theirs)[key]
+
+
+@pytest.mark.parametrize("base", ["retinanet_nuclei", "retinanet_shapes_long_tail"])
+def test_retinanet_changes_gamma_and_alpha(base):
+    node = "MODEL.RETINANET.FOCAL_LOSS"
+    assert changes(f"{base}/gamma2", f"{base}/gamma0") == {
+        f"{node}_GAMMA": 2.0,
+        f"{node}_ALPHA": 0.25,
+    }
+    assert changes(f"{base}/gamma0", f"{base}/gamma2") == {
+        f"{node}_GAMMA": 0.0,
+        f"{node}_ALPHA": 0.75,
+    }
+    assert cells.baseline_of(f"{base}/gamma2") == f"{base}/gamma0"
+
+
+def models():
+    """A name for each model that is different. Data and schedules do not change what is built."""
+    names = {}
+    for name in cells.NAMES:
+        names.setdefault(str(cells.load(name).MODEL), name)
+    return list(names.values())
+
+
+def test_every_model_can_be_built_and_reads_the_keys_that_its_variant_sets():
+    for name in models():
+        build_model(cells.load(name))
+    for name in cells.NAMES:
+        unused = " ".join(find_unused_keys(cells.load(name)))
+        for key in cells.variant_of(name).keys:
+            assert key not in unused
+
+
+@pytest.mark.parametrize("base", cells.BASES)
+def test_the_model_has_the_classes_of_its_data(base):
+    scenes.register()
+    (name, *_) = cells.BASES[base]
+    cfg = cells.load(f"{base}/{name}")
+    node = cfg.MODEL.RETINANET if base.startswith("retinanet") else cfg.MODEL.ROI_HEADS
+    classes = 1 if base.endswith("nuclei") else len(CLASSES)
+    assert node.NUM_CLASSES == classes
+    if classes > 1:
+        for split in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            assert split in DatasetCatalog.list()
+            assert MetadataCatalog.get(split).thing_classes == list(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "name, classes, diameters",
+    [
+        ("ablations_shapes_small_train", [1, 1, 1, 1], (10, 24)),
+        ("ablations_shapes_scales_train", [1, 1, 1, 1], (10, 110)),
+        ("ablations_shapes_long_tail_train", [100, 21.5, 4.6, 1], (16, 58)),
+        ("ablations_shapes_long_tail_val", [1, 1, 1, 1], (16, 58)),
+    ],
+)
+def test_data_sets_are_difficult_in_one_respect(name, classes, diameters):
+    _, seed, scene = scenes.DATASETS[name]
+    instances = [one for i in range(150) for one in draw_shapes(seed, i, scene=scene)[1]]
+    counts = np.bincount([class_index for class_index, _ in instances], minlength=4)
+    expected = len(instances) * np.array(classes) / sum(classes)
+    # Four standard deviations of a binomial distribution, and what is not drawn for want of room.
+    assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 0.1 * expected).all()
+    whole_discs = [
+        2 * np.sqrt(mask.sum() / np.pi)
+        for class_index, mask in instances
+        if CLASSES[class_index] == "disc" and not mask[[0, -1]].any() and not mask[:, [0, -1]].any()
+    ]
+    sides = [np.ptp(np.argwhere(mask), axis=0).max() + 1 for _, mask in instances]
+    smallest, largest = diameters
+    assert 0.85 * largest < max(sides) <= largest + 1
+    assert np.quantile(whole_discs, 0.05) > 0.75 * smallest
+
+
+def test_patterns_name_variants_and_unknown_names_are_refused():
+    assert cells.choose(["shapes_small/bicubic_ratio?"]) == [
+        "shapes_small/bicubic_ratio1",
+        "shapes_small/bicubic_ratio2",
+    ]
+    assert cells.with_baselines(["nuclei/bicubic_a0.75"]) == [
+        "nuclei/stock",
+        "nuclei/bicubic",
+        "nuclei/bicubic_a0.75",
+    ]
+    with pytest.raises(ValueError, match="neither a YAML file nor one of: nuclei/stock"):
+        cells.choose(["nuclei"])
+    with pytest.raises(ValueError, match="no.yaml, which is no file"):
+        cells.choose(["no.yaml"])
+
+
+def test_cells_of_a_name_have_folders_of_that_name():
+    cell = cells.Cell("nuclei/bicubic", (), 3)
+    assert (cell.name, cell.folder("out")) == ("nuclei/bicubic", "out/nuclei/bicubic/seed3")
+    assert cell.baseline() == cells.Cell("nuclei/stock", (), 3)
+
+
+def test_changes_are_part_of_a_name(folder):
+    data = str(cells.load("base.yaml").DATASETS.COCO_JSON)
+    # Values with spaces, and what is no setting.
+    opts = ["SOLVER.STEPS", "(2, 3)", "DATASETS.COCO_JSON", data, "TEST.EVAL_PERIOD", "3"]
+    found = cells.all_cells(["other.yaml"], opts, [1])
+    named = "SOLVER.STEPS (2, 3) TEST.EVAL_PERIOD 3"
+    other = cells.Cell("other.yaml", ("SOLVER.STEPS", "(2,3)", "TEST.EVAL_PERIOD", "3"), 1)
+    assert len({cell.folder("out") for cell in (*found, other)}) == 3
+    assert [cell.name for cell in found] == [f"base {named}", f"other {named}"]
+
+
+@pytest.mark.parametrize("base", ["other.yaml", "./other.yaml", "{folder}/other.yaml"])
+def test_a_file_is_compared_with_its_base_in_the_same_folder(folder, base):
+    (folder / "third.yaml").write_text("_BASE_: " + base.format(folder=folder))
+    path = str(folder / "third.yaml")
+    assert cells.baseline_of(path) == str(folder / "other.yaml")
+    assert cells.baseline_of("base.yaml") == "base.yaml"
+    (folder / "two.yaml").write_text("_BASE_: [base.yaml, other.yaml]")
+    assert cells.baseline_of("two.yaml") == "two.yaml"
+    # Detectron2 has such bases, which are not models yet, beside its configs.
+    quickstart = str(ROOT / "configs" / "quickstart.yaml")
+    assert cells.with_baselines([quickstart]) == [quickstart]
+    # Each once, and after what it is compared with.
+    found = cells.all_cells(["third.yaml", "./other.yaml"], ["A", "1"], [2, 1, 2])
+    assert [(cell.name, cell.seed) for cell in found] == [
+        (f"{name} A 1", seed) for seed in (2, 1) for name in ("base", "other", "third")
+    ]
+
+
+def test_configs_of_the_same_name_cannot_be_told_apart(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "base.yaml").write_text("{}")
+    (folder / "sub" / "another.yaml").write_text("_BASE_: base.yaml")
+    for config in ("sub/base.yaml", "sub/another.yaml"):
+        with pytest.raises(ValueError, match="base.yaml and sub/base.yaml have the same name"):
+            cells.with_baselines(["other.yaml", config])
+
+
+def test_a_line_says_what_it_was_run_with_when_a_default_has_changed_since(folder, monkeypatch):
+    before = settings_of(cells.load("base.yaml"))
+    key = "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS"
+    assert before[key] == 3
+    now = {**before, key: 5}
+    assert differences(before, now) == f"{key} 3 instead of 5"
+    # A key that there was not yet has its default.
+    older = {name: value for name, value in before.items() if name != key}
+    assert differences(older, before) == ""
+    with pytest.raises(ValueError, match=f"has {key} 3 instead of 5; the config was changed"):
+        check_unchanged(before, now, "The line", "Delete it.")
+
+
+def test_what_the_model_does_not_read_does_not_matter():
+    gamma0 = settings_of(cells.load("retinanet_nuclei/gamma0"))
+    assert differences({**gamma0, "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads"}, gamma0) == ""
+    stock = settings_of(cells.load("nuclei/stock"))
+    different = {**stock, "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads"}
+    assert "MODEL.ROI_HEADS.NAME" in differences(different, stock)
