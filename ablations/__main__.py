@@ -24,8 +24,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cells, report
-from .run import run
+from . import cells
 
 FOLDER = Path(__file__).resolve().parent
 PAGES = (FOLDER / "README.md", FOLDER / "report.md")
@@ -129,18 +128,18 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
 
 def printed_by(argv: Sequence[str]) -> str:
     """What a command without side effects on results prints: `table` or `overview`."""
+    from . import report
+
     args = parse(argv)
     return {"table": report.print_table, "overview": report.print_overview}[args.command](args)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    if args.command == "report":
-        # The commands of the pages name files from the root of the repository.
-        os.chdir(FOLDER.parent)
-        for page in PAGES:
-            report.write_page(page, printed_by)
-    elif args.command == "run":
+    if args.command == "run":
+        # A training does not wait for the imports of the plots, nor a table for those of a training.
+        from .run import run
+
         # Trainings that are under way are ended in order, as by ^C.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         if args.only_this_cell:
@@ -148,6 +147,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             chosen = cells.all_cells(args.config, args.opts, args.seeds)
         run(chosen, args)
+        return
+    from . import report
+
+    if args.command == "report":
+        # The commands of the pages name files from the root of the repository.
+        os.chdir(FOLDER.parent)
+        for page in PAGES:
+            report.write_page(page, printed_by)
     else:
         print(report.print_table(args) if args.command == "table" else report.print_overview(args))
 
