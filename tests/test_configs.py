@@ -18,11 +18,8 @@ from detectron2.utils.events import EventStorage
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
-from tests.conftest import load_tool
 
 NAMES = sorted(str(p.relative_to(small.CONFIGS)) for p in small.CONFIGS.rglob("*.yaml"))
-
-ABLATIONS = [name for name in NAMES if name.startswith("ablations/")]
 
 NUM_KEYPOINTS = 17  # of a person in COCO
 
@@ -204,102 +201,6 @@ def test_only_the_components_differ_from_the_stock_config(name, stock, others):
     assert {k for k, v in settings(theirs).items() if ours[k] != v} <= COMPONENTS | set(others)
 
 
-HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD")
-# Heads that know the poolers and losses of this package, with the stock loss.
-FOCAL_HEADS = {
-    "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads",
-    "MODEL.ROI_BOX_HEAD.CLS_LOSS": "cross_entropy",
-}
-BICUBIC = {**FOCAL_HEADS, **{f"{head}.POOLER_TYPE": "ROIAlignBicubic" for head in HEADS}}
-FOCAL = "MODEL.ROI_BOX_HEAD.FOCAL"
-
-
-def ratio(value):
-    return {f"{head}.POOLER_SAMPLING_RATIO": value for head in HEADS}
-
-
-def loss(name, **focal):
-    """With RetinaNet's weights unless it is said otherwise."""
-    focal = {"ALPHA": 0.25, "NORMALIZER": "foreground", **focal}
-    keys = {f"{FOCAL}.{key}": value for key, value in focal.items()}
-    return {**FOCAL_HEADS, "MODEL.ROI_BOX_HEAD.CLS_LOSS": name, **keys}
-
-
-def pyramid(name, **fpn):
-    keys = {f"MODEL.FPN.{key}": value for key, value in fpn.items()}
-    return {"MODEL.BACKBONE.NAME": f"build_mrcnn_resnet_{name}_backbone", **keys}
-
-
-SOFTMAX_FOCAL = loss("softmax_focal", ALPHA=-1.0, NORMALIZER="proposals")
-
-# What a cell changes of its data set's stock model, by the end of its name.
-ABLATION_CHANGES = {
-    "": {},
-    "_roi_align_bilinear_ratio1": ratio(1),
-    "_roi_align_bilinear_ratio2": ratio(2),
-    "_roi_align_bicubic_ratio0": BICUBIC,
-    "_roi_align_bicubic_ratio1": {**BICUBIC, **ratio(1)},
-    "_roi_align_bicubic_ratio2": {**BICUBIC, **ratio(2)},
-    "_roi_align_bicubic_a0.75_ratio0": {**BICUBIC, "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A": -0.75},
-    "_loss_sigmoid_focal": loss("sigmoid_focal"),
-    "_loss_sigmoid_focal_gamma1": loss("sigmoid_focal", GAMMA=1.0),
-    "_loss_sigmoid_focal_proposals": loss("sigmoid_focal", ALPHA=-1.0, NORMALIZER="proposals"),
-    "_loss_sigmoid_focal_star": loss("sigmoid_focal_star"),
-    "_loss_softmax_focal": SOFTMAX_FOCAL,
-    "_pyramid_pafpn": pyramid("pafpn"),
-    "_pyramid_bifpn": pyramid("bifpn"),
-    "_pyramid_bicubic": pyramid("upsample_fpn", UPSAMPLE="bicubic"),
-    "_pyramid_carafe": pyramid("upsample_fpn", UPSAMPLE="carafe"),
-    "_headline": {**BICUBIC, **SOFTMAX_FOCAL, **pyramid("pafpn")},
-    "_headline_sigmoid_focal": {**BICUBIC, **loss("sigmoid_focal"), **pyramid("pafpn")},
-}
-
-# What it is compared with, where that is not the stock model.
-ABLATION_BASELINES = {
-    "_roi_align_bicubic_ratio1": "_roi_align_bilinear_ratio1",
-    "_roi_align_bicubic_ratio2": "_roi_align_bilinear_ratio2",
-    "_roi_align_bicubic_a0.75_ratio0": "_roi_align_bicubic_ratio0",
-    "_loss_sigmoid_focal_proposals": "_loss_sigmoid_focal",
-}
-
-
-@pytest.mark.parametrize("name", [name for name in ABLATIONS if "retinanet" not in name])
-def test_an_ablation_changes_what_it_asks_about_and_nothing_else(name):
-    data, change = re.fullmatch(
-        r"ablations/(nuclei|shapes_[a-z]+(?:_tail)?)(.*)\.yaml", name
-    ).groups()
-    stock = settings(config(f"ablations/{data}.yaml"))
-    assert stock["MODEL.BACKBONE.NAME"] == "build_resnet_fpn_backbone"
-    assert stock["MODEL.ROI_HEADS.NAME"] == "StandardROIHeads"
-    assert {stock[f"{head}.POOLER_TYPE"] for head in HEADS} == {"ROIAlignV2"}
-    expected = {
-        **stock,
-        **ABLATION_CHANGES[change],
-        "OUTPUT_DIR": f"./output/ablations/{data}{change}",
-    }
-    found = settings(config(name))
-    # Without the heads that read it the key means nothing.
-    if found["MODEL.ROI_HEADS.NAME"] == "StandardROIHeads":
-        found.pop("MODEL.ROI_BOX_HEAD.CLS_LOSS"), expected.pop("MODEL.ROI_BOX_HEAD.CLS_LOSS")
-    assert found == expected
-    baseline = load_tool("run_ablations").baseline_of(str(small.CONFIGS / name))
-    assert baseline == str(
-        small.CONFIGS / f"ablations/{data}{ABLATION_BASELINES.get(change, '')}.yaml"
-    )
-
-
-@pytest.mark.parametrize("data", ["nuclei", "shapes_long_tail"])
-def test_the_ablation_of_retinanet_changes_gamma_and_alpha(data):
-    cross_entropy, focal = (
-        settings(config(f"ablations/{data}_retinanet_gamma{gamma}.yaml")) for gamma in (0, 2)
-    )
-    node = "MODEL.RETINANET.FOCAL_LOSS"
-    assert (cross_entropy[f"{node}_GAMMA"], cross_entropy[f"{node}_ALPHA"]) == (0.0, 0.75)
-    changed = {f"{node}_GAMMA": 2.0, f"{node}_ALPHA": 0.25}
-    changed["OUTPUT_DIR"] = f"./output/ablations/{data}_retinanet_gamma2"
-    assert focal == {**cross_entropy, **changed}
-
-
 def settings(node, prefix=""):
     """A config as one dictionary of KEY.SUBKEY."""
     flat = {}
@@ -315,7 +216,7 @@ def settings(node, prefix=""):
 def test_the_readme_lists_every_config_and_names_checkpoints_that_there_are():
     text = (small.CONFIGS / "README.md").read_text()
     listed = re.findall(r"^\| `([\w-]+\.yaml)`", text, re.MULTILINE)
-    assert sorted(listed) == [name for name in NAMES if name not in ABLATIONS]
+    assert sorted(listed) == NAMES
     checkpoints = re.findall(r"detectron2://(.*?\.pkl)", text)
     assert len(checkpoints) == 6
     for checkpoint in checkpoints:

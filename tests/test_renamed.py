@@ -1,6 +1,5 @@
 """Names that other projects use stay free, and old names are refused with the new one."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, 
 import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config, renamed
 from mrcnn_plugin.data import check_categories
-from tests.conftest import load_tool
 from tests.small import ROOT
 
 REGISTRIES = {
@@ -174,27 +172,3 @@ def test_an_old_data_set_is_refused_with_the_new_one(key, name):
     cfg.merge_from_list([key, (name,)])
     with pytest.raises(ValueError, match=f"{key} names .*'{name}', .* renamed to 'mrcnn_{name}'"):
         check_categories(cfg)
-
-
-def test_recorded_results_are_read_under_the_new_names(tmp_path):
-    old = {
-        "MODEL.BIFPN.NUM_REPEATS": 2,
-        "MODEL.ROI_ALIGN.A": -0.75,
-        "MODEL.BACKBONE.NAME": "build_resnet_bifpn_backbone",
-        "MODEL.ROI_HEADS.NAME": "FocalROIHeads",
-        "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
-        "DATASETS.TEST": ["shapes_val"],
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16]],
-    }
-    line = {"name": "a", "opts": [], "seed": 1, "settings": old, "metrics": {}}
-    (tmp_path / "results.jsonl").write_text(json.dumps(line))
-    (read,) = load_tool("run_ablations").read_results(str(tmp_path / "results.jsonl"))
-    assert read["settings"] == {
-        "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS": 2,
-        "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A": -0.75,
-        "MODEL.BACKBONE.NAME": "build_mrcnn_resnet_bifpn_backbone",
-        "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads",
-        "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
-        "DATASETS.TEST": ["mrcnn_shapes_val"],
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16]],
-    }

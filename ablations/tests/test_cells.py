@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from ablations import cells, scenes
-from ablations.lines import check_unchanged, differences, flat, settings_of
+from ablations.lines import flat
 from mrcnn_plugin.data.shapes import CLASSES, draw_shapes
 from mrcnn_plugin.modeling import find_unused_keys
+from tests import small
 from tests.small import ROOT
 
 
@@ -109,21 +112,19 @@ def test_retinanet_changes_gamma_and_alpha(base):
     assert cells.baseline_of(f"{base}/gamma2") == f"{base}/gamma0"
 
 
-def models():
-    """A name for each model that is different. Data and schedules do not change what is built."""
-    names = {}
-    for name in cells.NAMES:
-        names.setdefault(str(cells.load(name).MODEL), name)
-    return list(names.values())
-
-
-def test_every_model_can_be_built_and_reads_the_keys_that_its_variant_sets():
-    for name in models():
-        build_model(cells.load(name))
-    for name in cells.NAMES:
-        unused = " ".join(find_unused_keys(cells.load(name)))
-        for key in cells.variant_of(name).keys:
-            assert key not in unused
+@pytest.mark.parametrize(
+    "name", [name for name in cells.NAMES if name.startswith(("shapes_small/", "retinanet_shapes"))]
+)
+def test_every_variant_trains_and_reads_the_keys_that_it_sets(name):
+    torch.manual_seed(0)
+    cfg = cells.load(name)
+    unused = " ".join(find_unused_keys(cfg))
+    assert not [key for key in cells.variant_of(name).keys if key in unused]
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model(small.batch((64, 96)))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize("base", cells.BASES)
@@ -225,24 +226,3 @@ def test_configs_of_the_same_name_cannot_be_told_apart(folder):
     for config in ("sub/base.yaml", "sub/another.yaml"):
         with pytest.raises(ValueError, match="base.yaml and sub/base.yaml have the same name"):
             cells.with_baselines(["other.yaml", config])
-
-
-def test_a_line_says_what_it_was_run_with_when_a_default_has_changed_since(folder, monkeypatch):
-    before = settings_of(cells.load("base.yaml"))
-    key = "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS"
-    assert before[key] == 3
-    now = {**before, key: 5}
-    assert differences(before, now) == f"{key} 3 instead of 5"
-    # A key that there was not yet has its default.
-    older = {name: value for name, value in before.items() if name != key}
-    assert differences(older, before) == ""
-    with pytest.raises(ValueError, match=f"has {key} 3 instead of 5; the config was changed"):
-        check_unchanged(before, now, "The line", "Delete it.")
-
-
-def test_what_the_model_does_not_read_does_not_matter():
-    gamma0 = settings_of(cells.load("retinanet_nuclei/gamma0"))
-    assert differences({**gamma0, "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads"}, gamma0) == ""
-    stock = settings_of(cells.load("nuclei/stock"))
-    different = {**stock, "MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads"}
-    assert "MODEL.ROI_HEADS.NAME" in differences(different, stock)

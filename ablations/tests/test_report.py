@@ -11,7 +11,7 @@ from ablations import cells, lines, report
 from ablations.__main__ import FOLDER, PAGES, main, printed_by
 from tests.small import ROOT
 
-from .conftest import write_other
+from .helpers import write_other
 
 UNRELATED = {"SOLVER.MAX_ITER": 40}
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from mrcnn_plugin.data import generate_shapes, register_shapes, shapes
-from mrcnn_plugin.data.shapes import CLASSES, Scene, draw_shapes
+from mrcnn_plugin.data.shapes import CLASSES, Scene, draw_shapes, register_scene
 
 SEED = 7
 
@@ -176,31 +176,16 @@ def test_images_hold_small_and_large_shapes_and_shapes_that_cover_others(drawn):
     assert covered > 0
 
 
-@pytest.mark.parametrize(
-    "name, classes, diameters",
-    [
-        ("shapes_small_train", [1, 1, 1, 1], (10, 24)),
-        ("shapes_scales_train", [1, 1, 1, 1], (10, 110)),
-        ("shapes_long_tail_train", [100, 21.5, 4.6, 1], (16, 58)),
-        ("shapes_long_tail_val", [1, 1, 1, 1], (16, 58)),
-    ],
-)
-def test_data_sets_for_ablations_are_difficult_in_one_respect(name, classes, diameters):
-    _, seed, scene = shapes._DATASETS[name]
-    instances = [one for i in range(150) for one in draw_shapes(seed, i, scene=scene)[1]]
-    counts = np.bincount([class_index for class_index, _ in instances], minlength=4)
-    expected = len(instances) * np.array(classes) / sum(classes)
+def test_a_scene_draws_its_sizes_numbers_and_frequencies():
+    scene = Scene(diameter=(0.08, 0.2), number=(3, 5), frequency=(8.0, 4.0, 2.0, 1.0))
+    images = [draw_shapes(SEED, i, scene=scene)[1] for i in range(150)]
+    assert {len(image) for image in images} == {3, 4, 5}
+    counts = np.bincount([one[0] for image in images for one in image], minlength=4)
+    expected = counts.sum() * np.array([8, 4, 2, 1]) / 15
     # Four standard deviations of a binomial distribution, and what is not drawn for want of room.
     assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 0.1 * expected).all()
-    whole_discs = [
-        2 * np.sqrt(mask.sum() / np.pi)
-        for class_index, mask in instances
-        if CLASSES[class_index] == "disc" and not mask[[0, -1]].any() and not mask[:, [0, -1]].any()
-    ]
-    sides = [np.ptp(np.argwhere(mask), axis=0).max() + 1 for _, mask in instances]
-    smallest, largest = diameters
-    assert 0.85 * largest < max(sides) <= largest + 1
-    assert np.quantile(whole_discs, 0.05) > 0.75 * smallest
+    sides = [np.ptp(np.argwhere(mask), axis=0).max() + 1 for image in images for _, mask in image]
+    assert 0.85 * 0.2 * 128 < max(sides) <= 0.2 * 128 + 1
 
 
 # Files
@@ -361,6 +346,31 @@ def registered(tmp_path, monkeypatch):
 def test_registering_writes_nothing(registered):
     assert {"mrcnn_shapes_train", "mrcnn_shapes_val"} <= set(DatasetCatalog.list())
     assert list(registered.iterdir()) == []
+
+
+def test_a_scene_is_registered_under_its_name(registered):
+    name = "squares_few"
+    register_scene(name, 3, SEED, Scene(frequency=(0, 1, 0, 0)))
+    try:
+        dicts = DatasetCatalog.get(name)
+        metadata = MetadataCatalog.get(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert len(dicts) == 3
+    classes = {a["category_id"] for d in dicts for a in d["annotations"]}
+    assert classes == {CLASSES.index("square")}
+    assert os.path.isfile(metadata.json_file)
+
+
+def test_only_the_quickstart_s_data_sets_are_registered_on_import():
+    program = """
+from detectron2.data import DatasetCatalog
+before = set(DatasetCatalog.list())
+import mrcnn_plugin
+assert set(DatasetCatalog.list()) - before == {"mrcnn_shapes_train", "mrcnn_shapes_val"}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_data_set_of_the_user_under_the_same_name_stays(monkeypatch):
