@@ -1,7 +1,7 @@
 """Small models and batches for tests."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import detectron2
 import torch
@@ -15,6 +15,7 @@ from mrcnn_plugin import load_cfg
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+CONFIG_NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 # Detectron2's own scripts stand beside the package, in a source checkout as in the wheel.
 STOCK_TOOLS = Path(detectron2.__file__).parents[1] / "tools"
 
@@ -49,7 +50,12 @@ def config(name: str = "Base-R18-GN-Small.yaml", **changes: Any) -> CfgNode:
     return load_cfg(str(CONFIGS / name), [item for pair in settings.items() for item in pair])
 
 
-def instances(boxes: List[List[float]], classes: List[int], size: Tuple[int, int]) -> Instances:
+def full_config(name: str) -> CfgNode:
+    """A config of this repository as it is, but on the CPU and without weights to download."""
+    return load_cfg(str(CONFIGS / name), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+
+
+def instances(boxes: list[list[float]], classes: list[int], size: tuple[int, int]) -> Instances:
     """Ground truth whose masks fill their boxes; size is (height, width)."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
@@ -62,7 +68,7 @@ def instances(boxes: List[List[float]], classes: List[int], size: Tuple[int, int
     )
 
 
-def batch(*sizes: Tuple[int, int], objects: bool = True) -> List[Dict[str, Any]]:
+def batch(*sizes: tuple[int, int], objects: bool = True) -> list[dict[str, Any]]:
     """Random images of the given (height, width), each with two objects, or none."""
     generator = torch.Generator().manual_seed(0)
     inputs = []
@@ -86,10 +92,10 @@ def batch(*sizes: Tuple[int, int], objects: bool = True) -> List[Dict[str, Any]]
 class BottomUp(Backbone):
     """A bottom-up network that halves its input four times; one channel more at each stage."""
 
-    def output_shape(self) -> Dict[str, ShapeSpec]:
+    def output_shape(self) -> dict[str, ShapeSpec]:
         return {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
 
-    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         shapes = self.output_shape()
         return {
             name: F.avg_pool2d(x.mean(1, keepdim=True), s.stride).repeat(1, s.channels, 1, 1)

@@ -18,24 +18,16 @@ from detectron2.utils.events import EventStorage
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
-
-NAMES = sorted(str(p.relative_to(small.CONFIGS)) for p in small.CONFIGS.rglob("*.yaml"))
+from tests.small import CONFIG_NAMES, full_config
 
 NUM_KEYPOINTS = 17  # of a person in COCO
-
-
-def config(name):
-    """The config itself; only what would need a GPU, a download or much memory is taken out."""
-    cfg = load_cfg(str(small.CONFIGS / name))
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
-    return cfg
 
 
 def one_of_each_model():
     """Schedules and data sets change nothing of what is built."""
     names = {}
-    for name in NAMES:
-        cfg = config(name)
+    for name in CONFIG_NAMES:
+        cfg = full_config(name)
         names.setdefault(f"{cfg.MODEL} {cfg.INPUT.MASK_FORMAT}", name)
     return list(names.values())
 
@@ -43,7 +35,7 @@ def one_of_each_model():
 @pytest.mark.parametrize("name", one_of_each_model())
 def test_builds_detects_is_evaluated_and_steps(name, tmp_path):
     torch.manual_seed(0)
-    cfg = config(name)
+    cfg = full_config(name)
     # So that an untrained model detects something, and does not take long over it.
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
@@ -124,7 +116,7 @@ def polygons(boxes):
 
 
 def test_the_headline_has_the_three_components():
-    cfg = config("mask_rcnn_focal.yaml")
+    cfg = full_config("mask_rcnn_focal.yaml")
     model = build_model(cfg)
     assert type(model.backbone).__name__ == "PAFPN" and cfg.MODEL.RESNETS.DEPTH == 50
     heads = model.roi_heads
@@ -138,7 +130,7 @@ def test_the_headline_has_the_three_components():
 
 def test_the_headline_trains_under_autocast():
     torch.manual_seed(0)
-    model = build_model(config("mask_rcnn_focal.yaml"))
+    model = build_model(full_config("mask_rcnn_focal.yaml"))
     inputs = small.batch((64, 96))
     inputs[0]["instances"].gt_masks = polygons(inputs[0]["instances"].gt_boxes)
     with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -152,7 +144,7 @@ def test_the_headline_trains_under_autocast():
     "name, classes", [("mask_rcnn_focal.yaml", 80), ("quickstart.yaml", None), ("nuclei.yaml", 1)]
 )
 def test_the_model_has_the_classes_of_its_data(name, classes):
-    cfg = config(name)
+    cfg = full_config(name)
     if classes is None:
         classes = len(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
@@ -195,7 +187,7 @@ COMPONENTS = {
 )
 @pytest.mark.filterwarnings("ignore:pkg_resources")
 def test_only_the_components_differ_from_the_stock_config(name, stock, others):
-    ours = settings(config(f"{name}.yaml"))
+    ours = settings(full_config(f"{name}.yaml"))
     theirs = load_cfg(model_zoo.get_config_file(f"{stock}.yaml"))
     theirs.MODEL.DEVICE, theirs.MODEL.WEIGHTS = "cpu", ""
     assert {k for k, v in settings(theirs).items() if ours[k] != v} <= COMPONENTS | set(others)
@@ -216,7 +208,7 @@ def settings(node, prefix=""):
 def test_the_readme_lists_every_config_and_names_checkpoints_that_there_are():
     text = (small.CONFIGS / "README.md").read_text()
     listed = re.findall(r"^\| `([\w-]+\.yaml)`", text, re.MULTILINE)
-    assert sorted(listed) == NAMES
+    assert sorted(listed) == CONFIG_NAMES
     checkpoints = re.findall(r"detectron2://(.*?\.pkl)", text)
     assert len(checkpoints) == 6
     for checkpoint in checkpoints:

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from tests import small
 from tests.environments import run
-from tests.test_configs import config
+from tests.small import full_config
 
 LAZY = small.CONFIGS / "lazy" / "mask_rcnn_focal.py"
 
@@ -22,7 +22,7 @@ def test_it_is_the_model_of_the_yaml():
     torch.manual_seed(0)
     lazy = instantiate(LazyConfig.load(str(LAZY)).model)
     torch.manual_seed(0)
-    model = build_model(config("mask_rcnn_focal.yaml"))
+    model = build_model(full_config("mask_rcnn_focal.yaml"))
     assert str(lazy) == str(model)
     expected, actual = model.state_dict(), lazy.state_dict()
     assert {k: v.shape for k, v in actual.items()} == {k: v.shape for k, v in expected.items()}

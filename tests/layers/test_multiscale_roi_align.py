@@ -23,23 +23,20 @@ from mrcnn_plugin.layers.roi_align_reference import (
 )
 from mrcnn_plugin.layers.roi_align_registration import count_multiply_adds
 from tests import oracles
-from tests.layers.test_roi_align import (
+from tests.layers.cases import (
     ALIGNED_AND_RATIO,
-    INTERPOLATIONS,
-    assert_same,
-    kernel_of,
-    random_features,
-    random_rois,
-)
-from tests.layers.test_roi_align import TOLERANCE as FULL_PRECISION
-from tests.layers.test_roi_align_cpu import (
     CHANNELS_LAST,
     CONTIGUOUS,
     DTYPES,
+    INTERPOLATIONS,
+    KERNEL_TOLERANCE,
     TOLERANCE,
+    assert_same,
     boxes_dtype,
+    kernel_of,
     layouts,
-    threads,  # noqa: F401
+    random_features,
+    random_rois,
 )
 
 # torch.fx records calls of the functions that the calling module has wrapped.
@@ -133,11 +130,11 @@ class TestValues:
             rows = levels == level
             args = (map, rois[rows], (7, 5), scale, sampling_ratio, True)
             expected[rows] = torchvision.ops.roi_align(*args)
-        assert_same(actual, expected, FULL_PRECISION[dtype])
+        assert_same(actual, expected, TOLERANCE[dtype])
         grad = random_features(*actual.shape, dtype=dtype, seed=9)
         ours, theirs = (torch.autograd.grad(y, maps, grad) for y in (actual, expected))
         for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other, FULL_PRECISION[dtype])
+            assert_same(one, other, TOLERANCE[dtype])
 
     @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -170,7 +167,7 @@ class TestValues:
             [m.double() for m in maps], rois.double(), levels, SCALES, 3, 2, *OPTIONS
         )
         assert actual.dtype == dtype
-        assert_same(actual.double(), expected, TOLERANCE[dtype])
+        assert_same(actual.double(), expected, KERNEL_TOLERANCE[dtype])
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_the_gradient_may_have_any_layout(self, dtype):
@@ -181,7 +178,7 @@ class TestValues:
             expected = roi_align_backward_reference(grad.double(), rois.double(), *args)
             for one, other in zip(BACKWARD(grad, rois, *args), expected, strict=True):
                 assert one.dtype == dtype, name
-                assert_same(one.double(), other, TOLERANCE[dtype])
+                assert_same(one.double(), other, KERNEL_TOLERANCE[dtype])
 
     @pytest.mark.parametrize("interpolation, a", INTERPOLATIONS)
     def test_the_reference_equals_the_extension(self, interpolation, a):

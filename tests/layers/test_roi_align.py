@@ -1,6 +1,5 @@
 """The compiled operator and the PyTorch reference are compared with independent truths."""
 
-import itertools
 import math
 import warnings
 
@@ -20,36 +19,17 @@ from mrcnn_plugin.layers.roi_align_reference import (
 )
 from mrcnn_plugin.layers.roi_align_registration import HAS_EXTENSION, SCHEMAS, _on_any_device
 from tests import oracles
+from tests.layers.cases import (
+    ALIGNED_AND_RATIO,
+    INTERPOLATIONS,
+    TOLERANCE,
+    assert_same,
+    kernel_of,
+    random_features,
+    random_rois,
+)
 
 SIZES = [(7, 7), (3, 5), (1, 2)]
-INTERPOLATIONS = [("bilinear", -0.5), ("bicubic", -0.5), ("bicubic", -0.75)]
-ALIGNED_AND_RATIO = list(itertools.product([True, False], [0, 2]))
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-
-def random_rois(count, batch, height, width, dtype, seed=0):
-    """Returns boxes inside, across and outside of a map of this size. Some are inverted or empty."""
-    generator = torch.Generator().manual_seed(seed)
-    size = torch.tensor([width, height], dtype=dtype)
-    low = (torch.rand(count, 2, generator=generator, dtype=dtype) * 1.4 - 0.2) * size
-    high = low + (torch.rand(count, 2, generator=generator, dtype=dtype) * 1.2 - 0.1) * size
-    high[: count // 8] = low[: count // 8]
-    index = torch.randint(batch, (count, 1), generator=generator).to(dtype)
-    return torch.cat([index, low, high], dim=1)
-
-
-def random_features(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def assert_same(actual, expected, tolerance):
-    """The tolerance is relative to the largest value, since positive and negative taps cancel."""
-    scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
-
-
-def kernel_of(interpolation, a):
-    return oracles.linear_kernel if interpolation == "bilinear" else oracles.keys_kernel(a)
 
 
 def test_the_extension_is_built():
@@ -328,38 +308,6 @@ class TestGradients:
 
 
 class TestOperator:
-    def args(self, **changes):
-        values = dict(
-            input=[random_features(2, 3, 8, 9).requires_grad_()],
-            rois=random_rois(6, 2, 8, 9, torch.float32),
-            levels=None,
-            spatial_scales=[0.5],
-            pooled_height=2,
-            pooled_width=3,
-            sampling_ratio=0,
-            aligned=True,
-            interpolation="bicubic",
-            a=-0.5,
-        )
-        return tuple({**values, **changes}.values())
-
-    def test_opcheck_passes_for_forward(self):
-        torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align.default, self.args())
-
-    def test_opcheck_passes_for_backward(self):
-        grad = random_features(6, 3, 2, 3).requires_grad_()
-        rois = random_rois(6, 2, 8, 9, torch.float32)
-        args = (grad, rois, None, [0.5], 2, [8], [9], [True], 0, True, "bicubic", -0.5)
-        torch.library.opcheck(torch.ops.mrcnn_plugin.roi_align_backward.default, args)
-
-    def test_torch_compile_makes_one_graph(self):
-        features = random_features(2, 3, 8, 9)
-        rois = random_rois(6, 2, 8, 9, torch.float32)
-        compiled = torch.compile(
-            lambda x, r: roi_align(x * 2, r, 4) + 1, fullgraph=True, backend="aot_eager"
-        )
-        torch.testing.assert_close(compiled(features, rois), roi_align(features * 2, rois, 4) + 1)
-
     def test_autocast_keeps_the_dtype_of_the_features(self):
         features = random_features(1, 3, 8, 9).bfloat16()
         with torch.autocast("cpu", dtype=torch.bfloat16):

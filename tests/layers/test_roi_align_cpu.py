@@ -12,52 +12,19 @@ from mrcnn_plugin.layers.roi_align_reference import (
     roi_align_backward_reference,
     roi_align_reference,
 )
-from tests.layers.test_roi_align import assert_same, random_features, random_rois
+from tests.layers.cases import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    DTYPES,
+    KERNEL_TOLERANCE,
+    assert_same,
+    boxes_dtype,
+    layouts,
+    random_features,
+    random_rois,
+)
 
-CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# A half-precision result is rounded once.
-TOLERANCE = {
-    torch.float32: 2e-6,
-    torch.float64: 1e-14,
-    torch.float16: 1e-3,
-    torch.bfloat16: 8e-3,
-}
 OPTIONS = (0, True, "bicubic", -0.5)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def layouts(tensor):
-    """Yields the same values in every memory layout that the kernels distinguish."""
-    n, c, h, w = tensor.shape
-    yield "contiguous", tensor.contiguous()
-    yield "channels_last", tensor.contiguous(memory_format=CHANNELS_LAST)
-    yield "part of wider rows", tensor.new_zeros(n, c, h, w + 3)[..., 1 : w + 1].copy_(tensor)
-    yield (
-        "part of more channels",
-        tensor.new_zeros(n, h, w, c + 3)[..., 1 : c + 1]
-        .copy_(tensor.permute(0, 2, 3, 1))
-        .permute(0, 3, 1, 2),
-    )
-    # torch.contiguous would not change the stride of an axis of size 1.
-    yield (
-        "transposed",
-        torch.empty_like(tensor.transpose(2, 3), memory_format=CONTIGUOUS)
-        .copy_(tensor.transpose(2, 3))
-        .transpose(2, 3),
-    )
-    yield "every other pixel", tensor.new_zeros(n, c, 2 * h, 2 * w)[..., ::2, ::2].copy_(tensor)
-    yield "expanded", tensor[:, :1].expand(n, c, h, w)
-
-
-def boxes_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def forward(features, rois, size):
@@ -84,14 +51,14 @@ def test_every_layout_and_vector_tail_equals_the_reference(dtype, channels, widt
         expected = roi_align_reference([map.double()], rois.double(), None, [1.0], *size, *OPTIONS)
         actual = forward(map, rois, size)
         assert actual.dtype == dtype, name
-        assert_same(actual.double(), expected, TOLERANCE[dtype])
+        assert_same(actual.double(), expected, KERNEL_TOLERANCE[dtype])
     for name, gradient in layouts(grad):
         (expected,) = roi_align_backward_reference(
             gradient.double(), rois.double(), None, [1.0], 2, [10], [width], [True], *OPTIONS
         )
         actual = backward(gradient, rois, features.shape)
         assert actual.dtype == dtype, name
-        assert_same(actual.double(), expected, TOLERANCE[dtype])
+        assert_same(actual.double(), expected, KERNEL_TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])

@@ -21,20 +21,22 @@ from mrcnn_plugin.layers.roi_align_reference import (
 )
 from mrcnn_plugin.layers.roi_align_registration import SCHEMAS
 from tests import oracles
-from tests.layers.test_roi_align import (
+from tests.layers.cases import (
+    DTYPES,
     INTERPOLATIONS,
+    KERNEL_TOLERANCE,
     assert_same,
+    boxes_dtype,
     kernel_of,
+    layouts,
     random_features,
     random_rois,
 )
-from tests.layers.test_roi_align_cpu import DTYPES, boxes_dtype, layouts
-from tests.layers.test_roi_align_cpu import TOLERANCE as CPU_TOLERANCE
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 BLOCK_ORDERS = {"forward": 0, "reversed": 1, "host threads": 2}
 # float32 rounds positions, which are up to 70 here.
-TOLERANCE = {**CPU_TOLERANCE, torch.float32: 2e-5}
+TOLERANCE = {**KERNEL_TOLERANCE, torch.float32: 2e-5}
 CUBIC = (0, True, "bicubic", -0.5)
 
 

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from mrcnn_plugin.layers import ROIAlign
-from tests.layers.test_roi_align import random_features, random_rois
+from tests.layers.cases import random_features, random_rois
 
 
 def align(size, scale=1.0, ratio=0, aligned=True):

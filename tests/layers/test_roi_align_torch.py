@@ -10,9 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mrcnn_plugin.layers import ROIAlign, roi_align
 from mrcnn_plugin.layers.roi_align_reference import roi_align_dense
 from mrcnn_plugin.layers.roi_align_registration import count_multiply_adds
-from tests.layers.test_roi_align import assert_same, random_features, random_rois
-
-FORMATS = [torch.contiguous_format, torch.channels_last]
+from tests.layers.cases import assert_same, random_features, random_rois
 
 
 def inputs(num_rois=6, channels=3, height=8, width=9, batch=2):
@@ -29,22 +27,6 @@ class Model(nn.Module):
 
     def forward(self, features, rois):
         return self.pooler(features * 2, rois) + 1
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_opcheck_passes_for_both_passes_in_each_memory_format(format):
-    features, rois = inputs()
-    features = features.contiguous(memory_format=format)
-    options = (0, True, "bicubic", -0.5)
-    torch.library.opcheck(
-        torch.ops.mrcnn_plugin.roi_align.default,
-        ([features.requires_grad_()], rois, None, [0.5], 2, 3, *options),
-    )
-    grad = random_features(6, 3, 2, 3).contiguous(memory_format=format).requires_grad_()
-    torch.library.opcheck(
-        torch.ops.mrcnn_plugin.roi_align_backward.default,
-        (grad, rois, None, [0.5], 2, [8], [9], [True], *options),
-    )
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -22,7 +22,7 @@ from torchvision.ops import RoIPool
 from mrcnn_plugin.layers import roi_align
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
-from tests.layers.test_roi_align import random_features, random_rois
+from tests.layers.cases import random_features, random_rois
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
 HEADS = ["ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"]

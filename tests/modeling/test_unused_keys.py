@@ -11,13 +11,12 @@ from mrcnn_plugin.config import KEYS
 from mrcnn_plugin.modeling import find_unused_keys
 from mrcnn_plugin.modeling.unused_keys import READERS
 from tests import small
-from tests.small import ROOT
-from tests.test_configs import NAMES, config
+from tests.small import CONFIG_NAMES, ROOT, full_config
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONFIG_NAMES)
 def test_the_configs_have_none(name):
-    assert not find_unused_keys(config(name))
+    assert not find_unused_keys(full_config(name))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_heads_without_a_pyramid_have_one_pooler():
 
 
 def test_retinanet_has_no_roi_heads():
-    cfg = config("retinanet_R_50_PAFPN_1x.yaml")
+    cfg = full_config("retinanet_R_50_PAFPN_1x.yaml")
     cfg.MODEL.ROI_HEADS.NAME = "MRCNNFocalROIHeads"
     cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
     (sentence,) = find_unused_keys(cfg)
