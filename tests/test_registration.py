@@ -61,6 +61,26 @@ def test_only_keys_of_this_package_are_added():
     assert added == stock
 
 
+def test_importing_costs_little_beside_what_detectron2_imports(tmp_path):
+    program = """
+import sys
+import detectron2.modeling
+before = set(sys.modules)
+import mrcnn_plugin
+print(*sorted(set(sys.modules) - before))
+"""
+    alone = run("-W", "ignore", "-c", program, cwd=tmp_path).stdout.split()
+    # Light ones: each takes about a millisecond.
+    light = {"numpy._typing._add_docstring", "numpy.typing"}
+    light |= {"torch.utils.flop_counter", "torch.utils.module_tracker"}
+    others = {name for name in alone if not name.startswith("mrcnn_plugin")} - light
+    assert "mrcnn_plugin.modeling" in alone and not others
+    heavy = ("matplotlib", "scipy", "tensorboard", "detectron2.engine", "detectron2.evaluation")
+    program = "import sys, mrcnn_plugin; print(*sys.modules)"
+    imported = run("-W", "ignore", "-c", program, cwd=tmp_path).stdout.split()
+    assert "mrcnn_plugin.engine" not in imported and not set(heavy) & set(imported)
+
+
 @pytest.mark.parametrize(
     "first", ["detectron2", "mrcnn_plugin", "mrcnn_plugin.layers", "mrcnn_plugin.env"]
 )

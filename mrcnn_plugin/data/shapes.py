@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shutil
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from numpy.typing import NDArray
@@ -69,9 +69,10 @@ def register_shapes() -> None:
 def register_scene(name: str, num_images: int, seed: int, scene: Scene = PLAIN) -> None:
     """Registers a generated data set of images of 128 x 128 px in Detectron2's catalogs.
 
-    Nothing is written before Detectron2 asks for the data set. Its files are then generated once, in
-    the working directory: in `output/shapes/train` for the name `mrcnn_shapes_train`, and so on.
-    Masks are RLE and need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data
+    Nothing is written before Detectron2 asks for the data set. Its files are then generated once:
+    for the name `mrcnn_shapes_train` in `mrcnn_shapes/train` of the folder `$DETECTRON2_DATASETS`, and
+    so on. If the variable is not set, the folder is `$FVCORE_CACHE` or else `~/.torch/iopath_cache`,
+    to which Detectron2 downloads. Masks are RLE and need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data
     set that is already registered under the name stays.
 
     Args:
@@ -82,7 +83,7 @@ def register_scene(name: str, num_images: int, seed: int, scene: Scene = PLAIN) 
     """
     if name in DatasetCatalog:
         return
-    root = os.path.join("output", *name.removeprefix("mrcnn_").rsplit("_", 1))
+    root = os.path.join(_datasets_root(), *name.rsplit("_", 1))
     DatasetCatalog.register(name, functools.partial(_load, name, root, num_images, seed, scene))
     MetadataCatalog.get(name).set(
         json_file=os.path.join(root, "instances.json"),
@@ -158,6 +159,7 @@ def generate_shapes(
     final = os.path.realpath(root)
     partial = f"{final}.partial-{uuid.uuid4().hex}"
     os.makedirs(os.path.join(partial, "images"))
+    logging.getLogger("detectron2").info("Generating %d images in %s", num_images, final)
     try:
         _write(partial, info, scene)
         try:
@@ -234,6 +236,13 @@ def draw_shapes(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), shapes
 
 
+def _datasets_root() -> str:
+    """The folder of the user's data sets, or else that of downloads; not the working directory, where
+    Detectron2 looks for data sets if nobody says otherwise."""
+    root = os.environ.get("DETECTRON2_DATASETS") or os.environ.get("FVCORE_CACHE")
+    return os.path.expanduser(root or "~/.torch/iopath_cache")
+
+
 def _load(name: str, root: str, num_images: int, seed: int, scene: Scene) -> List[Dict[str, Any]]:
     json_file = generate_shapes(root, num_images, seed, scene=scene)
     dicts: List[Dict[str, Any]] = load_coco_json(json_file, os.path.join(root, "images"), name)
@@ -289,6 +298,7 @@ def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
 
 def _write(root: str, info: Dict[str, Any], scene: Scene) -> None:
     import cv2
+    import pycocotools.mask as mask_util
 
     height, width = info["image_size"]
     images: List[Dict[str, Any]] = []

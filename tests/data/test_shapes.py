@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from mrcnn_plugin.data import generate_shapes, register_shapes, shapes
 from mrcnn_plugin.data.shapes import CLASSES, Scene, draw_shapes, register_scene
+from tests.small import ROOT
 
 SEED = 7
 
@@ -334,6 +335,7 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
 
 @pytest.fixture
 def registered(tmp_path, monkeypatch):
+    """Registers them again. Returns the working directory, which is empty."""
     monkeypatch.chdir(tmp_path)
     for name in ("mrcnn_shapes_train", "mrcnn_shapes_val"):
         # What `import mrcnn_plugin` registered.
@@ -373,6 +375,41 @@ assert set(DatasetCatalog.list()) - before == {"mrcnn_shapes_train", "mrcnn_shap
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.parametrize(
+    "environment, folder",
+    [
+        ({"DETECTRON2_DATASETS": "data", "FVCORE_CACHE": "cache"}, "data"),
+        ({"FVCORE_CACHE": "cache"}, "cache"),
+        ({}, "home/.torch/iopath_cache"),
+    ],
+)
+def test_they_are_generated_where_data_sets_or_downloads_are_when_they_are_loaded(
+    environment, folder, tmp_path
+):
+    (tmp_path / "work").mkdir()
+    program = """
+import os, sys
+import mrcnn_plugin
+from detectron2.data import DatasetCatalog, MetadataCatalog
+print(os.path.dirname(MetadataCatalog.get("mrcnn_shapes_val").json_file))
+print(len(os.listdir("..")))
+DatasetCatalog.get("mrcnn_shapes_val")
+print(os.listdir("."))
+"""
+    inherited = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
+    folders = {name: str(tmp_path / value) for name, value in environment.items()}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=tmp_path / "work",
+        env={**inherited, **folders, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    expected = tmp_path / folder / "mrcnn_shapes" / "val"
+    assert result.stdout.splitlines() == [str(expected), "1", "[]"], result.stderr
+    assert len(list((expected / "images").iterdir())) == 60
+
+
 def test_a_data_set_of_the_user_under_the_same_name_stays(monkeypatch):
     def users_own():
         return []
@@ -400,7 +437,8 @@ def test_train_and_val_share_no_image(registered):
     names = [f"images/{i:06d}.png" for i in range(1, 61)]
     DatasetCatalog.get("mrcnn_shapes_train")
     DatasetCatalog.get("mrcnn_shapes_val")
-    train, val = (_files(registered / "output" / "shapes" / split) for split in ("train", "val"))
+    folder = Path(os.environ["DETECTRON2_DATASETS"]) / "mrcnn_shapes"
+    train, val = (_files(folder / split) for split in ("train", "val"))
     assert not {train[n] for n in names} & {val[n] for n in names}
 
 

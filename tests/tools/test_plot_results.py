@@ -20,22 +20,11 @@ plot_results = load_tool("plot_results")
 AP = {"AP": 50.04, "AP50": 80.25, "AP75": 60.0, "APs": 40.5, "APm": 55.0, "APl": float("nan")}
 
 
-@pytest.fixture(scope="module")
-def mrcnn_shapes_val(tmp_path_factory):
-    root = tmp_path_factory.mktemp("shapes")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(root)
-        DatasetCatalog.get("mrcnn_shapes_val")
-    return root / "output" / "shapes"
-
-
 @pytest.fixture
-def output(tmp_path, monkeypatch, mrcnn_shapes_val):
+def output(tmp_path, monkeypatch):
     """OUTPUT_DIR of a training whose predictions are the ground truth, shifted by two pixels."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("run/inference")
-    os.mkdir("output")
-    os.symlink(mrcnn_shapes_val, "output/shapes")
     with open("run/metrics.json", "w") as f:
         for iteration in (19, 39):
             losses = {"loss_cls": 1 / iteration, "loss_mask": 0.5, "total_loss": 1.0, "lr": 0.1}
