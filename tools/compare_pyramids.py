@@ -12,7 +12,8 @@ import argparse
 import math
 import statistics
 import time
-from typing import Any, Callable, List, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.modeling import build_backbone
@@ -58,8 +59,8 @@ class Case:
         self.module.zero_grad()
 
 
-def build_cases(height: int, width: int, channels: int) -> List[Case]:
-    cases: List[Case] = []
+def build_cases(height: int, width: int, channels: int) -> list[Case]:
+    cases: list[Case] = []
     for name, builder, opts in VARIANTS:
         cfg = get_cfg()
         cfg.MODEL.BACKBONE.NAME = builder
@@ -81,7 +82,7 @@ def build_cases(height: int, width: int, channels: int) -> List[Case]:
     return cases
 
 
-def padded(height: int, width: int, multiple: int) -> List[int]:
+def padded(height: int, width: int, multiple: int) -> list[int]:
     return [math.ceil(side / multiple) * multiple for side in (height, width)]
 
 
@@ -93,9 +94,9 @@ def count_multiply_adds(case: Case) -> int:
     return counts["conv"] + counts["addcmul"]
 
 
-def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> List[float]:
+def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> list[float]:
     """Of each, after one turn that warms up."""
-    times: List[List[float]] = [[] for _ in functions]
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(turns + 1):
         for function, record in zip(functions, times, strict=True):
             start = time.process_time()
@@ -104,7 +105,7 @@ def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> List[
     return [statistics.median(record[1:]) for record in times]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import sys
-from typing import Any, Dict, List, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import tqdm
@@ -40,7 +41,7 @@ MIN_PICTURE_SIZE = 600
 logger = logging.getLogger("detectron2.demo")
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,13 +117,13 @@ def find_metadata(cfg: CfgNode) -> Metadata:
     return MetadataCatalog.get(name)
 
 
-def find_images(inputs: Sequence[str]) -> List[str]:
+def find_images(inputs: Sequence[str]) -> list[str]:
     """The files that images, folders and patterns name, each once.
 
     Raises:
         FileNotFoundError: one of `inputs` names nothing.
     """
-    paths: List[str] = []
+    paths: list[str] = []
     for name in inputs:
         name = os.path.expanduser(name)
         if os.path.isdir(name):
@@ -144,15 +145,15 @@ def find_images(inputs: Sequence[str]) -> List[str]:
     return list(dict.fromkeys(map(os.path.normpath, paths)))
 
 
-def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, str]:
+def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> dict[str, str]:
     """Image -> picture to write.
 
     Raises:
         ValueError: two images have the same name or `image_id`, or a picture would replace an image.
         FileExistsError: something is there already, and `--overwrite` is not given.
     """
-    outputs: Dict[str, str] = {}
-    taken: Dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    taken: dict[str, str] = {}
     for path in paths:
         output = os.path.join(args.output, f"{stem(path)}.png")
         if output in taken:
@@ -162,7 +163,7 @@ def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> Dict[str, st
             )
         taken[output] = path
         outputs[path] = output
-    ids: Dict[Union[int, str], str] = {}
+    ids: dict[int | str, str] = {}
     for path in paths if args.json else ():
         if ids.setdefault(image_id(path), path) != path:
             raise ValueError(
@@ -188,11 +189,11 @@ def stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def image_id(path: str) -> Union[int, str]:
+def image_id(path: str) -> int | str:
     return int(stem(path)) if stem(path).isdecimal() else stem(path)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     # Shows what Detectron2 says about the weights that it loads.
     setup_logger(name="fvcore")
@@ -209,8 +210,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
     category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
-    results: List[Dict[str, Any]] = []
-    unreadable: List[str] = []
+    results: list[dict[str, Any]] = []
+    unreadable: list[str] = []
     for path, output in tqdm.tqdm(outputs.items(), unit="image"):
         try:
             image = read_image(path, format="BGR")

@@ -10,7 +10,8 @@ in OUTPUT_DIR and writes predictions.png and losses.png beside it.
 import argparse
 import json
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -36,7 +37,7 @@ PICTURE_SIZE = 480
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def setup_cfg(argv: Optional[Sequence[str]] = None) -> CfgNode:
+def setup_cfg(argv: Sequence[str] | None = None) -> CfgNode:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +53,7 @@ def setup_cfg(argv: Optional[Sequence[str]] = None) -> CfgNode:
     return cfg
 
 
-def plot_losses(metrics: Dict[int, Dict[str, float]], file: str) -> None:
+def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
     """Every loss against the iteration, into a picture.
 
     Raises:
@@ -67,7 +68,7 @@ def plot_losses(metrics: Dict[int, Dict[str, float]], file: str) -> None:
     )
     for name in names:
         points = [(i, values[name]) for i, values in sorted(metrics.items()) if name in values]
-        style: Dict[str, Any] = (
+        style: dict[str, Any] = (
             {"color": "black", "linewidth": 2.5} if name == "total_loss" else {"linewidth": 1.5}
         )
         axes.plot(*zip(*points, strict=True), label=name, **style)
@@ -76,7 +77,7 @@ def plot_losses(metrics: Dict[int, Dict[str, float]], file: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def read_results(file: str) -> Dict[Any, List[Dict[str, Any]]]:
+def read_results(file: str) -> dict[Any, list[dict[str, Any]]]:
     """Detections that COCOEvaluator wrote, by image id.
 
     Raises:
@@ -87,7 +88,7 @@ def read_results(file: str) -> Dict[Any, List[Dict[str, Any]]]:
             f"There is no {file}; evaluate first (tools/train_net.py --eval-only), or set "
             f"OUTPUT_DIR to the folder of a training."
         )
-    results: Dict[Any, List[Dict[str, Any]]] = {}
+    results: dict[Any, list[dict[str, Any]]] = {}
     with open(file, encoding="utf-8") as f:
         for result in json.load(f):
             results.setdefault(result["image_id"], []).append(result)
@@ -95,7 +96,7 @@ def read_results(file: str) -> Dict[Any, List[Dict[str, Any]]]:
 
 
 def draw(
-    image: NDArray[np.uint8], annotations: Sequence[Dict[str, Any]], names: Sequence[str]
+    image: NDArray[np.uint8], annotations: Sequence[dict[str, Any]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
     """Draws annotations, as in Detectron2's data set dicts, on an RGB image [H, W, 3]."""
     height, width = image.shape[:2]
@@ -132,8 +133,8 @@ def draw(
 
 
 def plot_predictions(
-    dicts: Sequence[Dict[str, Any]],
-    results: Dict[Any, List[Dict[str, Any]]],
+    dicts: Sequence[dict[str, Any]],
+    results: dict[Any, list[dict[str, Any]]],
     metadata: Metadata,
     file: str,
 ) -> None:
@@ -169,14 +170,14 @@ def plot_predictions(
     figure.savefig(file, dpi=120)
 
 
-def ap_table(metrics: Dict[int, Dict[str, float]], prefix: str = "") -> str:
+def ap_table(metrics: dict[int, dict[str, float]], prefix: str = "") -> str:
     """The last AP of boxes and masks; a dash where the data set has nothing of that kind.
 
     Raises:
         ValueError: nothing was evaluated.
     """
     last = {name: value for _, values in sorted(metrics.items()) for name, value in values.items()}
-    rows: List[List[Any]] = []
+    rows: list[list[Any]] = []
     for task in ("bbox", "segm"):
         values = [last.get(f"{prefix}{task}/{metric}") for metric in METRICS]
         if any(value is not None for value in values):
@@ -186,7 +187,7 @@ def ap_table(metrics: Dict[int, Dict[str, float]], prefix: str = "") -> str:
     return tabulate(rows, ("", *METRICS), tablefmt="github", floatfmt=".1f", missingval="-")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     cfg = setup_cfg(argv)
     # The folder holds the results of the last one if there are several.
     name = cfg.DATASETS.TEST[-1]

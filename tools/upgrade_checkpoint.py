@@ -13,7 +13,8 @@ name a file that lacks nothing, and every training that starts from it starts fr
 
 import argparse
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -33,7 +34,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         """Keeps them instead: the report says it."""
         self.incompatible = incompatible
 
-    def report(self) -> Dict[str, List[str]]:
+    def report(self) -> dict[str, list[str]]:
         """Names of parameters and buffers by what became of them."""
         missing, unused, shapes = self.incompatible
         misfits = [name for name, *_ in shapes]
@@ -49,7 +50,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         }
 
 
-def sigmoid_classifiers(model: nn.Module) -> Dict[str, Tensor]:
+def sigmoid_classifiers(model: nn.Module) -> dict[str, Tensor]:
     """Names and present values of the parameters of classification layers that end in sigmoids."""
     return {
         f"{name}.cls_score.{key}": value.clone()
@@ -59,7 +60,7 @@ def sigmoid_classifiers(model: nn.Module) -> Dict[str, Tensor]:
     }
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

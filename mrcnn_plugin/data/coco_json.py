@@ -6,7 +6,8 @@ import difflib
 import json
 import os
 import re
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -42,8 +43,8 @@ def register_coco_json(entries: Sequence[Sequence[str]]) -> None:
         raise ValueError(
             f"{_KEY} is {entries!r}; it must be a list of (name, json file, image root)."
         )
-    new: Dict[str, Dict[str, Any]] = {}
-    seen: Dict[str, int] = {}
+    new: dict[str, dict[str, Any]] = {}
+    seen: dict[str, int] = {}
     for index, entry in enumerate(entries):
         where = f"{_KEY}[{index}]"
         if (
@@ -125,7 +126,7 @@ def check_categories(cfg: CfgNode) -> None:
         ValueError: a data set is not registered, two of them have different categories, or
             `MODEL.ROI_HEADS.NUM_CLASSES` is not their number of categories.
     """
-    first: Optional[str] = None
+    first: str | None = None
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -160,7 +161,7 @@ def _check_num_classes(cfg: CfgNode, name: str, num_classes: int) -> None:
         )
 
 
-def _registered_categories(name: str) -> Optional[Dict[int, str]]:
+def _registered_categories(name: str) -> dict[int, str] | None:
     metadata = MetadataCatalog.get(name)
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     names = metadata.get("thing_classes")
@@ -169,7 +170,7 @@ def _registered_categories(name: str) -> Optional[Dict[int, str]]:
     return {id: names[index] for id, index in ids.items()}
 
 
-def _difference(one: Dict[int, str], other: Dict[int, str]) -> str:
+def _difference(one: dict[int, str], other: dict[int, str]) -> str:
     different = [
         f"id {id}: {one.get(id)!r} against {other.get(id)!r}"
         for id in sorted(one.keys() | other.keys())
@@ -182,7 +183,7 @@ def _difference(one: Dict[int, str], other: Dict[int, str]) -> str:
 def _unknown(key: str, name: str) -> str:
     if name in VALUES[key]:
         return f"{key} names the data set {name!r}, which was renamed to {VALUES[key][name]!r}."
-    known: List[str] = DatasetCatalog.list()
+    known: list[str] = DatasetCatalog.list()
     close = difflib.get_close_matches(name, known)
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
@@ -191,7 +192,7 @@ def _unknown(key: str, name: str) -> str:
     return f"{key} names the data set {name!r}, which is not registered (nor in {_KEY}): {hint}"
 
 
-def _read_categories(json_file: str, where: str) -> Dict[int, str]:
+def _read_categories(json_file: str, where: str) -> dict[int, str]:
     """Category id -> name, sorted by id."""
     try:
         with open(PathManager.get_local_path(json_file), encoding="utf-8") as f:
@@ -212,7 +213,7 @@ def _read_categories(json_file: str, where: str) -> Dict[int, str]:
         raise ValueError(
             f"{where}: {json_file} has no categories; expected a list of objects with id and name."
         )
-    names: Dict[int, str] = {}
+    names: dict[int, str] = {}
     for category in categories:
         id = category.get("id") if isinstance(category, dict) else None
         if type(id) is not int or not isinstance(category.get("name"), str) or id in names:

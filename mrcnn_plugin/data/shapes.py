@@ -13,7 +13,8 @@ import logging
 import os
 import shutil
 import uuid
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -46,9 +47,9 @@ class Scene(NamedTuple):
         frequency: how often each class of `CLASSES` is drawn, relative to the others.
     """
 
-    diameter: Tuple[float, float] = (0.125, 0.45)
-    number: Tuple[int, int] = (4, 9)
-    frequency: Tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    diameter: tuple[float, float] = (0.125, 0.45)
+    number: tuple[int, int] = (4, 9)
+    frequency: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
 
 PLAIN = Scene()
@@ -98,7 +99,7 @@ def generate_shapes(
     root: str,
     num_images: int,
     seed: int,
-    image_size: Tuple[int, int] = (128, 128),
+    image_size: tuple[int, int] = (128, 128),
     scene: Scene = PLAIN,
 ) -> str:
     """Writes a data set in COCO format: `root/instances.json` and `root/images/<image id>.png`.
@@ -138,7 +139,7 @@ def generate_shapes(
             raise ValueError(f"{argument} is {value}; it must be at least {least}.")
     _check(scene)
 
-    info: Dict[str, Any] = {
+    info: dict[str, Any] = {
         "description": "Generated shapes",
         "generator": _GENERATOR,
         "version": _VERSION,
@@ -176,9 +177,9 @@ def generate_shapes(
 def draw_shapes(
     seed: int,
     index: int,
-    image_size: Tuple[int, int] = (128, 128),
+    image_size: tuple[int, int] = (128, 128),
     scene: Scene = PLAIN,
-) -> Tuple[NDArray[np.uint8], List[Tuple[int, _Mask]]]:
+) -> tuple[NDArray[np.uint8], list[tuple[int, _Mask]]]:
     """Draws image `index` of the data set with this seed.
 
     Returns:
@@ -190,8 +191,8 @@ def draw_shapes(
     image = _texture(rng, image_size, rng.uniform(0, 255, 3))
     # Which shape each pixel shows, -1 for the background.
     top = np.full(image_size, -1)
-    classes: List[int] = []
-    pixels_in_image: List[int] = []
+    classes: list[int] = []
+    pixels_in_image: list[int] = []
 
     number = rng.integers(scene.number[0], scene.number[1] + 1)
     frequency = np.array(scene.frequency)
@@ -243,9 +244,9 @@ def _datasets_root() -> str:
     return os.path.expanduser(root or "~/.torch/iopath_cache")
 
 
-def _load(name: str, root: str, num_images: int, seed: int, scene: Scene) -> List[Dict[str, Any]]:
+def _load(name: str, root: str, num_images: int, seed: int, scene: Scene) -> list[dict[str, Any]]:
     json_file = generate_shapes(root, num_images, seed, scene=scene)
-    dicts: List[Dict[str, Any]] = load_coco_json(json_file, os.path.join(root, "images"), name)
+    dicts: list[dict[str, Any]] = load_coco_json(json_file, os.path.join(root, "images"), name)
     return dicts
 
 
@@ -269,11 +270,11 @@ def _check(scene: Scene) -> None:
         )
 
 
-def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
+def _is_generated(root: str, json_file: str, info: dict[str, Any]) -> bool:
     """Whether `root` holds the data set of `info`: False if empty or missing, an error if other."""
     if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
         return False
-    found: Optional[Dict[str, Any]] = None
+    found: dict[str, Any] | None = None
     try:
         with open(json_file, encoding="utf-8") as f:
             found = json.load(f)["info"]
@@ -296,13 +297,13 @@ def _is_generated(root: str, json_file: str, info: Dict[str, Any]) -> bool:
     )
 
 
-def _write(root: str, info: Dict[str, Any], scene: Scene) -> None:
+def _write(root: str, info: dict[str, Any], scene: Scene) -> None:
     import cv2
     import pycocotools.mask as mask_util
 
     height, width = info["image_size"]
-    images: List[Dict[str, Any]] = []
-    annotations: List[Dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in range(info["num_images"]):
         image, shapes = draw_shapes(info["seed"], index, (height, width), scene)
         image_id = index + 1
@@ -338,7 +339,7 @@ def _write(root: str, info: Dict[str, Any], scene: Scene) -> None:
         )
 
 
-def _unit_contours(rng: np.random.Generator, name: str) -> List[NDArray[np.float64]]:
+def _unit_contours(rng: np.random.Generator, name: str) -> list[NDArray[np.float64]]:
     """Outlines, each [N, 2], of a shape around the origin with radius 1. A second one is a hole."""
     if name == "square":
         return [_regular_polygon(4)]
@@ -358,7 +359,7 @@ def _rotation(angle: float) -> NDArray[np.float64]:
     return np.array([[cos, -sin], [sin, cos]])
 
 
-def _coverage(contours: Sequence[NDArray[np.float64]], image_size: Tuple[int, int]) -> _FloatImage:
+def _coverage(contours: Sequence[NDArray[np.float64]], image_size: tuple[int, int]) -> _FloatImage:
     """How much of each pixel, 0 to 1, lies inside the contours.
 
     Contours are [N, 2] in px, x first; pixel (0, 0) reaches from 0 to 1.
@@ -379,7 +380,7 @@ def _coverage(contours: Sequence[NDArray[np.float64]], image_size: Tuple[int, in
 
 
 def _texture(
-    rng: np.random.Generator, image_size: Tuple[int, int], color: NDArray[np.float64]
+    rng: np.random.Generator, image_size: tuple[int, int], color: NDArray[np.float64]
 ) -> _FloatImage:
     """A pattern, [H, W, 3], that runs between two colours on either side of `color`."""
     import cv2

@@ -1,12 +1,12 @@
 """Makes fvcore's flop counter, and with it Detectron2's `tools/analyze_model.py`, count RoIAlign."""
 
 import importlib
-from typing import Any, List
+from typing import Any
 
 from ..layers.roi_align_registration import count_multiply_adds
 
 
-def _count(inputs: List[Any], outputs: List[Any]) -> float:
+def _count(inputs: list[Any], outputs: list[Any]) -> float:
     """A handle of fvcore: values of the traced graph to flops, a multiply-add being one there."""
     num_rois, channels, pooled_height, pooled_width = outputs[0].type().sizes()
     sampling_ratio, interpolation = inputs[6].toIValue(), inputs[8].toIValue()

@@ -1,9 +1,9 @@
 """What the box head and the RPN have in common in configuring a focal loss (arXiv 1708.02002)."""
 
 import math
-from typing import Sequence, Union
+from collections.abc import Sequence
 
-Alpha = Union[float, Sequence[float]]
+Alpha = float | Sequence[float]
 
 
 def check_focal_options(

@@ -2,7 +2,8 @@
 
 import math
 import operator
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class MultiscaleROIPooler(ROIPooler):
 
     def __init__(
         self,
-        output_size: Union[int, Tuple[int, int]],
+        output_size: int | tuple[int, int],
         scales: Sequence[float],
         sampling_ratio: int,
         pooler_type: str,
@@ -94,7 +95,7 @@ class MultiscaleROIPooler(ROIPooler):
             a=a,
         )
 
-    def forward(self, x: List[Tensor], box_lists: List[Boxes]) -> Tensor:
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """
         Args:
             x: a map [N, C, H, W] for each of `scales`.
@@ -124,7 +125,7 @@ class MultiscaleROIPooler(ROIPooler):
         if len(box_lists) == 0:
             return x[0].new_zeros((0, x[0].size(1), height, width))
         rois = _to_rois(box_lists)
-        levels: Optional[Tensor] = None
+        levels: Tensor | None = None
         if len(self.scales) > 1:
             assigned = assign_boxes_to_levels(
                 box_lists,
@@ -160,7 +161,7 @@ class MultiscaleROIPooler(ROIPooler):
         )
 
 
-def _to_rois(box_lists: List[Boxes]) -> Tensor:
+def _to_rois(box_lists: list[Boxes]) -> Tensor:
     """[M, 5], the boxes of all images as rows (image, x1, y1, x2, y2)."""
     if torch.jit.is_scripting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return convert_boxes_to_pooler_format(box_lists)
@@ -207,12 +208,12 @@ def _check_levels(scales: Any, canonical_box_size: Any, canonical_level: Any) ->
 
 
 def init_head(
-    init: Callable[[CfgNode, Dict[str, ShapeSpec]], Dict[str, Any]],
+    init: Callable[[CfgNode, dict[str, ShapeSpec]], dict[str, Any]],
     cfg: CfgNode,
-    input_shape: Dict[str, ShapeSpec],
+    input_shape: dict[str, ShapeSpec],
     name: str,
     pooler: str,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Calls `init`, a method of a Detectron2 class of ROI heads that builds a pooler from a config,
     so that it knows the pooler types of this package.
 

@@ -1,6 +1,6 @@
 """RPN that learns objectness by focal loss."""
 
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -66,7 +66,7 @@ class MRCNNFocalRPN(RPN):
         nn.init.constant_(bias, prior_bias(prior_prob))
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return {
             **super().from_config(cfg, input_shape),
             "focal_alpha": cfg.MODEL.RPN.FOCAL.ALPHA,
@@ -80,12 +80,12 @@ class MRCNNFocalRPN(RPN):
     @torch.jit.unused
     def losses(
         self,
-        anchors: List[Boxes],
-        pred_objectness_logits: List[Tensor],
-        gt_labels: List[Tensor],
-        pred_anchor_deltas: List[Tensor],
-        gt_boxes: List[Tensor],
-    ) -> Dict[str, Tensor]:
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
         """As :meth:`RPN.losses`, with `loss_rpn_cls` by focal loss. The parent computes its own,
         over all anchors here, for the sake of `loss_rpn_loc` and of what it logs."""
         losses = super().losses(

@@ -11,7 +11,7 @@ Each class is its parent with two more choices in the config:
 Parameters have the names that they have in the parent, so its checkpoints load.
 """
 
-from typing import Any, Dict
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -54,7 +54,7 @@ class MRCNNFocalROIHeads(StandardROIHeads):
     keypoint_on: torch.jit.Final[bool]  # type: ignore[name-defined]
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = init_head(super()._init_box_head, cfg, input_shape, "ROI_BOX_HEAD", "box_pooler")
         if "box_predictors" in head:
             head["box_predictors"] = [_focal_predictor(cfg, p) for p in head["box_predictors"]]
@@ -63,11 +63,11 @@ class MRCNNFocalROIHeads(StandardROIHeads):
         return head
 
     @classmethod
-    def _init_mask_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return init_head(super()._init_mask_head, cfg, input_shape, "ROI_MASK_HEAD", "mask_pooler")
 
     @classmethod
-    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return init_head(
             super()._init_keypoint_head, cfg, input_shape, "ROI_KEYPOINT_HEAD", "keypoint_pooler"
         )
@@ -89,7 +89,7 @@ class MRCNNFocalRes5ROIHeads(Res5ROIHeads):
     """
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         heads = init_head(super().from_config, cfg, input_shape, "ROI_BOX_HEAD", "pooler")
         heads["box_predictor"] = _focal_predictor(cfg, heads["box_predictor"])
         return heads
