@@ -16,7 +16,6 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
@@ -28,6 +27,7 @@ from mrcnn_plugin.data import generate_shapes, register_coco_json
 from mrcnn_plugin.env import setup_environment
 from tests import small
 from tests.conftest import load_tool
+from tests.features import detectron2_module, needs_saved_optimizer
 
 NUM_CLASSES = 4  # of the generated shapes
 LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
@@ -101,6 +101,7 @@ def train_until_killed(folder, entry):
     trainer.train()
 
 
+@needs_saved_optimizer
 def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path, four_images):
     metadata = MetadataCatalog.get(four_images)
     killed = multiprocessing.get_context("spawn").Process(
@@ -305,6 +306,7 @@ def run_script(monkeypatch, name, *arguments):
 
 
 def test_analyze_model(environment, monkeypatch, tmp_path, four_images, log):
+    detectron2_module("utils.analysis")
     path = tmp_path / "config.yaml"
     path.write_text(tiny_config(tmp_path, four_images, **{"DATASETS.TEST": (four_images,)}).dump())
     tasks = ("flop", "activation", "parameter", "structure")
@@ -453,7 +455,8 @@ def test_onnx_of_a_whole_model(tmp_path):
         return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
 
     (image,) = small.batch((64, 96))
-    traceable = TracingAdapter(model, [{"image": image["image"]}], inference).eval()
+    export = detectron2_module("export")
+    traceable = export.TracingAdapter(model, [{"image": image["image"]}], inference).eval()
     path = tmp_path / "model.onnx"
     torch.onnx.export(
         traceable,

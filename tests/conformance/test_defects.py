@@ -20,6 +20,7 @@ from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.layers import roi_align
 from mrcnn_plugin.layers.roi_align_reference import roi_align_reference
 from tests import oracles, small
+from tests.features import needs_saved_optimizer, needs_sigmoid_ce
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
 FOCAL = ["sigmoid_focal", "sigmoid_focal_star", "softmax_focal"]
@@ -64,6 +65,7 @@ class TestFocalLossWasDeadCode:
         }
         assert len(set(values.values())) == len(values)
 
+    @needs_sigmoid_ce
     @pytest.mark.parametrize(
         "loss, gamma, stock_is_sigmoid",
         [("softmax_focal", 0.0, False), ("sigmoid_focal", 0.0, True)]
@@ -260,6 +262,7 @@ class TestCheckpoints:
         with pytest.raises((AssertionError, FileNotFoundError), match="nowhere.pth"):
             checkpointer.load(str(tmp_path / "nowhere.pth"))
 
+    @needs_saved_optimizer
     def test_resuming_gives_the_uninterrupted_run(self, tmp_path, train_net, register):
         """On one image, since Detectron2's sampler starts anew when a run is resumed."""
         register("one_image", generate_shapes(str(tmp_path / "data"), 1, seed=3))

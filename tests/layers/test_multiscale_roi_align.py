@@ -9,7 +9,6 @@ import mrcnn_plugin._C
 import pytest
 import torch
 import torchvision
-from detectron2.utils.analysis import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +22,7 @@ from mrcnn_plugin.layers.roi_align_reference import (
 )
 from mrcnn_plugin.layers.roi_align_registration import count_multiply_adds
 from tests import oracles
+from tests.features import detectron2_module
 from tests.layers.cases import (
     ALIGNED_AND_RATIO,
     CHANNELS_LAST,
@@ -628,7 +628,9 @@ assert not {{"mrcnn_plugin", "detectron2"}} & set(sys.modules)
             output = Model(sampling_ratio=4)(maps[0].requires_grad_(), *maps[1:], rois, levels)
             output.sum().backward()
         assert counter.get_total_flops() == 2 * 2 * expected
-        analysis = FlopCountAnalysis(Model(sampling_ratio=4), inputs())
+        analysis = detectron2_module("utils.analysis").FlopCountAnalysis(
+            Model(sampling_ratio=4), inputs()
+        )
         assert analysis.by_operator()["roi_align"] == expected
 
 

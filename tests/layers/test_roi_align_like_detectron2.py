@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.layers import ROIAlign as StockROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import nn
 
 from mrcnn_plugin.layers import ROIAlign
+from tests.features import detectron2_module
 from tests.layers.cases import random_features, random_rois
 
 
@@ -109,6 +109,6 @@ class TestInAPooler:
     def test_it_can_be_scripted(self):
         _, ours = self.poolers()
         features, boxes = self.inputs()
-        with patch_builtin_len():
+        with detectron2_module("export.torchscript_patch").patch_builtin_len():
             scripted = torch.jit.script(ours)
         torch.testing.assert_close(scripted(features, boxes), ours(features, boxes))

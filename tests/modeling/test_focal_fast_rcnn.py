@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -14,6 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 from tests import oracles, small
+from tests.features import detectron2_module, needs_fed_loss, needs_sigmoid_ce
 
 CLASSES = 3
 INPUT = ShapeSpec(channels=8)
@@ -87,6 +87,7 @@ def scores():
     return (torch.randn(len(LABELS), CLASSES + 1, generator=generator) * 3).requires_grad_()
 
 
+@needs_sigmoid_ce
 @pytest.mark.parametrize("cls_loss", SIGMOID)
 @pytest.mark.parametrize("use_sigmoid_ce", [False, True])
 def test_sigmoid_without_focus_equals_stock_sigmoid_cross_entropy(scores, cls_loss, use_sigmoid_ce):
@@ -107,7 +108,9 @@ def test_softmax_without_focus_equals_stock_cross_entropy(scores):
     assert torch.equal(gradient(ours, scores), gradient(expected, scores))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_sigmoid_ce": True}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"use_sigmoid_ce": True}, marks=needs_sigmoid_ce)]
+)
 def test_cross_entropy_is_the_parent(scores, options):
     ours, expected = (
         losses(layer, scores, proposals(LABELS))
@@ -144,6 +147,7 @@ def test_equals_the_equation(scores, cls_loss, alpha, gamma, normalizer, divisor
     assert loss.item() == pytest.approx(expected.sum() / divisor, rel=1e-5)
 
 
+@needs_fed_loss
 class TestFederatedLoss:
     """Gupta et al., arXiv 1908.03195; the classes that count are chosen by Detectron2."""
 
@@ -241,7 +245,8 @@ def test_no_proposals_give_zero_loss_and_gradient(cls_loss, normalizer, images):
 
 
 @pytest.mark.parametrize(
-    "cls_loss, options", [*((c, {}) for c in ALL), *((c, FED) for c in SIGMOID)]
+    "cls_loss, options",
+    [*((c, {}) for c in ALL), *(pytest.param(c, FED, marks=needs_fed_loss) for c in SIGMOID)],
 )
 def test_no_images(cls_loss, options):
     """Losses of zero and no detections. The parent takes them where boxes are class-agnostic."""
@@ -384,7 +389,7 @@ def test_a_trace_takes_another_number_of_proposals(cls_loss):
             return probabilities
 
     module = Probabilities()
-    with patch_builtin_len():
+    with detectron2_module("export.torchscript_patch").patch_builtin_len():
         traced = torch.jit.trace(module, (torch.randn(5, 4), torch.randn(5, 4)))
     for count in (15, 1, 0):
         inputs = torch.randn(count, 4), torch.randn(count, 4)

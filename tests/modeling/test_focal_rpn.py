@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from detectron2.export import scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_proposal_generator
 from detectron2.structures import Boxes, ImageList
@@ -11,6 +10,7 @@ from torch import nn
 
 from mrcnn_plugin.modeling import MRCNNFocalRPN
 from tests import oracles, small
+from tests.features import detectron2_module
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 7)}
 NO_FOCUS = {"MODEL__RPN__FOCAL__ALPHA": -1.0, "MODEL__RPN__FOCAL__GAMMA": 0.0}
@@ -98,7 +98,7 @@ def test_the_proposals_are_those_of_rpn(training):
 def test_can_be_scripted():
     generator = rpn().eval()
     fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor}
-    scripted = scripting_with_instances(generator, fields)
+    scripted = detectron2_module("export").scripting_with_instances(generator, fields)
     images, features, _ = inputs()
     (expected, _), (actual, _) = (m(images, features) for m in (generator, scripted))
     for one, other in zip(expected, actual, strict=True):

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.layers import ROIAlign as StockROIAlign
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
@@ -22,6 +21,7 @@ from torchvision.ops import RoIPool
 from mrcnn_plugin.layers import roi_align
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
+from tests.features import detectron2_module
 from tests.layers.cases import random_features, random_rois
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
@@ -301,7 +301,7 @@ class TestTorch:
     @pytest.mark.parametrize("num_levels", [4, 1])
     def test_scripts(self, pooler_type, num_levels):
         pooler = MultiscaleROIPooler(7, SCALES[:num_levels], 0, pooler_type, a=-0.75)
-        with patch_builtin_len():
+        with detectron2_module("export.torchscript_patch").patch_builtin_len():
             scripted = torch.jit.script(pooler)
         features, boxes = features_and_boxes()
         for maps in (features, [f.double() for f in features], [f.half() for f in features]):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.export import scripting_with_instances
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
@@ -14,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from mrcnn_plugin.modeling import PAFPN, BiFPN, UpsampleFPN
 from tests import small
 from tests.conftest import load_tool
+from tests.features import detectron2_module
 from tests.small import BottomUp
 
 NAMES = ["upsample_fpn", "pafpn", "bifpn"]
@@ -116,7 +116,7 @@ def test_a_whole_model_can_be_scripted_as_with_the_stock_fpn(name, upsample):
         "pred_masks": torch.Tensor,
     }
     inputs = [{"image": x["image"].float()} for x in small.batch((65, 97), (90, 120))]
-    scripted = scripting_with_instances(model, fields)
+    scripted = detectron2_module("export").scripting_with_instances(model, fields)
     with torch.no_grad():
         expected = model.inference(inputs, do_postprocess=False)
         actual = scripted.inference(inputs, do_postprocess=False)

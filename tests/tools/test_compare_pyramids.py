@@ -3,7 +3,9 @@
 import pytest
 
 from tests.conftest import load_tool
+from tests.features import detectron2_module
 
+detectron2_module("utils.analysis")
 compare_pyramids = load_tool("compare_pyramids")
 CHANNELS = 64
 

@@ -1,0 +1,29 @@
+"""What an older Detectron2 may lack. A test that needs it is skipped where it is missing."""
+
+from typing import Any
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.engine import SimpleTrainer
+
+
+def detectron2_module(name: str) -> Any:
+    """The module `detectron2.<name>`; the test is skipped if it cannot be imported.
+
+    Exporting and counting operations need caffe2 in old versions, which torch no longer has.
+    """
+    return pytest.importorskip(f"detectron2.{name}", exc_type=ImportError)
+
+
+needs_sigmoid_ce = pytest.mark.skipif(
+    "USE_SIGMOID_CE" not in get_cfg().MODEL.ROI_BOX_HEAD,
+    reason="this Detectron2 has no MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+)
+needs_fed_loss = pytest.mark.skipif(
+    "USE_FED_LOSS" not in get_cfg().MODEL.ROI_BOX_HEAD,
+    reason="this Detectron2 has no MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
+)
+needs_saved_optimizer = pytest.mark.skipif(
+    "state_dict" not in vars(SimpleTrainer),
+    reason="checkpoints of this Detectron2's trainer do not hold the optimizer",
+)
