@@ -73,8 +73,8 @@ def register_scene(name: str, num_images: int, seed: int, scene: Scene = PLAIN) 
     Nothing is written before Detectron2 asks for the data set. Its files are then generated once:
     for the name `mrcnn_shapes_train` in `mrcnn_shapes/train` of the folder `$DETECTRON2_DATASETS`, and
     so on. If the variable is not set, the folder is `$FVCORE_CACHE` or else `~/.torch/iopath_cache`,
-    to which Detectron2 downloads. Masks are RLE and need `INPUT.MASK_FORMAT: "bitmask"`. Calling this twice is harmless, and a data
-    set that is already registered under the name stays.
+    to which Detectron2 downloads. Masks are RLE and need `INPUT.MASK_FORMAT: "bitmask"`.
+    Calling this twice is harmless, and a data set that is already registered under the name stays.
 
     Args:
         name: under which it is registered. What follows its last `_` is the name of the folder.
