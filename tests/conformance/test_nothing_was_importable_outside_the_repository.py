@@ -65,10 +65,13 @@ def test_the_wheel_holds_the_package_and_one_extension_for_every_python(distribu
 @needs_compiler
 def test_the_wheel_works_in_another_environment(distributions, tmp_path):
     python, site = create_environment(tmp_path / "environment")
+    # pip would take a package on PYTHONPATH for one that is installed.
+    plain = {
+        k: v for k, v in os.environ.items() if k not in ("DETECTRON2_ENV_MODULE", "PYTHONPATH")
+    }
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
-    run(*install, "--no-index", "--quiet", distributions[1], cwd=tmp_path)
+    run(*install, "--no-index", "--quiet", distributions[1], cwd=tmp_path, env=plain)
 
-    plain = {k: v for k, v in os.environ.items() if k != "DETECTRON2_ENV_MODULE"}
     output = run(python, "-I", "-c", PROGRAM, cwd=tmp_path, env=plain)
     package, extension = output.splitlines()[-2:]
     assert Path(package).parent == Path(extension).parent == site / "mrcnn_plugin"
