@@ -101,8 +101,6 @@ def identity(settings: Settings) -> Hashable:
 
 
 def _hashable(value: Any) -> Hashable:
-    if isinstance(value, dict):
-        return tuple((key, _hashable(value[key])) for key in sorted(value))
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
@@ -123,7 +121,7 @@ def check_unchanged(before: Settings, now: Settings, where: str, remedy: str) ->
 
 
 def read_lines(file: str) -> list[Line]:
-    """The lines of a file, with their settings under the names of today. None where there is no file.
+    """The lines of a file, with their keys and settings under the names of today. None where there is no file.
 
     Raises:
         ValueError: a line is not the result of a cell.
@@ -141,5 +139,6 @@ def read_lines(file: str) -> list[Line]:
                         f"comes from a run that was killed."
                     ) from error
                 line["settings"] = present(line["settings"])
+                line["opts"] = [renamed.KEYS.get(word, word) for word in line["opts"]]
                 lines.append(line)
     return lines

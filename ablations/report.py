@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,27 +25,20 @@ from .lines import Line, differences, identity, read_lines, settings_of
 Runs = dict[int, Line]  # of a cell, by seed
 
 
-class Row:
+class Row(NamedTuple):
     """The runs of a config with changes.
 
     Attributes:
         config: as in a cell.
-        changes: what the lines changed.
-        name: for readers; it leaves out the changes that all rows of a report have.
+        name: of the config and the changes, without those that all rows of a report have.
         baseline: name of the row that it is compared with, which may be its own.
         runs: lines by seed.
     """
 
-    def __init__(
-        self, config: str, changes: tuple[str, ...], common: Sequence[str], runs: Runs
-    ) -> None:
-        pairs = zip(changes[::2], changes[1::2], strict=True)
-        known = set(zip(common[::2], common[1::2], strict=True))
-        shown = [word for pair in pairs if pair not in known for word in pair]
-        self.config = config
-        self.name = cells.label(config, shown)
-        self.baseline = cells.label(cells.baseline_of(config), shown)
-        self.runs = runs
+    config: str
+    name: str
+    baseline: str
+    runs: Runs
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> value, of the runs that have it. A run that diverged has 0 in every metric."""
@@ -56,6 +50,14 @@ class Row:
 
 
 Rows = dict[str, Row]  # by name
+
+
+def make_row(config: str, changes: Sequence[str], common: Sequence[str], runs: Runs) -> Row:
+    known = set(zip(common[::2], common[1::2], strict=True))
+    pairs = zip(changes[::2], changes[1::2], strict=True)
+    shown = [word for pair in pairs if pair not in known for word in pair]
+    baseline = cells.baseline_of(config)
+    return Row(config, cells.label(config, shown), cells.label(baseline, shown), runs)
 
 
 def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[Rows, list[str]]:
@@ -95,7 +97,7 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[R
                     )
                 runs[line["seed"]] = line
             if runs:
-                row = Row(config, opts, common, runs)
+                row = make_row(config, opts, common, runs)
                 rows[row.name] = row
     # Lines without the common changes are of other cells.
     outdated.pop("", None)

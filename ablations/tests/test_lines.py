@@ -19,9 +19,16 @@ def test_recorded_results_are_read_under_the_new_names(tmp_path):
         "DATASETS.TEST": ["shapes_val"],
         "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16]],
     }
-    line = {"name": "a", "opts": [], "seed": 1, "settings": old, "metrics": {}}
+    line = {
+        "name": "a",
+        "opts": ["MODEL.ROI_ALIGN.A", "-0.75"],
+        "seed": 1,
+        "settings": old,
+        "metrics": {},
+    }
     (tmp_path / "results.jsonl").write_text(json.dumps(line))
     (read,) = read_lines(str(tmp_path / "results.jsonl"))
+    assert read["opts"] == ["MODEL.MRCNN_PLUGIN.ROI_ALIGN.A", "-0.75"]
     assert read["settings"] == {
         "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS": 2,
         "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A": -0.75,
