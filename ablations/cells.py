@@ -248,7 +248,7 @@ def baseline_of(config: str) -> str:
 
 
 def with_baselines(words: Sequence[str]) -> list[str]:
-    """The chosen configs, each after the one that it is compared with.
+    """The chosen configs, each after the one that it is compared with. Names are in the order of `NAMES`.
 
     Raises:
         ValueError: as :func:`choose` and :func:`baseline_of`.
@@ -259,7 +259,8 @@ def with_baselines(words: Sequence[str]) -> list[str]:
         while (baseline := baseline_of(chain[0])) not in chain:
             chain.insert(0, baseline)
         chains += chain
-    return choose(chains)
+    # Within NAMES, too, a variant follows the one that it is compared with.
+    return sorted(choose(chains), key=lambda c: NAMES.index(c) if c in NAMES else len(NAMES))
 
 
 def all_cells(words: Sequence[str], opts: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

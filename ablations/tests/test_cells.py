@@ -178,6 +178,11 @@ def test_patterns_name_variants_and_unknown_names_are_refused():
         "nuclei/bicubic",
         "nuclei/bicubic_a0.75",
     ]
+    assert cells.with_baselines(["shapes_*/carafe", "nuclei/bicubic"]) == [
+        *("nuclei/stock", "nuclei/bicubic", "shapes_small/stock", "shapes_small/carafe"),
+        *("shapes_scales/stock", "shapes_scales/carafe"),
+        *("shapes_long_tail/stock", "shapes_long_tail/carafe"),
+    ]
     with pytest.raises(ValueError, match="neither a YAML file nor one of: nuclei/stock"):
         cells.choose(["nuclei"])
     with pytest.raises(ValueError, match="no.yaml, which is no file"):
