@@ -1,5 +1,7 @@
 """The table of variants, the base configs, and what a config is compared with."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +189,15 @@ def test_patterns_name_variants_and_unknown_names_are_refused():
         cells.choose(["nuclei"])
     with pytest.raises(ValueError, match="no.yaml, which is no file"):
         cells.choose(["no.yaml"])
+
+
+def test_nothing_outside_depends_on_the_study():
+    files = [
+        f for folder in ("mrcnn_plugin", "tools", "tests") for f in (ROOT / folder).rglob("*.py")
+    ]
+    assert files
+    for file in files:
+        assert not re.search(r"^\s*(from|import) ablations", file.read_text(), re.MULTILINE), file
 
 
 def test_cells_of_a_name_have_folders_of_that_name():
