@@ -445,7 +445,8 @@ def test_keypoints(environment, tmp_path, register):
 
 
 @pytest.mark.filterwarnings("ignore")  # those of tracing, of Detectron2 and of the old exporter
-def test_onnx_of_a_whole_model(tmp_path):
+@pytest.mark.parametrize("opset", [11, 20])
+def test_onnx_of_a_whole_model(opset, tmp_path):
     """As Detectron2's tools/deploy/export_model.py, for images of any size."""
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
@@ -463,6 +464,7 @@ def test_onnx_of_a_whole_model(tmp_path):
         traceable.flattened_inputs,
         path,
         dynamo=False,
+        opset_version=opset,
         input_names=["image"],
         dynamic_axes={"image": {1: "height", 2: "width"}},
     )
