@@ -1,6 +1,6 @@
 """configs/mask_rcnn_focal.yaml as a LazyConfig, for Detectron2's tools/lazyconfig_train_net.py.
 
-Needs no DETECTRON2_ENV_MODULE: it imports this package by itself.
+It imports this package, so the script needs no DETECTRON2_ENV_MODULE.
 """
 
 from detectron2.model_zoo import get_config
@@ -12,7 +12,7 @@ from mrcnn_plugin.modeling import (
     MultiscaleROIPooler,
 )
 
-# Detectron2's Mask R-CNN, of which the components below are replaced.
+# Detectron2's Mask R-CNN. The lines below replace some of its components.
 _stock = get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
 dataloader = _stock.dataloader
 lr_multiplier = _stock.lr_multiplier
