@@ -1,21 +1,22 @@
 """Mask R-CNN components for Detectron2: bicubic RoIAlign, a focal-loss ROI box head, FPN variants.
 
-Importing the package registers them in Detectron2's registries. `load_cfg` reads a config file with
-their keys, `get_cfg` has their defaults, and `add_mrcnn_config` adds them to a config that there is.
+Importing the package registers them in Detectron2's registries. `load_cfg` reads a config file that
+may have their keys, `get_cfg` returns their defaults, and `add_mrcnn_config` adds the keys to an
+existing config.
 """
 
 from .config import add_mrcnn_config, get_cfg, load_cfg
 
 try:
-    # Before any module of this package that needs it: where DETECTRON2_ENV_MODULE names
-    # mrcnn_plugin.env, this line runs its setup_environment(), which imports those modules in turn.
+    # This import has to come before the modules of this package that need Detectron2. If
+    # DETECTRON2_ENV_MODULE names mrcnn_plugin.env, it runs setup_environment(), which imports them.
     import detectron2  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "detectron2":
         raise
     raise ModuleNotFoundError(
         "mrcnn_plugin is an add-on for Detectron2, which is not installed. "
-        "Its README shows two ways to install it.",
+        "docs/detectron2.md in its repository shows how to install it.",
         name=error.name,
     ) from error
 

@@ -1,7 +1,7 @@
 """Every config key that this package adds: its meaning, its default, and what reads it.
 
-Values that other parts accept by name, such as `MODEL.ROI_BOX_HEAD.POOLER_TYPE: "ROIAlignBicubic"`
-or `"ROIAlignBilinear"`, are not keys of ours and stand with those parts.
+The package also adds values for keys of Detectron2, such as "ROIAlignBicubic" for `POOLER_TYPE`.
+docs/components.md lists them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import renamed
 
 if TYPE_CHECKING:
-    # At run time this module must not import Detectron2 when it is imported itself: Detectron2
-    # imports it through mrcnn_plugin.env.
+    # While Detectron2 is imported, it imports this module through mrcnn_plugin.env. At run time, the
+    # module must therefore import Detectron2 only inside of functions.
     from detectron2.config import CfgNode
 
 
@@ -22,9 +22,10 @@ class Key(NamedTuple):
     """A config key.
 
     Attributes:
-        name: the key in full.
-        default: its value where nobody sets it.
-        reader: what reads it: the name of a condition in `modeling/unused_keys.py`.
+        name: the full name of the key.
+        default: the value of the key if nobody sets it.
+        reader: the part that reads the key, by the name of its condition in
+            `modeling/unused_keys.py`.
     """
 
     name: str
@@ -33,50 +34,49 @@ class Key(NamedTuple):
 
 
 KEYS = (
-    # Data sets in COCO format to register: a list of (name, json file, image root). Paths may hold
-    # $VARIABLES and any prefix that iopath handles. This project's tools register them; for other
-    # scripts see mrcnn_plugin.env.
+    # The data sets in COCO format to register: a list of (name, json file, image root). A path may
+    # contain $VARIABLES and any prefix that iopath knows. The tools of this project register them,
+    # and mrcnn_plugin.env does so for other scripts.
     Key("DATASETS.COCO_JSON", [], "tools"),
     #
-    # Upsampling in the top-down path of this package's pyramids (the backbones of modeling/backbone):
-    # "nearest" as in Detectron2's FPN, "bilinear", "bicubic", or "carafe", which learns it
-    # (arXiv 1905.02188).
+    # The upsampling in the top-down path of this package's pyramids: "nearest" as in Detectron2's FPN,
+    # "bilinear", "bicubic", or "carafe", which is learned (arXiv 1905.02188).
     Key("MODEL.FPN.UPSAMPLE", "nearest", "pyramid"),
     #
-    # BiFPN, section 3 of EfficientDet, arXiv 1911.09070. Channels and norm are MODEL.FPN's.
-    # How often its top-down and bottom-up path follow each other, at least 1.
+    # BiFPN (EfficientDet, arXiv 1911.09070, section 3). MODEL.FPN has its channels and its norm.
+    # How often the top-down and the bottom-up path are repeated, at least 1.
     Key("MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS", 3, "bifpn"),
-    # Depthwise separable convolutions as in the paper; False for full 3x3 ones.
+    # True for depthwise separable convolutions as in the paper, False for full 3x3 convolutions.
     Key("MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE", True, "bifpn"),
     #
-    # Parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features
-    # aligned with boxes; -0.75 is the kernel of OpenCV and torch's grid_sample.
+    # The parameter a of the cubic kernel of the pooler type ROIAlignBicubic. -0.5 keeps features
+    # aligned with boxes. -0.75 gives the kernel of OpenCV and of torch's grid_sample.
     Key("MODEL.MRCNN_PLUGIN.ROI_ALIGN.A", -0.5, "bicubic pooler"),
     #
-    # Classification loss of this package's ROI heads: "softmax_focal" (K + 1 classes),
-    # "sigmoid_focal" (K one-against-all classifiers, RetinaNet's loss), "sigmoid_focal_star" (the
-    # same with FL* of the paper's appendix A) or "cross_entropy" (Detectron2's own). Detectron2's
-    # USE_FED_LOSS goes with all but the softmax.
+    # The classification loss of this package's ROI heads: "softmax_focal" (K + 1 classes),
+    # "sigmoid_focal" (K one-against-all classifiers, as in RetinaNet), "sigmoid_focal_star" (the same
+    # with FL* of the paper's appendix A) or "cross_entropy" (Detectron2's own loss). Detectron2's
+    # USE_FED_LOSS works with all of them except "softmax_focal".
     Key("MODEL.ROI_BOX_HEAD.CLS_LOSS", "softmax_focal", "ROI heads"),
     #
-    # Focal loss of the box head, arXiv 1708.02002, in the paper's symbols.
-    # α: weight of foreground in [0, 1], 1 - α that of background. -1.0 for no weighting. RetinaNet
-    # has 0.25.
+    # The focal loss of the box head (arXiv 1708.02002), in the symbols of the paper.
+    # α in [0, 1] is the weight of foreground, and 1 - α that of background. -1.0 means no weights.
+    # RetinaNet has 0.25.
     Key("MODEL.ROI_BOX_HEAD.FOCAL.ALPHA", -1.0, "one alpha"),
-    # α of each class: NUM_CLASSES numbers in [0, 1] that replace ALPHA. [] for ALPHA.
+    # One α for each class: NUM_CLASSES numbers in [0, 1], which replace ALPHA. [] means ALPHA.
     Key("MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS", [], "focal loss"),
-    # γ >= 0: how much well-classified examples are weighted down. 0.0 for none. "sigmoid_focal_star"
-    # needs γ > 0.
+    # γ >= 0 says how much less weight well-classified examples get. With 0.0, all have the same.
+    # "sigmoid_focal_star" needs γ > 0.
     Key("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA", 2.0, "focal loss"),
-    # β of "sigmoid_focal_star": p* = sigmoid(γ x + β).
+    # β of "sigmoid_focal_star", where p* = sigmoid(γ x + β).
     Key("MODEL.ROI_BOX_HEAD.FOCAL.BETA", 1.0, "focal loss star"),
-    # π in (0, 1): foreground probability that a sigmoid starts from (section 3.3 of the paper).
+    # π in (0, 1) is the foreground probability that a sigmoid starts from (section 3.3 of the paper).
     Key("MODEL.ROI_BOX_HEAD.FOCAL.PRIOR_PROB", 0.01, "sigmoid loss"),
-    # What the summed loss is divided by: the number of all "proposals" of the batch, as
-    # Detectron2's cross entropy is, or of the "foreground" ones (at least 1), as RetinaNet's.
+    # What the summed loss is divided by: the number of all "proposals" of the batch, as in
+    # Detectron2's cross entropy, or of the "foreground" ones (at least 1), as in RetinaNet.
     Key("MODEL.ROI_BOX_HEAD.FOCAL.NORMALIZER", "proposals", "focal loss"),
     #
-    # Focal loss of the objectness of MRCNNFocalRPN, with the same meanings.
+    # The focal loss of MRCNNFocalRPN for its objectness. The keys have the same meanings.
     Key("MODEL.RPN.FOCAL.ALPHA", 0.25, "focal RPN"),
     Key("MODEL.RPN.FOCAL.GAMMA", 2.0, "focal RPN"),
     Key("MODEL.RPN.FOCAL.PRIOR_PROB", 0.01, "focal RPN"),
@@ -86,8 +86,8 @@ KEYS = (
 def add_mrcnn_config(cfg: CfgNode) -> None:
     """Adds the keys of this package to a Detectron2 config, in place.
 
-    Keys that are there already keep their value, so that calling it twice is harmless. From then on
-    the config refuses the keys of `renamed.KEYS` with their new name.
+    A key that the config already has keeps its value, so a second call changes nothing. From then on
+    the config refuses the old keys of `renamed.KEYS`, with an error that says the new name.
     """
     for key in KEYS:
         *path, last = key.name.split(".")
@@ -101,7 +101,7 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
 
 
 def get_cfg() -> CfgNode:
-    """A config with the defaults of Detectron2 and of this package."""
+    """Returns a config with the defaults of Detectron2 and of this package."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -110,15 +110,15 @@ def get_cfg() -> CfgNode:
 
 
 def load_cfg(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """A config from a file and changes to it, not frozen.
+    """Returns a config that is read from a file and then changed by options. It is not frozen.
 
     Args:
-        config_file: a YAML file, `_BASE_` included, as Detectron2's `merge_from_file` reads it.
-        opts: KEY, VALUE, KEY, VALUE … as from a command line.
+        config_file: a YAML file as Detectron2's `merge_from_file` reads it, with `_BASE_`.
+        opts: changes as on a command line: KEY, VALUE, KEY, VALUE and so on.
 
     Raises:
-        AssertionError: there is no such file, or `opts` has an unknown key or a key without a value.
-        KeyError: the file has an unknown key, or one of the two has a key that was renamed.
+        AssertionError: the file does not exist, or `opts` has an unknown key or a key without a value.
+        KeyError: the file has an unknown key, or the file or `opts` has a key that was renamed.
         ValueError: a component has a name from before the first release of this package, and nobody
             else has registered it.
     """
@@ -130,7 +130,7 @@ def load_cfg(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
 
 
 def _refuse_old_names(cfg: CfgNode) -> None:
-    """Data sets are not checked here, since they may be registered later."""
+    """Refuses old names of components. Data sets may be registered later, so they are not checked."""
     from detectron2.modeling import (
         BACKBONE_REGISTRY,
         PROPOSAL_GENERATOR_REGISTRY,

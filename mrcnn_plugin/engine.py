@@ -1,4 +1,4 @@
-"""What the tools of this project share: a trainer, its checked config, and reading what it wrote."""
+"""The parts that the tools share: a trainer, its checked config, and readers of the files it writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .modeling import find_unused_keys
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer with COCO evaluation of every test set."""
+    """Detectron2's DefaultTrainer, with a COCO evaluation of every test set."""
 
     @classmethod
     def build_evaluator(
@@ -31,10 +31,10 @@ class Trainer(DefaultTrainer):
 
 
 def load_config(args: Namespace) -> CfgNode:
-    """The config of a training or evaluation, checked and frozen. Its data sets are registered.
+    """Returns the config of a training or an evaluation, checked and frozen, and registers its data sets.
 
     Args:
-        args: what Detectron2's `default_argument_parser` returns.
+        args: the parsed arguments of Detectron2's `default_argument_parser`.
 
     Raises:
         As :func:`load_cfg` and :func:`check`.
@@ -87,14 +87,15 @@ def start(cfg: CfgNode, args: Namespace) -> None:
 
 
 def read_metrics(file: str) -> dict[int, dict[str, float]]:
-    """What Detectron2 wrote to metrics.json: iteration -> name -> value.
+    """Reads Detectron2's metrics.json, and returns the value of each name in each iteration.
 
-    Detectron2 appends to the file. Where iterations of training go back, it was resumed from a
-    checkpoint or started again, and what had been written for later ones does not count any more.
-    An evaluation may come after a later iteration in any case: both are written at one time.
+    Detectron2 appends to the file. If the iteration number of a training line is lower than before,
+    the training was resumed from a checkpoint or started again. Values of later iterations are then
+    dropped. Lines of an evaluation are no such sign, because Detectron2 writes them together with
+    those of a later iteration.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a line is damaged.
     """
     if not os.path.isfile(file):
@@ -120,7 +121,7 @@ def read_metrics(file: str) -> dict[int, dict[str, float]]:
 
 
 def processor(device: str) -> str:
-    """The name of the GPU if `device` is "cuda", otherwise that of the CPU."""
+    """Returns the name of the GPU if `device` is "cuda", and otherwise that of the CPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:

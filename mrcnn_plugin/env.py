@@ -1,7 +1,8 @@
-"""For scripts that know nothing of this package: `DETECTRON2_ENV_MODULE=mrcnn_plugin.env`.
+"""The module for `DETECTRON2_ENV_MODULE=mrcnn_plugin.env`, which scripts need that do not import this
+package.
 
-Detectron2 imports the module that this variable names, and calls its `setup_environment`, when it
-is itself imported.
+When Detectron2 is imported, it imports the module that this variable names and calls its
+`setup_environment`.
 """
 
 import os
@@ -10,11 +11,11 @@ from .config import add_mrcnn_config
 
 
 def setup_environment() -> None:
-    """Registers every component and adds every key to the config that Detectron2 starts from.
+    """Registers every component and adds every key to Detectron2's default config.
 
-    If the environment variable MRCNN_PLUGIN_DATASETS names a YAML file, such as the config file of
-    the run itself, the data sets of its `DATASETS.COCO_JSON` are registered as well. Whether their
-    categories fit the model is not checked, since the config of the run is not known yet.
+    The environment variable MRCNN_PLUGIN_DATASETS may name a YAML file, such as the config file of
+    the run. The data sets of its `DATASETS.COCO_JSON` are then registered too. Their categories are
+    not compared with the model, because the config of the run is not known yet.
 
     Raises:
         As :func:`mrcnn_plugin.data.register_coco_json_from_file`.

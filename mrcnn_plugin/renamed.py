@@ -1,10 +1,10 @@
 """Names from before the first release, and the names that replaced them.
 
-The old ones are taken by other projects on Detectron2. They are refused with a message that gives the
-new name; only results that were recorded with them are still read.
+Other projects that use Detectron2 have taken the old names. A config with an old name gives an error
+that says the new one. Results that were recorded with old names are still read.
 """
 
-# Config keys and nodes.
+# The config keys and nodes.
 KEYS = {
     "MODEL.BIFPN": "MODEL.MRCNN_PLUGIN.BIFPN",
     "MODEL.BIFPN.NUM_REPEATS": "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
@@ -18,7 +18,7 @@ _DATASETS = {
     "shapes_val": "mrcnn_shapes_val",
 }
 
-# Registered names, by the config key that takes them.
+# The registered names, by the config key that they are a value of.
 VALUES = {
     "DATASETS.TRAIN": _DATASETS,
     "DATASETS.TEST": _DATASETS,

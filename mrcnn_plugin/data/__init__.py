@@ -1,4 +1,4 @@
-"""Data sets: generated ones, and the user's own in COCO format. Importing this registers none."""
+"""Generated data sets, and data sets of the user in COCO format. The import registers none of them."""
 
 from .coco_json import check_categories, register_coco_json, register_coco_json_from_file
 from .shapes import generate_shapes, register_shapes

@@ -1,8 +1,8 @@
 """A generated data set for instance segmentation: discs, squares, triangles and rings.
 
-For trying a model out where no data set is at hand: it is written in seconds, it is small, and yet
-it asks for what real images ask for (occlusion, texture, noise, sizes over a range of 1 : 4).
-OpenCV is imported where it is used, because Detectron2 itself trains without it.
+It is for trying out a model without a data set at hand. It is small and is written in seconds. Its
+images have properties of real ones: occlusion, texture, noise, and sizes in a range of 1 : 4.
+OpenCV is imported only inside of functions, because Detectron2 trains without it.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ from numpy.typing import NDArray
 
 CLASSES = ("disc", "square", "triangle", "ring")
 
-# Recorded in every data set. To be raised with every change of what an image looks like, so that
-# files from before the change are not taken for files from after it.
+# Every data set records this version. A change of how images look has to increase it, so that files
+# from before the change are not used after it.
 _VERSION = 1
 _GENERATOR = "mrcnn_plugin.data.shapes"
 
 _MIN_SIDE = 64
-# A shape is not drawn where it would leave less of another in view.
+# A shape is not drawn where it would leave less than this of another shape visible.
 _MIN_VISIBLE_FRACTION = 0.35
 _MIN_VISIBLE_PIXELS = 24
-# Euclidean distance of the mean colours (0 to 255 a channel) of a shape and of what it is drawn on.
+# The Euclidean distance between the mean colour of a shape and that of the pixels below it. Each
+# channel goes from 0 to 255.
 _MIN_CONTRAST = 120.0
 _SUPERSAMPLING = 4
 
 
 class Scene(NamedTuple):
-    """What images hold, so that a data set can be difficult in one respect.
+    """The content of images. A scene can make a data set difficult in one respect.
 
     Attributes:
-        diameter: smallest and largest diameter of a shape's circumscribed circle, in shorter sides of
-            the image. Logarithms are uniform in between.
-        number: smallest and largest number of shapes in an image. Fewer where there is no room.
+        diameter: the smallest and the largest diameter of a shape's circumscribed circle, as fractions
+            of the shorter side of the image. The logarithm of the diameter is uniformly distributed.
+        number: the smallest and the largest number of shapes in an image. There are fewer if there is
+            no room.
         frequency: how often each class of `CLASSES` is drawn, relative to the others.
     """
 
@@ -70,17 +72,19 @@ def register_shapes() -> None:
 def register_scene(name: str, num_images: int, seed: int, scene: Scene = PLAIN) -> None:
     """Registers a generated data set of images of 128 x 128 px in Detectron2's catalogs.
 
-    Nothing is written before Detectron2 asks for the data set. Its files are then generated once:
-    for the name `mrcnn_shapes_train` in `mrcnn_shapes/train` of the folder `$DETECTRON2_DATASETS`, and
-    so on. If the variable is not set, the folder is `$FVCORE_CACHE` or else `~/.torch/iopath_cache`,
-    to which Detectron2 downloads. Masks are RLE and need `INPUT.MASK_FORMAT: "bitmask"`.
-    Calling this twice is harmless, and a data set that is already registered under the name stays.
+    The files are generated once, when Detectron2 first asks for the data set. Those of
+    `mrcnn_shapes_train`, for example, are in the subfolder `mrcnn_shapes/train` of
+    `$DETECTRON2_DATASETS`. If the variable is not set, they are in that subfolder of `$FVCORE_CACHE`,
+    or else of `~/.torch/iopath_cache`, to which Detectron2 downloads.
+
+    Masks are in RLE and need `INPUT.MASK_FORMAT: "bitmask"`. If the name is already registered, nothing
+    happens.
 
     Args:
-        name: under which it is registered. What follows its last `_` is the name of the folder.
-        num_images: number of images, at least 1.
-        seed: seed of the random generator, at least 0.
-        scene: how many shapes of which sizes and classes.
+        name: the name to register. The part after its last `_` is the name of the inner folder.
+        num_images: the number of images, at least 1.
+        seed: the seed of the random generator, at least 0.
+        scene: the number, sizes and classes of the shapes.
     """
     if name in DatasetCatalog:
         return
@@ -104,29 +108,29 @@ def generate_shapes(
 ) -> str:
     """Writes a data set in COCO format: `root/instances.json` and `root/images/<image id>.png`.
 
-    The result depends on the arguments alone, and image i of a seed and size is the same whatever
-    `num_images` is. The folder appears under its name only when it is complete, so that neither a
-    killed run nor a second process that generates the same files can leave it half written. If it
-    is there already, with the same arguments, it is used as it is.
+    The result depends on the arguments only. Image i of a seed and size does not depend on
+    `num_images`. The folder gets its name only when it is complete. Therefore neither a killed run
+    nor a second process that generates the same files can leave it incomplete. A folder that was
+    generated with the same arguments is used again.
 
-    Every image holds some shapes of the classes `CLASSES` (category ids from 1), drawn one over
-    the other. Masks are COCO RLE and hold the visible pixels only: at least 24 px, and at least
-    35 % of what lies inside the image. `area` (px²) and `bbox` (x, y, width, height in px) are
-    those of the mask.
+    Every image has some shapes of the classes `CLASSES` (with category ids from 1), which can cover
+    each other. Masks are COCO RLE and have the visible pixels only. At least 24 pixels of a shape are
+    visible, and at least 35 % of its pixels inside the image. `area` (in px²) and `bbox` (x, y, width
+    and height in px) are those of the mask.
 
     Args:
-        root: folder of the data set.
-        num_images: number of images, at least 1.
-        seed: seed of the random generator, at least 0.
-        image_size: height and width in px, both at least 64.
-        scene: how many shapes of which sizes and classes.
+        root: the folder of the data set.
+        num_images: the number of images, at least 1.
+        seed: the seed of the random generator, at least 0.
+        image_size: the height and width in px, both at least 64.
+        scene: the number, sizes and classes of the shapes.
 
     Returns:
-        Path of the JSON file.
+        The path of the JSON file.
 
     Raises:
         ValueError: an argument is out of range.
-        FileExistsError: `root` exists and holds anything but this data set. It is left as it is.
+        FileExistsError: `root` has other content than this data set. It is not changed.
     """
     height, width = image_size
     for argument, value, least in (
@@ -147,7 +151,8 @@ def generate_shapes(
         "seed": seed,
         "image_size": [height, width],
     }
-    # As JSON gives it back. Folders that were written before there were scenes stay valid.
+    # Tuples become lists, as JSON reads them. The plain scene is not recorded, so that folders from
+    # before there were scenes stay valid.
     info.update(
         (f"scene.{key}", list(value))
         for key, value in scene._asdict().items()
@@ -183,20 +188,20 @@ def draw_shapes(
     """Draws image `index` of the data set with this seed.
 
     Returns:
-        The image, uint8 [H, W, 3] in OpenCV's BGR order, and for every shape, from back to front,
-        its index in `CLASSES` and the mask of its visible pixels, bool [H, W].
+        The image, uint8 [H, W, 3] in OpenCV's BGR order, and a list of all shapes from back to front.
+        A shape is its index in `CLASSES` and the mask of its visible pixels, bool [H, W].
     """
     rng = np.random.default_rng([seed, index])
     height, width = image_size
     image = _texture(rng, image_size, rng.uniform(0, 255, 3))
-    # Which shape each pixel shows, -1 for the background.
+    # The index of the shape that each pixel shows, or -1 for the background.
     top = np.full(image_size, -1)
     classes: list[int] = []
     pixels_in_image: list[int] = []
 
     number = rng.integers(scene.number[0], scene.number[1] + 1)
     frequency = np.array(scene.frequency)
-    # choice() draws other numbers than integers(), and so other images than these always were.
+    # choice() draws other random numbers than integers(), so it would change the existing images.
     equal = np.ptp(frequency) == 0
     low, high = np.log(scene.diameter)
     for _ in range(20 * number):
@@ -238,8 +243,11 @@ def draw_shapes(
 
 
 def _datasets_root() -> str:
-    """The folder of the user's data sets, or else that of downloads; not the working directory, where
-    Detectron2 looks for data sets if nobody says otherwise."""
+    """Returns the folder of the user's data sets, or else that of downloads.
+
+    Detectron2 would use a folder in the working directory, but nothing should be written there
+    unasked.
+    """
     root = os.environ.get("DETECTRON2_DATASETS") or os.environ.get("FVCORE_CACHE")
     return os.path.expanduser(root or "~/.torch/iopath_cache")
 
@@ -271,7 +279,11 @@ def _check(scene: Scene) -> None:
 
 
 def _is_generated(root: str, json_file: str, info: dict[str, Any]) -> bool:
-    """Whether `root` holds the data set of `info`: False if empty or missing, an error if other."""
+    """Returns True if `root` holds the data set of `info`, and False if it is empty or missing.
+
+    Raises:
+        FileExistsError: `root` holds something else.
+    """
     if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
         return False
     found: dict[str, Any] | None = None
@@ -316,7 +328,7 @@ def _write(root: str, info: dict[str, Any], scene: Scene) -> None:
             rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
             annotations.append(
                 {
-                    # COCOeval takes an annotation with id 0 for one that was not matched.
+                    # COCOeval treats a match with the annotation of id 0 as no match.
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": class_index + 1,
@@ -340,7 +352,7 @@ def _write(root: str, info: dict[str, Any], scene: Scene) -> None:
 
 
 def _unit_contours(rng: np.random.Generator, name: str) -> list[NDArray[np.float64]]:
-    """Outlines, each [N, 2], of a shape around the origin with radius 1. A second one is a hole."""
+    """Returns outlines [N, 2] of a shape of radius 1 around the origin. A second outline is a hole."""
     if name == "square":
         return [_regular_polygon(4)]
     if name == "triangle":
@@ -360,15 +372,15 @@ def _rotation(angle: float) -> NDArray[np.float64]:
 
 
 def _coverage(contours: Sequence[NDArray[np.float64]], image_size: tuple[int, int]) -> _FloatImage:
-    """How much of each pixel, 0 to 1, lies inside the contours.
+    """Returns the fraction of each pixel that lies inside the contours.
 
-    Contours are [N, 2] in px, x first; pixel (0, 0) reaches from 0 to 1.
+    Contours are [N, 2] in px, x first. Pixel (0, 0) extends from 0 to 1.
     """
     import cv2
 
     height, width = image_size
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.float32)
-    # OpenCV's coordinates are those of pixel centres, in fixed point with `shift` binary digits.
+    # OpenCV places integers at pixel centres, and takes fixed-point numbers with `shift` binary digits.
     shift = 8
     points = [
         np.rint((contour * _SUPERSAMPLING - 0.5) * 2**shift).astype(np.int32)
@@ -382,12 +394,12 @@ def _coverage(contours: Sequence[NDArray[np.float64]], image_size: tuple[int, in
 def _texture(
     rng: np.random.Generator, image_size: tuple[int, int], color: NDArray[np.float64]
 ) -> _FloatImage:
-    """A pattern, [H, W, 3], that runs between two colours on either side of `color`."""
+    """Returns a pattern [H, W, 3] that varies between two colours, with `color` in the middle."""
     import cv2
 
     height, width = image_size
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    # Lengths that look alike in images of any size.
+    # Lengths are multiples of this, so that patterns look alike in images of any size.
     unit = min(height, width) / 128
     u, v = np.tensordot(_rotation(rng.uniform(0, 2 * np.pi)), [x, y], axes=1)
     pattern = rng.choice(["gradient", "clouds", "stripes", "checks", "speckle"])

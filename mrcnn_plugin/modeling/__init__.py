@@ -1,4 +1,4 @@
-"""Components that Detectron2 builds from a config. Importing this package registers them."""
+"""The components that Detectron2 builds from a config. Importing this package registers them."""
 
 from . import analysis  # noqa: F401
 from .backbone import (

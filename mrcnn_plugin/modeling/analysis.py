@@ -7,7 +7,7 @@ from ..layers.roi_align_registration import count_multiply_adds
 
 
 def _count(inputs: list[Any], outputs: list[Any]) -> float:
-    """A handle of fvcore: values of the traced graph to flops, a multiply-add being one there."""
+    """A handle of fvcore, which returns the flops of a node. fvcore counts a multiply-add as one flop."""
     num_rois, channels, pooled_height, pooled_width = outputs[0].type().sizes()
     sampling_ratio, interpolation = inputs[6].toIValue(), inputs[8].toIValue()
     return count_multiply_adds(
@@ -15,7 +15,8 @@ def _count(inputs: list[Any], outputs: list[Any]) -> float:
     )
 
 
-# fvcore has handles for one counter, and this table for all. Its function of the same name hides the
-# module. It is a private name: where fvcore has renamed it, the counter says that it skips the operator.
+# This table of fvcore holds the handles of all counters. The module has to be imported by its name,
+# because a function of fvcore.nn has the same name. The table is private: if a version of fvcore names
+# it otherwise, the counter warns that it skips the operator.
 _handles = getattr(importlib.import_module("fvcore.nn.flop_count"), "_DEFAULT_SUPPORTED_OPS", {})
 _handles.setdefault("mrcnn_plugin::roi_align", _count)

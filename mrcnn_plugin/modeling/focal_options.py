@@ -1,4 +1,4 @@
-"""What the box head and the RPN have in common in configuring a focal loss (arXiv 1708.02002)."""
+"""The options of a focal loss (arXiv 1708.02002) that the box head and the RPN share."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,17 @@ Alpha = float | Sequence[float]
 def check_focal_options(
     key: str, alpha: Alpha, gamma: float, prior_prob: float, num_classes: int = 1
 ) -> None:
-    """
+    """Checks the range of each option.
+
     Args:
-        key: the config node that the options come from, for messages.
-        alpha: ALPHA of the node, or ALPHA_PER_CLASS where it is a sequence.
-        gamma: GAMMA.
-        prior_prob: PRIOR_PROB.
+        key: the config node of the options, which messages name.
+        alpha: the value of ALPHA, or the sequence ALPHA_PER_CLASS.
+        gamma: the value of GAMMA.
+        prior_prob: the value of PRIOR_PROB.
         num_classes: the length that ALPHA_PER_CLASS must have.
 
     Raises:
-        ValueError: one of them is out of its range.
+        ValueError: an option is out of range.
     """
     if isinstance(alpha, (int, float)):
         if not (_is_fraction(alpha) or alpha == -1):
@@ -41,5 +42,5 @@ def _is_fraction(value: object) -> bool:
 
 
 def prior_bias(prior_prob: float) -> float:
-    """The bias b with sigmoid(b) = prior_prob, section 4.1 of the paper ("Initialization")."""
+    """Returns the bias b for which sigmoid(b) = prior_prob (section 4.1, "Initialization")."""
     return -math.log((1 - prior_prob) / prior_prob)

@@ -1,4 +1,4 @@
-"""Detectron2's ROIPooler on one call of this package's operator: ROIAlignBicubic, ROIAlignBilinear."""
+"""The pooler types ROIAlignBicubic and ROIAlignBilinear, which pool from all levels in one call."""
 
 import math
 import operator
@@ -22,16 +22,17 @@ from ..layers.roi_align import MAX_LEVELS, check_number, check_options, check_sc
 
 __all__ = ["POOLER_TYPES", "MultiscaleROIPooler", "init_head"]
 
-# What POOLER_TYPE may be beside Detectron2's own, and its interpolation.
+# The values of POOLER_TYPE that this package adds, and their interpolation.
 POOLER_TYPES = {"ROIAlignBicubic": "bicubic", "ROIAlignBilinear": "bilinear"}
 
 
 class MultiscaleROIPooler(ROIPooler):
-    """Detectron2's ROIPooler, which pools the boxes of all levels in one call of the operator.
+    """An ROIPooler that pools the boxes of all levels in one call of the operator.
 
-    Boxes are assigned to levels as there, by the same function. "ROIAlignBilinear" pools what
-    "ROIAlignV2" of Detectron2 does. It keeps boxes in float32 where Detectron2 rounds them to half
-    precision. There are no parameters, so any checkpoint can be used.
+    Detectron2's own function assigns the boxes to the levels. "ROIAlignBilinear" gives the numbers of
+    Detectron2's "ROIAlignV2", up to rounding. With half-precision features, Detectron2 rounds the
+    boxes to half precision, and this class keeps them in float32. The pooler has no parameters, so it
+    works with any checkpoint.
     """
 
     def __init__(
@@ -47,10 +48,13 @@ class MultiscaleROIPooler(ROIPooler):
     ) -> None:
         """
         Args:
-            output_size, scales, sampling_ratio, canonical_box_size, canonical_level: see ROIPooler.
-                `scales` are at most `mrcnn_plugin.layers.roi_align.MAX_LEVELS`.
+            output_size, scales, sampling_ratio, canonical_box_size, canonical_level: as for
+                ROIPooler. There may be at most `mrcnn_plugin.layers.roi_align.MAX_LEVELS` scales.
             pooler_type: "ROIAlignBicubic" or "ROIAlignBilinear".
-            a: parameter of the cubic kernel, see :func:`mrcnn_plugin.layers.roi_align`.
+            a: the parameter of the cubic kernel, as for :func:`mrcnn_plugin.layers.roi_align`.
+
+        Raises:
+            TypeError, ValueError: an argument has another type, or is out of range.
         """
         if not isinstance(pooler_type, str) or pooler_type not in POOLER_TYPES:
             raise ValueError(
@@ -60,15 +64,15 @@ class MultiscaleROIPooler(ROIPooler):
         interpolation = POOLER_TYPES[pooler_type]
         size: Any = output_size
         if isinstance(size, Sequence) and not isinstance(size, str):
-            size = tuple(size)  # a LazyConfig gives its own kind of list
+            size = tuple(size)  # a LazyConfig passes a list type of its own
         size = check_options(size, sampling_ratio, True, interpolation, a)
         _check_levels(scales, canonical_box_size, canonical_level)
         super().__init__(
             size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
         )
-        # The parent's modules, one for each level, are not what pools here.
+        # The parent made a module for each level, but the operator takes all levels at once.
         del self.level_poolers
-        # TorchScript converts no types, so these have to be exact.
+        # TorchScript does not convert types, so these have to be float and int exactly.
         self.scales = [float(scale) for scale in scales]
         self.sampling_ratio = max(operator.index(sampling_ratio), 0)
         self.interpolation = interpolation
@@ -78,7 +82,15 @@ class MultiscaleROIPooler(ROIPooler):
     def like(
         cls, pooler: ROIPooler, pooler_type: str = "ROIAlignBilinear", *, a: float = -0.5
     ) -> "MultiscaleROIPooler":
-        """What takes the place of a stock pooler of type ROIAlignV2 in a model that is built."""
+        """Returns a pooler that can replace a stock pooler of the type ROIAlignV2 in a built model.
+
+        Args:
+            pooler: the stock pooler, whose sizes, scales and levels are taken.
+            pooler_type, a: as for the constructor.
+
+        Raises:
+            ValueError: `pooler` has another type.
+        """
         levels = list(getattr(pooler, "level_poolers", []))
         if not levels or not all(isinstance(x, ROIAlign) and x.aligned for x in levels):
             raise ValueError(
@@ -98,11 +110,11 @@ class MultiscaleROIPooler(ROIPooler):
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """
         Args:
-            x: a map [N, C, H, W] for each of `scales`.
-            box_lists: the boxes of each of the N images, in units of the image.
+            x: one map [N, C, H, W] for each of the `scales`.
+            box_lists: the boxes of each of the N images, in pixels of the image.
 
         Returns:
-            [M, C, height, width] for all M boxes in their order, of the dtype of `x`.
+            [M, C, height, width] for all M boxes in their order, with the dtype of `x`.
         """
         if not is_fx_tracing():
             torch._assert(
@@ -134,9 +146,9 @@ class MultiscaleROIPooler(ROIPooler):
                 self.canonical_box_size,
                 self.canonical_level,
             )
-            # A box of negative area, or with a NaN, gets a level that does not exist. The parent
-            # pools zeros for it, and so does the operator from any level, but for a finite box
-            # where the number of samples is given.
+            # The function assigns a level that does not exist to a box of negative area or with a
+            # NaN. The parent pools zeros for such a box. The operator does so at any level, with one
+            # exception: a finite box with a given number of samples. That box becomes NaN here.
             levels = _clamp(assigned, len(self.scales) - 1)
             if self.sampling_ratio > 0:
                 boxes = rois[:, 1:].masked_fill((assigned != levels)[:, None], math.nan)
@@ -162,23 +174,24 @@ class MultiscaleROIPooler(ROIPooler):
 
 
 def _to_rois(box_lists: list[Boxes]) -> Tensor:
-    """[M, 5], the boxes of all images as rows (image, x1, y1, x2, y2)."""
+    """Returns the boxes of all images as rows (image, x1, y1, x2, y2), [M, 5]."""
     if torch.jit.is_scripting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return convert_boxes_to_pooler_format(box_lists)
     else:
-        # Detectron2's function repeats indices by lengths that lie on the GPU: the host waits.
+        # Detectron2's function would make the host wait, because it repeats indices by lengths that
+        # are on the GPU.
         return cat([F.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(box_lists)])
 
 
 def _clamp(levels: Tensor, last: int) -> Tensor:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        # ONNX clips whole numbers from opset 12 on only.
+        # ONNX cannot clip integers before opset 12.
         return torch.where((levels >= 0) & (levels <= last), levels, last)
     return levels.clamp(0, last)
 
 
 def _check_levels(scales: Any, canonical_box_size: Any, canonical_level: Any) -> None:
-    """The parent asserts some of this, without the values."""
+    """Checks the arguments. The parent asserts some of this, but its messages lack the values."""
     if isinstance(scales, str) or not isinstance(scales, Sequence):
         raise TypeError(f"MultiscaleROIPooler: scales must be a list of numbers, got {scales!r}")
     if not 1 <= len(scales) <= MAX_LEVELS:
@@ -214,28 +227,28 @@ def init_head(
     name: str,
     pooler: str,
 ) -> dict[str, Any]:
-    """Calls `init`, a method of a Detectron2 class of ROI heads that builds a pooler from a config,
-    so that it knows the pooler types of this package.
+    """Calls a method of Detectron2 that builds a head from a config, and puts in a pooler of this package
+    if the config asks for one.
 
     Args:
         init: the method of the parent class, such as `_init_box_head`.
-        cfg, input_shape: its arguments.
+        cfg, input_shape: the arguments of `init`.
         name: the config node, "ROI_BOX_HEAD", "ROI_MASK_HEAD" or "ROI_KEYPOINT_HEAD".
-        pooler: the key of the pooler in what `init` returns.
+        pooler: the key of the pooler in the dictionary that `init` returns.
 
     Returns:
-        What `init` returns, with the pooler that `cfg.MODEL.<name>.POOLER_TYPE` asks for.
+        The dictionary of `init`, with the pooler that `cfg.MODEL.<name>.POOLER_TYPE` asks for.
     """
     pooler_type = cfg.MODEL[name].POOLER_TYPE
     if pooler_type not in POOLER_TYPES:
         return init(cfg, input_shape)
     a = cfg.MODEL.MRCNN_PLUGIN.ROI_ALIGN.A
-    # The parent names the class ROIPooler, which only builds the types it knows: let it build the
-    # one of the same alignment, and build ours like that.
+    # The parent hard-codes the class ROIPooler, which knows Detectron2's types only. It therefore
+    # builds a pooler of the same alignment first, and ours takes over the arguments of that one.
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL[name].POOLER_TYPE = "ROIAlignV2"
     head = init(cfg, input_shape)
-    if head:  # {} if cfg switches the head off
+    if head:  # it is {} if the config switches the head off
         head[pooler] = MultiscaleROIPooler.like(head[pooler], pooler_type, a=a)
     return head

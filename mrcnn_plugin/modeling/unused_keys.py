@@ -1,4 +1,4 @@
-"""Keys of this package that a config changes without choosing what reads them."""
+"""Finds keys of this package that a config changes, but that nothing in the model reads."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -15,13 +15,14 @@ from .roi_heads.focal_fast_rcnn import SIGMOID_LOSSES
 
 
 def find_unused_keys(cfg: CfgNode) -> list[str]:
-    """
+    """Finds keys that have no effect.
+
     Args:
         cfg: a config with the keys of this package.
 
     Returns:
-        A sentence for each key that differs from its default though the component that reads it is
-        not chosen: what the user wanted by it does not happen.
+        One sentence for each key that differs from its default although the config does not choose
+        the component that reads it.
     """
     sentences = []
     for key in KEYS:
@@ -31,8 +32,8 @@ def find_unused_keys(cfg: CfgNode) -> list[str]:
     return sentences
 
 
-# A condition for each reader that config.py names. It returns why a config does not have that reader,
-# and an empty string where it has.
+# There is one function for each reader that config.py names. It returns the reason why a config does
+# not have that reader, or an empty string if it has.
 
 
 def _tools(cfg: CfgNode) -> str:
@@ -119,7 +120,7 @@ READERS: dict[str, Callable[[CfgNode], str]] = {
 
 
 def _is_ours(registry: Registry, name: str) -> bool:
-    """Whether it is of this package, or derived from what is."""
+    """Returns whether the component comes from this package, or is derived from one that does."""
     if name not in registry:
         return False
     component = registry.get(name)

@@ -1,4 +1,4 @@
-"""BiFPN: repeated top-down and bottom-up fusion with learned weights."""
+"""BiFPN: repeated top-down and bottom-up paths that fuse levels with learned weights."""
 
 import copy
 import math
@@ -15,11 +15,12 @@ from .upsample_fpn import build_upsample
 
 
 class FusionNode(nn.Module):
-    """Fast normalised fusion of I_1 … I_n (EfficientDet, section 3.3), then a 3x3 convolution:
+    """Computes a weighted mean of the inputs I_1 … I_n, and then a 3x3 convolution.
 
         conv(swish(Σ_i w_i I_i)),    w_i = relu(weight_i) / (ε + Σ_j relu(weight_j)),    ε = 1e-4
 
-    The last input is the neighbouring level, resized. All weights start equal.
+    EfficientDet calls this fast normalised fusion (section 3.3). The last input is the resized
+    neighbouring level. All weights start with the same value.
     """
 
     def __init__(
@@ -27,11 +28,12 @@ class FusionNode(nn.Module):
     ) -> None:
         """
         Args:
-            num_inputs: n, the neighbour included.
-            resize: brings the neighbour to the size of the others.
-            channels: of inputs and output.
-            norm: follows the convolution, as for Detectron2's `get_norm`.
-            depthwise: a 3x3 convolution of each channel and a 1x1 convolution instead of a full one.
+            num_inputs: n, which includes the neighbour.
+            resize: resizes the neighbour to the size of the other inputs.
+            channels: the number of channels of inputs and output.
+            norm: the norm after the convolution, as for Detectron2's `get_norm`.
+            depthwise: whether a 3x3 convolution of each channel and a 1x1 convolution replace the full
+                3x3 convolution.
         """
         super().__init__()
         self.eps = 1e-4
@@ -39,8 +41,8 @@ class FusionNode(nn.Module):
         self.resize = resize
         if depthwise:
             self.conv = DepthwiseSeparableConv2d(channels, channels, norm2=norm)
-            # torch counts the fan-out of a depthwise convolution as if it were a full one, so that
-            # Detectron2's initialisation of it is too small by the root of the channels.
+            # torch counts the fan-out of a depthwise convolution as that of a full one. Detectron2's
+            # initial values are therefore too small by the square root of the number of channels.
             nn.init.normal_(self.conv.depthwise.weight, std=math.sqrt(2 / 9))
         else:
             self.conv = Conv2d(
@@ -51,13 +53,14 @@ class FusionNode(nn.Module):
                 bias=norm == "",
                 norm=get_norm(norm, channels),
             )
-            # Swish halves what is small; of the two convolutions above each makes up for a root of 2.
+            # Swish halves small values, so this convolution starts with twice the usual values. Each
+            # of the two convolutions above compensates a factor of the square root of 2.
             nn.init.normal_(self.conv.weight, std=2 / math.sqrt(9 * channels))
             if self.conv.bias is not None:
                 nn.init.zeros_(self.conv.bias)
 
     def fusion_weights(self) -> Tensor:
-        """[num_inputs], not negative, of a sum just below 1."""
+        """Returns the weights w_i, [num_inputs]. None is negative, and their sum is just below 1."""
         weight = F.relu(self.weight)
         return weight / (self.eps + weight.sum())
 
@@ -70,34 +73,34 @@ class FusionNode(nn.Module):
 
 
 class BiFPNBlock(nn.Module):
-    """One top-down and one bottom-up path over all levels (EfficientDet, figure 2 (d))."""
+    """A top-down and a bottom-up path over all levels (EfficientDet, figure 2 (d))."""
 
     def __init__(
         self, num_levels: int, channels: int, norm: str, upsample: str, depthwise: bool
     ) -> None:
         """
         Args:
-            num_levels: of the pyramid, at least 2.
+            num_levels: the number of levels of the pyramid, at least 2.
             upsample: as for :func:`build_upsample`.
             others: as for :class:`FusionNode`.
         """
         super().__init__()
         options = (channels, norm, depthwise)
-        # From the second lowest resolution upwards. There is no node at the lowest: it would have
+        # These go from the second lowest resolution to the highest. At the lowest, a node would have
         # one input and fuse nothing.
         self.top_down = nn.ModuleList(
             FusionNode(2, build_upsample(upsample, channels), *options)
             for _ in range(num_levels - 1)
         )
-        # From the second highest resolution downwards. At the highest the top-down node is the
-        # output; the lowest has no top-down node to take in.
+        # These go from the second highest resolution to the lowest. At the highest, the output is that
+        # of the top-down node. The lowest has no top-down node, and so one input less.
         self.bottom_up = nn.ModuleList(
             FusionNode(3 if i < num_levels - 2 else 2, nn.MaxPool2d(3, 2, 1), *options)
             for i in range(num_levels - 1)
         )
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Levels come and go high resolution first."""
+        """Computes new levels. Input and output have the high resolution first."""
         middle = [levels[-1]]
         for i, node in enumerate(self.top_down):
             middle.insert(0, node([levels[-2 - i]], middle[0]))
@@ -111,28 +114,28 @@ class BiFPNBlock(nn.Module):
 
 
 class BiFPN(Pyramid):
-    """Weighted bi-directional feature pyramid (Tan et al., EfficientDet, arXiv 1911.09070, section
-    3).
+    """The weighted bi-directional feature pyramid (Tan et al., EfficientDet, arXiv 1911.09070, section 3).
 
-    The levels that enter the first block are FPN's lateral 1x1 convolutions of the bottom-up
-    features, under the names that they have in Detectron2's FPN (`fpn_lateral{stage}`), and the top
-    block's levels on top of them: with LastLevelMaxPool, which continues from the highest lateral,
-    p2 to p6 for Mask R-CNN; with LastLevelP6P7 p3 to p7 for RetinaNet. So all levels that the model
-    reads are fused. There are no `fpn_output` convolutions; the blocks are `bifpn.{repeat}`.
+    The first block takes the outputs of lateral 1x1 convolutions of the bottom-up features. These
+    convolutions have their names in Detectron2's FPN, `fpn_lateral{stage}`. The block also takes the
+    levels of the top block, which continues from the laterals. With LastLevelMaxPool, the levels are
+    p2 to p6 for Mask R-CNN. With LastLevelP6P7, they are p3 to p7 for RetinaNet. All levels that the
+    model reads are therefore fused. The blocks are called `bifpn.{repeat}`, and there are no
+    `fpn_output` convolutions.
 
-    As in the authors' code, Swish stands before each convolution and not after it, so that levels
-    leave as linear as FPN's. Unlike there, the first block takes one lateral convolution for both
-    uses of a feature.
+    Swish comes before each convolution, as in the authors' code, so the output of a level is linear
+    as in FPN. The authors' first block has two lateral convolutions for a feature that it uses twice.
+    This one has one.
 
-    The authors have batch normalisation after each convolution. Without any `norm` features and
-    gradients lose size from block to block: give it one, "GN" for small batches.
+    The authors use batch normalisation after each convolution. Without a `norm`, features and
+    gradients shrink from block to block. "GN" suits small batches.
 
-    A model has to read all levels, or else the last nodes of those that it leaves out have no
-    gradient, which DistributedDataParallel refuses unless told `find_unused_parameters`.
+    The model has to read all levels. Otherwise the last nodes of an unread level get no gradient, and
+    DistributedDataParallel fails unless `find_unused_parameters` is set.
 
-    Each level must be half the size of the one before, so that height and width of images must be
-    divisible by the stride of the top block's last level (`size_divisibility`: 64 for p6, 128 for
-    p7); Detectron2's models pad them to that.
+    Each level must have half the size of the one before. Height and width of the images must
+    therefore be divisible by the stride of the last level, which is `size_divisibility`: 64 for p6,
+    and 128 for p7. Detectron2's models pad images accordingly.
     """
 
     def __init__(
@@ -152,28 +155,28 @@ class BiFPN(Pyramid):
         """
         Args:
             bottom_up, in_features, out_channels, top_block: as for Detectron2's FPN.
-            fuse_type: "sum", the only one.
-            norm: of the lateral convolutions and of those of the blocks.
+            fuse_type: must be "sum".
+            norm: the norm of the lateral convolutions and of the convolutions in the blocks.
             upsample: "nearest", "bilinear", "bicubic" or "carafe".
-            num_repeats: number of blocks, at least 1.
-            depthwise: depthwise separable convolutions as in the paper, or full ones.
+            num_repeats: the number of blocks, at least 1.
+            depthwise: True for depthwise separable convolutions as in the paper, False for full ones.
 
         Raises:
-            ValueError: as for :func:`check_pyramid`; `fuse_type` is not "sum", `num_repeats` is below 1,
-                there are fewer than two levels, or `upsample` is unknown.
+            ValueError: `fuse_type` is not "sum", `num_repeats` is below 1, there are fewer than two
+                levels, `upsample` is unknown, or one of the errors of :func:`check_pyramid`.
         """
         super().__init__()
         check_pyramid(bottom_up, in_features, top_block, fuse_type)
         if fuse_type != "sum":
             raise ValueError(
-                f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}, but BiFPN learns how to weight what "
-                f"it fuses: leave it at 'sum'"
+                f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}, but BiFPN learns the weights of the levels "
+                f"that it fuses: leave it at 'sum'"
             )
         if num_repeats < 1:
             raise ValueError(
                 f"MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS must be at least 1, got {num_repeats}"
             )
-        # Its laterals are those of Detectron2's FPN, so that a seed gives the same ones to both.
+        # The laterals come from Detectron2's FPN, so that the same seed gives the same initial values.
         fpn = FPN(bottom_up, in_features, out_channels, norm, top_block, **kwargs)
         for name, module in fpn.named_children():
             if not name.startswith("fpn_output"):
@@ -206,7 +209,7 @@ class BiFPN(Pyramid):
         return self._padding_constraints
 
     def __prepare_scriptable__(self) -> "BiFPN":
-        """A copy for TorchScript, which iterates over the modules of a ModuleList only."""
+        """Returns a copy for TorchScript, which can iterate over modules only if they are in a ModuleList."""
         prepared = copy.deepcopy(self)
         prepared.lateral_convs = nn.ModuleList(prepared.lateral_convs)
         for name, _ in self.named_children():
@@ -215,8 +218,11 @@ class BiFPN(Pyramid):
         return prepared
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """From images [N, 3, H, W] to levels "p<stage>", high resolution first, of
-        [N, out_channels, H / 2^stage, W / 2^stage]."""
+        """Computes the levels from images [N, 3, H, W].
+
+        Returns:
+            The levels "p<stage>", high resolution first: [N, out_channels, H / 2^stage, W / 2^stage].
+        """
         bottom_up_features = self.bottom_up(x)
         levels = self.lateral_levels(bottom_up_features)
         levels = self.add_top_levels(levels, bottom_up_features)

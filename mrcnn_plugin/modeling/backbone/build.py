@@ -1,4 +1,4 @@
-"""The pyramids on a ResNet, by the names that MODEL.BACKBONE.NAME takes."""
+"""Functions that build the pyramids on a ResNet. MODEL.BACKBONE.NAME takes their names."""
 
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ P = TypeVar("P", bound=Pyramid)
 
 
 def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, **options: Any) -> P:
-    """`pyramid` on a ResNet, with the levels p6 and p7 of RetinaNet, or p6 alone."""
+    """Builds a pyramid on a ResNet. The top block adds p6 and p7 for RetinaNet, or else p6 alone."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     if not p6p7:
@@ -38,14 +38,14 @@ def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, *
         upsample=cfg.MODEL.FPN.UPSAMPLE,
         **options,
     )
-    # Detectron2's RetinaNet would fail with a bare KeyError: 'p7'.
+    # Without this check, Detectron2's RetinaNet would only say KeyError: 'p7'.
     levels = list(backbone.output_shape())
     wanted = cfg.MODEL.RETINANET.IN_FEATURES
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and not set(wanted) <= set(levels):
         raise ValueError(
             f"MODEL.RETINANET.IN_FEATURES is {wanted}, but MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME!r} has the levels {levels}: a build_mrcnn_retinanet_… one has "
-            f"p6 and p7 as RetinaNet has them, and MODEL.FPN.IN_FEATURES says where it begins"
+            f"{cfg.MODEL.BACKBONE.NAME!r} has the levels {levels}. The backbones build_mrcnn_retinanet_… "
+            f"have p6 and p7, and MODEL.FPN.IN_FEATURES chooses the first level"
         )
     return backbone
 
@@ -63,12 +63,13 @@ def _build_bifpn(cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool) -> BiFPN:
 
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> UpsampleFPN:
-    """ResNet with :class:`UpsampleFPN`, from the keys that Detectron2's `build_resnet_fpn_backbone`
-    reads and `MODEL.FPN.UPSAMPLE`.
+    """Builds a ResNet with :class:`UpsampleFPN`, with p2 to p6.
+
+    It reads the keys of Detectron2's `build_resnet_fpn_backbone`, and `MODEL.FPN.UPSAMPLE`.
 
     Args:
         cfg: a Detectron2 config with the keys of this package.
-        input_shape: of the images.
+        input_shape: the shape of the images.
     """
     return _build(UpsampleFPN, cfg, input_shape, p6p7=False)
 
@@ -77,41 +78,43 @@ def build_mrcnn_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpe
 def build_mrcnn_retinanet_resnet_upsample_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> UpsampleFPN:
-    """As :func:`build_mrcnn_resnet_upsample_fpn_backbone`, with RetinaNet's p6 and p7."""
+    """As :func:`build_mrcnn_resnet_upsample_fpn_backbone`, but with p3 to p7 for RetinaNet."""
     return _build(UpsampleFPN, cfg, input_shape, p6p7=True)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
-    """ResNet with :class:`PAFPN`, from the keys that Detectron2's `build_resnet_fpn_backbone` reads
-    and `MODEL.FPN.UPSAMPLE`.
+    """Builds a ResNet with :class:`PAFPN`, with p2 to p6.
+
+    It reads the keys of Detectron2's `build_resnet_fpn_backbone`, and `MODEL.FPN.UPSAMPLE`.
 
     Args:
         cfg: a Detectron2 config with the keys of this package.
-        input_shape: of the images.
+        input_shape: the shape of the images.
     """
     return _build(PAFPN, cfg, input_shape, p6p7=False)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_retinanet_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PAFPN:
-    """As :func:`build_mrcnn_resnet_pafpn_backbone`, with RetinaNet's p6 and p7."""
+    """As :func:`build_mrcnn_resnet_pafpn_backbone`, but with p3 to p7 for RetinaNet."""
     return _build(PAFPN, cfg, input_shape, p6p7=True)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
-    """ResNet with :class:`BiFPN`, from the keys `MODEL.FPN` (but FUSE_TYPE, whose place learned
-    weights take) and `MODEL.MRCNN_PLUGIN.BIFPN`.
+    """Builds a ResNet with :class:`BiFPN`, with p2 to p6.
+
+    It reads the keys of `MODEL.FPN` and `MODEL.MRCNN_PLUGIN.BIFPN`. `MODEL.FPN.FUSE_TYPE` must be "sum".
 
     Args:
         cfg: a Detectron2 config with the keys of this package.
-        input_shape: of the images.
+        input_shape: the shape of the images.
     """
     return _build_bifpn(cfg, input_shape, p6p7=False)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_retinanet_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
-    """As :func:`build_mrcnn_resnet_bifpn_backbone`, with RetinaNet's p6 and p7."""
+    """As :func:`build_mrcnn_resnet_bifpn_backbone`, but with p3 to p7 for RetinaNet."""
     return _build_bifpn(cfg, input_shape, p6p7=True)

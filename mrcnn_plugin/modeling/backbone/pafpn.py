@@ -1,4 +1,4 @@
-"""FPN with PANet's bottom-up path augmentation."""
+"""PAFPN: an FPN with the bottom-up path of PANet."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from .upsample_fpn import UpsampleFPN
 
 
 class PAFPNStep(nn.Module):
-    """From N_i and P_{i+1} to N_{i+1}; see :class:`PAFPN`."""
+    """Computes N_{i+1} from N_i and P_{i+1}, see :class:`PAFPN`."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.downsample = self._conv(channels, norm, stride=2)
         self.output = self._conv(channels, norm, stride=1)
-        # A normalisation that follows a convolution of zeros would blow up its gradient, so one
-        # that is trained holds the zero itself.
+        # A norm after a convolution of zeros would make the gradient of the convolution huge. A norm
+        # with trained weights therefore holds the zeros itself.
         trained_norm = isinstance(getattr(self.output.norm, "weight", None), nn.Parameter)
         nn.init.zeros_(self.output.norm.weight if trained_norm else self.output.weight)
 
@@ -38,7 +38,7 @@ class PAFPNStep(nn.Module):
         return conv
 
     def forward(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """`lower` is of twice the height and width of `upper` and the output."""
+        """`lower` has twice the height and width of `upper`. The output has the shape of `upper`."""
         return upper + self.output(upper + F.relu(self.downsample(lower)))
 
 
@@ -49,12 +49,12 @@ class PAFPN(UpsampleFPN):
 
         N_low = P_low,    N_{i+1} = P_{i+1} + output_{i+1}(P_{i+1} + relu(downsample_{i+1}(N_i)))
 
-    with 3x3 convolutions, downsample of stride 2. In the paper a ReLU follows the second
-    convolution and nothing skips it. Here it is a residual that starts at zero, so that N_i = P_i
-    exactly before training: a model that starts from the checkpoint of a stock FPN starts from its
-    outputs. The top block's levels are computed from the N_i.
+    Both convolutions are 3x3, and `downsample` has stride 2. In the paper, a ReLU follows the second
+    convolution, and there is no skip connection. Here the path is a residual that starts at zero.
+    Before training, N_i therefore equals P_i exactly, and a model that starts from the checkpoint of
+    a stock FPN starts with the outputs of that FPN. The top block continues from the N_i.
 
-    The parameters of the FPN have the names that they have in Detectron2; the path adds
+    The parameters of the FPN have their names in Detectron2. The path adds the parameters
     `pafpn.{i+1}.downsample` and `pafpn.{i+1}.output`.
     """
 
@@ -69,7 +69,7 @@ class PAFPN(UpsampleFPN):
     ) -> None:
         """
         Args:
-            As for :class:`UpsampleFPN`. `norm` also normalises the convolutions of the second path.
+            As for :class:`UpsampleFPN`. The second path has the same `norm`.
         """
         super().__init__(bottom_up, in_features, out_channels, norm, *args, **kwargs)
         arrivals = list(self._out_features)[1 : len(in_features)]

@@ -1,4 +1,4 @@
-"""What the pyramids of this package share: checks of their options, and the parts of a forward pass."""
+"""The parts that all pyramids of this package share: checks of options, and steps of a forward pass."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 def check_pyramid(
     bottom_up: Backbone, in_features: Sequence[str], top_block: nn.Module | None, fuse_type: str
 ) -> None:
-    """Checks the arguments of a pyramid, of which Detectron2's FPN asserts some without the values.
+    """Checks the arguments of a pyramid. Detectron2's FPN asserts some of this, without the values.
 
     Raises:
         ValueError: `bottom_up` does not have the `in_features`, their strides are not successive
-            powers of two, `top_block` does not start from the last of them or of the pyramid's
-            levels, or `fuse_type` is unknown.
+            powers of two, `fuse_type` is unknown, or `top_block` starts neither from the last level of
+            the pyramid nor from a feature of its stride.
     """
     shapes = bottom_up.output_shape()
     given = f"MODEL.FPN.IN_FEATURES is {list(in_features)}"
@@ -39,15 +39,15 @@ def check_pyramid(
 
 
 class Pyramid(Backbone):
-    """The steps that the pyramids have in common, as methods that TorchScript can compile.
+    """The steps of a forward pass that the pyramids share, as methods that TorchScript can compile.
 
-    A class that derives from it has these attributes of Detectron2's FPN: `in_features`,
-    `lateral_convs` (low resolution first), `top_block` and `_out_features`. TorchScript knows no
-    `super()`, so that the steps have names of their own.
+    A subclass must have these attributes of Detectron2's FPN: `in_features`, `lateral_convs` (low
+    resolution first), `top_block` and `_out_features`. The steps have names of their own, because
+    TorchScript does not support `super()`.
     """
 
     def lateral_levels(self, bottom_up_features: dict[str, Tensor]) -> list[Tensor]:
-        """The lateral convolutions' outputs, high resolution first."""
+        """Returns the outputs of the lateral convolutions, high resolution first."""
         levels: list[Tensor] = []
         for i, lateral_conv in enumerate(self.lateral_convs):  # low resolution first
             levels.insert(0, lateral_conv(bottom_up_features[self.in_features[-1 - i]]))
@@ -56,7 +56,7 @@ class Pyramid(Backbone):
     def add_top_levels(
         self, levels: list[Tensor], bottom_up_features: dict[str, Tensor]
     ) -> list[Tensor]:
-        """`levels`, high resolution first, and those of the top block, if there is one."""
+        """Returns the `levels` and those of the top block, if there is one, high resolution first."""
         if self.top_block is not None:
             source = levels[-1]
             if self.top_block.in_feature in bottom_up_features:

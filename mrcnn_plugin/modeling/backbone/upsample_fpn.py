@@ -1,4 +1,4 @@
-"""Detectron2's FPN with a choice of upsampling."""
+"""UpsampleFPN: Detectron2's FPN with a choice of upsampling."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ UPSAMPLE = ("nearest", "bilinear", "bicubic", "carafe")
 
 
 def build_upsample(upsample: str, channels: int) -> nn.Module:
-    """Upsampling to twice the size: [N, channels, H, W] to [N, channels, 2H, 2W].
+    """Returns a module that doubles the size, from [N, channels, H, W] to [N, channels, 2H, 2W].
 
     Args:
-        upsample: "nearest", "bilinear" and "bicubic" (half-pixel centres, a = -0.75), which have
-            no parameters, or "carafe" (:class:`CARAFE`).
-        channels: of the input.
+        upsample: "nearest", "bilinear" or "bicubic" (half-pixel centres, a = -0.75), which have no
+            parameters, or "carafe" (:class:`CARAFE`).
+        channels: the number of channels of the input.
 
     Raises:
-        ValueError: `upsample` is none of them.
+        ValueError: `upsample` is unknown.
     """
     if upsample not in UPSAMPLE:
         raise ValueError(f"MODEL.FPN.UPSAMPLE must be one of {UPSAMPLE}, got {upsample!r}")
@@ -34,12 +34,12 @@ def build_upsample(upsample: str, channels: int) -> nn.Module:
 class UpsampleFPN(Pyramid, FPN):
     """Detectron2's FPN (arXiv 1612.03144) with a choice of upsampling in its top-down path.
 
-    With "nearest" it is Detectron2's FPN, to the bit. "carafe" adds the parameters
-    `upsample.{stage}`, which belong to the step that arrives at the level p{stage}; others add
-    none.
+    With "nearest", it gives exactly the numbers of Detectron2's FPN. "carafe" adds the parameters
+    `upsample.{stage}`, which belong to the step that computes the level p{stage}. The other values
+    add no parameters.
 
-    Detectron2 makes its FPN scriptable by an attribute of the class, which subclasses inherit. They
-    stay scriptable as long as their own modules are in module containers whose names do not begin
+    Detectron2 makes its FPN scriptable with an attribute of the class, which subclasses inherit. A
+    subclass stays scriptable if its own modules are in module containers whose names do not begin
     with "fpn_".
     """
 
@@ -61,26 +61,29 @@ class UpsampleFPN(Pyramid, FPN):
             others: as for Detectron2's FPN.
 
         Raises:
-            ValueError: as for :func:`check_pyramid`, or `upsample` is unknown.
+            ValueError: `upsample` is unknown, or one of the errors of :func:`check_pyramid`.
         """
         check_pyramid(bottom_up, in_features, top_block, fuse_type)
         super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type, **kwargs)
-        # Without the name of the last level, from which the path starts.
+        # The path starts at the last level, so no step computes it.
         arrivals = reversed(list(self._out_features)[: len(in_features) - 1])
         self.upsample = nn.ModuleDict(
             {name[1:]: build_upsample(upsample, out_channels) for name in arrivals}
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """As Detectron2's FPN: from images [N, 3, H, W] to levels "p<stage>", high resolution
-        first, of [N, out_channels, H / 2^stage, W / 2^stage]."""
+        """Computes the levels from images [N, 3, H, W], as Detectron2's FPN does.
+
+        Returns:
+            The levels "p<stage>", high resolution first: [N, out_channels, H / 2^stage, W / 2^stage].
+        """
         bottom_up_features = self.bottom_up(x)
         levels = self.top_down_path(self.lateral_levels(bottom_up_features))
         levels = self.bottom_up_path(levels)
         return self.name_levels(self.add_top_levels(levels, bottom_up_features))
 
     def top_down_path(self, laterals: list[Tensor]) -> list[Tensor]:
-        """Section 3 of the FPN paper; levels come and go high resolution first."""
+        """Computes section 3 of the FPN paper. Input and output have the high resolution first."""
         level = laterals[-1]
         merged = [level]
         for i, upsample in enumerate(self.upsample.values()):
@@ -94,5 +97,5 @@ class UpsampleFPN(Pyramid, FPN):
         return levels
 
     def bottom_up_path(self, levels: list[Tensor]) -> list[Tensor]:
-        """For subclasses: what becomes of the levels before the top block. Here nothing."""
+        """Returns the levels from which the top block continues. Subclasses may change them."""
         return levels

@@ -1,4 +1,4 @@
-"""RPN that learns objectness by focal loss."""
+"""An RPN with a focal loss."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from ..focal_options import check_focal_options, prior_bias
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MRCNNFocalRPN(RPN):
-    """Detectron2's RPN with the focal loss (arXiv 1708.02002, eq. 5) of objectness.
+    """Detectron2's RPN with a focal loss for the objectness (arXiv 1708.02002, equation 5).
 
-    The loss takes the place of sampling: every anchor that the labelling does not ignore takes
-    part. `loss_rpn_cls` is the sum divided by the number of foreground anchors of the batch, at
-    least 1, as in the paper (Detectron2's RetinaNet averages that number over iterations).
+    The RPN does not sample anchors: the loss is computed over all anchors that the labelling does not
+    ignore. `loss_rpn_cls` is the sum divided by the number of foreground anchors of the batch, at
+    least 1, as in the paper. (Detectron2's RetinaNet averages that number over iterations.)
 
-    `loss_rpn_loc` is the parent's, and divided as the parent divides it: by BATCH_SIZE_PER_IMAGE
-    times the number of images. So it does not change with the loss of objectness, as long as an
-    image has no more foreground anchors than the parent would have sampled (POSITIVE_FRACTION ·
-    BATCH_SIZE_PER_IMAGE); beyond that it counts them all.
+    `loss_rpn_loc` is computed by the parent. It is divided by BATCH_SIZE_PER_IMAGE times the number of
+    images, as in the parent. Its value is therefore that of the parent if no image has more
+    foreground anchors than the parent samples (POSITIVE_FRACTION · BATCH_SIZE_PER_IMAGE). If an image
+    has more, all of them count.
 
-    Parameters have the names that they have in RPN, so its checkpoints load.
+    Parameters have the same names as in RPN, so its checkpoints load.
     """
 
     @configurable
@@ -41,16 +41,16 @@ class MRCNNFocalRPN(RPN):
     ) -> None:
         """
         Args:
-            head: as for :class:`RPN`, with the layer `objectness_logits` that Detectron2's
-                StandardRPNHead has.
-            focal_alpha: α, weight of foreground in [0, 1] (1 - α that of background), or -1 for no
-                weighting.
+            head: as for :class:`RPN`. It must have a layer `objectness_logits` with a bias, as
+                Detectron2's StandardRPNHead has.
+            focal_alpha: α in [0, 1], the weight of foreground, while that of background is 1 - α. -1
+                means no weights.
             focal_gamma: γ >= 0.
-            prior_prob: π in (0, 1), the objectness that the head starts from.
+            prior_prob: π in (0, 1), the objectness with which the head starts.
             kwargs: as for :class:`RPN`.
 
         Raises:
-            ValueError: one of them is out of its range, or the head has no such layer.
+            ValueError: an argument is out of range, or the head has no such layer.
         """
         check_focal_options("MODEL.RPN.FOCAL", focal_alpha, focal_gamma, prior_prob)
         super().__init__(head=head, **kwargs)
@@ -86,8 +86,11 @@ class MRCNNFocalRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As :meth:`RPN.losses`, with `loss_rpn_cls` by focal loss. The parent computes its own,
-        over all anchors here, for the sake of `loss_rpn_loc` and of what it logs."""
+        """Computes the losses as :meth:`RPN.losses` does, but `loss_rpn_cls` is the focal loss.
+
+        The parent is called for `loss_rpn_loc` and for what it logs. Its own `loss_rpn_cls` is
+        replaced.
+        """
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -96,13 +99,14 @@ class MRCNNFocalRPN(RPN):
         return losses
 
     def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """
+        """Computes the focal loss.
+
         Args:
-            logits: [N, R], of the R anchors of N images.
-            labels: [N, R], 1 for foreground, 0 for background and -1 for anchors that are ignored.
+            logits: [N, R], the logits of R anchors in N images.
+            labels: [N, R], 1 for foreground, 0 for background and -1 for ignored anchors.
 
         Returns:
-            Scalar.
+            A scalar.
         """
         foreground = labels == 1
         loss = sigmoid_focal_loss(logits, foreground, self.focal_alpha, self.focal_gamma)

@@ -1,4 +1,4 @@
-"""Fast R-CNN's box predictor with a choice of classification losses."""
+"""The box predictor of Fast R-CNN, with a choice of classification losses."""
 
 import math
 from typing import Any
@@ -24,22 +24,24 @@ NORMALIZERS = ("foreground", "proposals")
 
 
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """FastRCNNOutputLayers that can learn to classify by focal loss (arXiv 1708.02002).
+    """FastRCNNOutputLayers with a choice of focal losses for the classification (arXiv 1708.02002).
 
-    * "cross_entropy": exactly the parent, which is softmax cross entropy unless its own options say
-      otherwise.
-    * "sigmoid_focal": eq. 5 of the paper on the K foreground columns. Scores are sigmoids, and the
-      layer starts from the foreground probability `prior_prob`. The background column is kept, so
-      that checkpoints fit, but not trained.
-    * "sigmoid_focal_star": the same with the loss FL* of the paper's appendix A.
-    * "softmax_focal": (1 - p_t)^γ times the softmax cross entropy over all K + 1 columns.
+    `cls_loss` has these values:
 
-    With alpha -1, the normalizer "proposals" and gamma 0 (FL*: gamma 1, beta 0) they are sigmoid
-    and softmax cross entropy as Detectron2 computes them.
+    * "cross_entropy" is the loss of the parent, a softmax cross entropy unless the options of the
+      parent say otherwise.
+    * "sigmoid_focal" is equation 5 of the paper for the K foreground columns. Scores are sigmoids,
+      and the layer starts with the foreground probability `prior_prob`. The background column is not
+      trained. It is kept so that checkpoints fit.
+    * "sigmoid_focal_star" is the same with the loss FL* of the paper's appendix A.
+    * "softmax_focal" is (1 - p_t)^γ times the softmax cross entropy over all K + 1 columns.
 
-    The parent's federated loss (`use_fed_loss`, with `use_sigmoid_ce` as the parent demands) works
-    with the sigmoid losses: only the columns of its classes count. `use_sigmoid_ce` alone asks
-    them for what they do anyway.
+    With alpha -1, the normalizer "proposals" and gamma 0 (for FL*: gamma 1 and beta 0), they equal the
+    sigmoid and the softmax cross entropy of Detectron2.
+
+    The federated loss of the parent (`use_fed_loss`, which needs `use_sigmoid_ce`) works with the
+    sigmoid losses. Only the columns of its classes then count. `use_sigmoid_ce` alone does not change
+    the sigmoid losses.
     """
 
     @configurable
@@ -57,22 +59,23 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> None:
         """
         Args:
-            input_shape: shape of the input features.
+            input_shape: the shape of the input features.
             cls_loss: "cross_entropy", "sigmoid_focal", "sigmoid_focal_star" or "softmax_focal".
-            focal_alpha: α, weight of foreground in [0, 1] (1 - α that of background), or -1 for no
-                weighting. Or K such weights, one for each class: those of the positive term of its
-                column, 1 - α of the negative term. "softmax_focal" has one row for background
-                instead, with 1 - their mean.
-            focal_gamma: γ >= 0, and > 0 for "sigmoid_focal_star".
-            focal_beta: β, used by "sigmoid_focal_star".
-            prior_prob: π in (0, 1), used by the sigmoid losses.
-            normalizer: the summed loss is divided by the number of "foreground" proposals, at least
-                1, or of all "proposals". Used by the focal losses.
+            focal_alpha: α in [0, 1], the weight of foreground, while that of background is 1 - α. -1
+                means no weights. A sequence has one α for each of the K classes. With the sigmoid
+                losses, α is then the weight of the positive term of the column of the class, and
+                1 - α that of the negative term. With "softmax_focal", the weight of background is 1
+                minus the mean of all α.
+            focal_gamma: γ >= 0. For "sigmoid_focal_star", γ > 0.
+            focal_beta: β of "sigmoid_focal_star".
+            prior_prob: π in (0, 1), which the sigmoid losses use.
+            normalizer: the number by which the focal losses divide the summed loss: "proposals" for
+                all proposals, or "foreground" for those of foreground, at least 1.
             kwargs: as for :class:`FastRCNNOutputLayers`.
 
         Raises:
-            ValueError: one of them is out of its range, or the parent's `use_sigmoid_ce` or
-                `use_fed_loss` is on and cls_loss is "softmax_focal".
+            ValueError: an argument is out of range, or `cls_loss` is "softmax_focal" and the parent's
+                `use_sigmoid_ce` or `use_fed_loss` is on.
         """
         if cls_loss not in CLS_LOSSES:
             raise ValueError(
@@ -99,7 +102,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         if isinstance(focal_alpha, (int, float)):
             self.focal_alpha = focal_alpha
         else:
-            # Not persistent, so that checkpoints stay those of the parent.
+            # The buffer is not persistent, so that checkpoints have the same names as the parent's.
             alpha = torch.tensor(focal_alpha, dtype=torch.float32)
             self.register_buffer("focal_alpha", alpha, persistent=False)
         self.focal_gamma = focal_gamma
@@ -110,7 +113,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        # In full, so that a search for a key finds this place.
+        # Each key is written in full, so that a search for a key finds this place.
         alphas = cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS
         return {
             **super().from_config(cfg, input_shape),
@@ -125,15 +128,16 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
-        """As :meth:`FastRCNNOutputLayers.losses`, with `loss_cls` by `cls_loss`.
+        """Computes the losses as :meth:`FastRCNNOutputLayers.losses` does, but with the loss `cls_loss`.
 
         Args:
-            predictions: logits [R, K + 1] and box deltas [R, 4 K], or [R, 4] if class-agnostic.
-            proposals: R of them in all images, with `proposal_boxes`, `gt_classes` (int64 in [0, K],
-                K for background), and `gt_boxes` where an image has objects.
+            predictions: the logits [R, K + 1] and the box deltas [R, 4 K], or [R, 4] if they are
+                class-agnostic.
+            proposals: the R proposals of all images. They have `proposal_boxes`, `gt_classes` (int64 in
+                [0, K], where K is background), and `gt_boxes` if the image has objects.
 
         Returns:
-            The scalars `loss_cls` and `loss_box_reg`, each times its weight.
+            The scalars `loss_cls` and `loss_box_reg`, multiplied by their weights.
         """
         if self.cls_loss == "cross_entropy":
             return super().losses(predictions, proposals)
@@ -141,7 +145,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         if proposals:
             gt_classes = cat([p.gt_classes for p in proposals])
             boxes = cat([p.proposal_boxes.tensor for p in proposals])
-            # In an image without objects every proposal is background, whose box counts for nothing.
+            # In an image without objects, every proposal is background, and its box is not used.
             gt_boxes = cat(
                 [
                     p.get("gt_boxes" if p.has("gt_boxes") else "proposal_boxes").tensor
@@ -159,25 +163,27 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def _with_trained_background(self, scores: Tensor) -> Tensor:
-        """The logits by which accuracy is logged: the largest column is what is detected."""
+        """Returns logits for logging the accuracy, in which the largest column is the detected class."""
         if self.cls_loss not in SIGMOID_LOSSES:
             return scores
-        # The background column is not trained. The score threshold takes its place, so that the
-        # largest column is background where nothing would be detected.
+        # The background column is not trained. The score threshold replaces it, so that background is
+        # the largest column if nothing would be detected.
         threshold = min(max(self.test_score_thresh, 1e-6), 1 - 1e-6)
         return F.pad(scores[:, :-1], (0, 1), value=math.log(threshold / (1 - threshold)))
 
     def focal_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
-        """
+        """Computes the focal loss.
+
         Args:
-            scores: [R, K + 1], logits of R proposals.
-            gt_classes: [R], int64 in [0, K], K for background.
+            scores: [R, K + 1], the logits of R proposals.
+            gt_classes: [R], int64 in [0, K], where K is background.
 
         Returns:
-            Scalar, 0 if R is 0.
+            A scalar, which is 0 if R is 0.
         """
         if len(gt_classes) == 0:
-            # The gradient is 0 and not None: all workers of a distributed training need one.
+            # This makes the gradient 0 and not None, because all workers of a distributed training
+            # need a gradient.
             return scores.sum() * 0
         alpha, gamma = self.focal_alpha, self.focal_gamma
         if self.cls_loss == "softmax_focal":
@@ -195,22 +201,22 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         return loss.sum() / len(gt_classes)
 
     def _federated_columns(self, gt_classes: Tensor) -> Tensor:
-        """[K], 1 for the classes that the parent chooses for its federated loss, otherwise 0."""
+        """Returns [K] numbers, 1 for the classes that the parent's federated loss chooses and otherwise 0."""
         chosen = self.get_fed_loss_classes(
             gt_classes,
             num_fed_loss_classes=self.fed_loss_num_classes,
             num_classes=self.num_classes,
             weight=self.fed_loss_cls_weights,
         )
-        # What is chosen may hold the background's number, K.
+        # The chosen classes may include background, K.
         columns = self.fed_loss_cls_weights.new_zeros(self.num_classes + 1)
         return columns.index_fill(0, chosen, 1)[:-1]
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> list[Tensor]:
-        """As the parent's: [Ri, K + 1] for each image; sigmoids for the sigmoid losses."""
-        # TorchScript knows no super(), and len() would become a constant of a trace.
+        """Returns the scores [Ri, K + 1] of each image, as the parent does. The sigmoid losses use sigmoids."""
+        # TorchScript does not support super(), and len() would become a constant in a trace.
         scores = predictions[0]
         probs = scores.sigmoid() if self.scores_are_sigmoids else F.softmax(scores, dim=-1)
         return probs.split([p.__len__() for p in proposals])

@@ -1,14 +1,13 @@
-"""Detectron2's ROI heads with focal-loss box predictors and the poolers of this package.
+"""Detectron2's ROI heads with the box predictor and the poolers of this package.
 
-Each class is its parent with two more choices in the config:
+Each class adds two choices to its parent:
 
 * `MODEL.ROI_BOX_HEAD.CLS_LOSS` chooses the classification loss, see
-  :class:`FocalFastRCNNOutputLayers`;
-* `POOLER_TYPE: "ROIAlignBicubic"` and `"ROIAlignBilinear"` are known wherever the parent reads a
-  pooler type, beside every stock type, see :class:`MultiscaleROIPooler`;
-  `MODEL.MRCNN_PLUGIN.ROI_ALIGN.A` sets the cubic kernel.
+  :class:`FocalFastRCNNOutputLayers`.
+* `POOLER_TYPE` accepts "ROIAlignBicubic" and "ROIAlignBilinear" in addition to the stock types, see
+  :class:`MultiscaleROIPooler`. `MODEL.MRCNN_PLUGIN.ROI_ALIGN.A` is the parameter of the cubic kernel.
 
-Parameters have the names that they have in the parent, so its checkpoints load.
+Parameters have the same names as in the parent, so its checkpoints load.
 """
 
 from typing import Any
@@ -29,14 +28,15 @@ from .focal_fast_rcnn import FocalFastRCNNOutputLayers
 
 
 def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
-    """What takes the place of a predictor that the parent builds: it hard-codes the class."""
-    # With the weights of the parent's, and without a further random number: a seed begins with the
-    # same weights as with the parent, so that the choice of loss is all that differs.
+    """Returns a predictor to replace the one of the parent, which hard-codes its class."""
+    # It takes over the weights of the stock predictor, and the random generator keeps its state. With
+    # the same seed, a model therefore starts with the weights of the stock model, and the two differ
+    # in the loss only.
     with torch.random.fork_rng(devices=[]):
         focal = FocalFastRCNNOutputLayers(
             cfg,
             ShapeSpec(channels=stock.cls_score.in_features),
-            # A stage of a cascade has its own.
+            # Each stage of a cascade has its own transform.
             box2box_transform=stock.box2box_transform,
         )
     focal.cls_score.weight = stock.cls_score.weight
@@ -46,10 +46,10 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNN
 
 @ROI_HEADS_REGISTRY.register()
 class MRCNNFocalROIHeads(StandardROIHeads):
-    """Detectron2's StandardROIHeads with focal loss and our poolers, see above."""
+    """Detectron2's StandardROIHeads with the choices above."""
 
-    # Detectron2 annotates StandardROIHeads so when it exports to TorchScript, which does not look
-    # at the annotations of a parent.
+    # Detectron2 adds these annotations to StandardROIHeads when it exports to TorchScript. TorchScript
+    # ignores the annotations of a parent, so they are repeated here.
     mask_on: torch.jit.Final[bool]  # type: ignore[name-defined]
     keypoint_on: torch.jit.Final[bool]  # type: ignore[name-defined]
 
@@ -75,17 +75,18 @@ class MRCNNFocalROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class MRCNNFocalCascadeROIHeads(MRCNNFocalROIHeads, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with focal loss in every stage and our poolers, see above.
+    """Detectron2's CascadeROIHeads with the choices above. All stages have the same loss.
 
-    The `super()` of :class:`MRCNNFocalROIHeads` is CascadeROIHeads here, which builds what it changes.
+    In the method resolution order, CascadeROIHeads follows :class:`MRCNNFocalROIHeads`. Its `super()`
+    therefore builds the heads of a cascade.
     """
 
 
 @ROI_HEADS_REGISTRY.register()
 class MRCNNFocalRes5ROIHeads(Res5ROIHeads):
-    """Detectron2's Res5ROIHeads ("C4") with focal loss and our pooler, see above.
+    """Detectron2's Res5ROIHeads ("C4") with the choices above.
 
-    Boxes and masks share one pooler, whose type is that of ROI_BOX_HEAD.
+    Boxes and masks share one pooler. `MODEL.ROI_BOX_HEAD.POOLER_TYPE` chooses its type.
     """
 
     @classmethod
