@@ -10,14 +10,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mrcnn_plugin.data import generate_shapes, register_coco_json
 from tests.small import CONFIGS, ROOT
 
-# How long an example takes says nothing about what it checks.
+# A slow example does not make a test fail.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture
 def train_net() -> Any:
-    """Our tools/train_net.py; Detectron2 may have installed a package `tools` of its own."""
+    """Returns our tools/train_net.py as a module. A package `tools` may belong to Detectron2."""
     return load_tool("train_net")
 
 
@@ -31,7 +31,7 @@ def load_tool(name: str, folder: Path = ROOT / "tools") -> Any:
 
 @pytest.fixture
 def register() -> Iterator[Callable[[str, str], None]]:
-    """Registers (name, json file with its images beside it) for the duration of a test."""
+    """Registers a name and a JSON file, whose images are beside it, for the duration of a test."""
     names: List[str] = []
 
     def add(name: str, json_file: str) -> None:
@@ -46,7 +46,7 @@ def register() -> Iterator[Callable[[str, str], None]]:
 
 @pytest.fixture(scope="session")
 def user_config(tmp_path_factory):
-    """A user's config: the quickstart's, on their own data sets in DATASETS.COCO_JSON."""
+    """Returns the config of a user: that of the quickstart with data sets in DATASETS.COCO_JSON."""
     root = tmp_path_factory.mktemp("user")
     entries = []
     for seed, name in enumerate(["my_train", "my_val"]):

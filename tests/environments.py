@@ -1,4 +1,4 @@
-"""Virtual environments and builds for tests."""
+"""Helpers of tests that need a virtual environment or a build."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def run(*command: Any, **options: Any) -> str:
-    """Runs a command that must succeed; returns what it printed."""
+    """Runs a command, which must succeed, and returns its output."""
     result = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -32,16 +32,16 @@ def run(*command: Any, **options: Any) -> str:
 
 
 def create_environment(folder: Path, with_pip: bool = False) -> tuple[Path, Path]:
-    """A virtual environment that sees what is installed around the tests, but not this package.
+    """Creates a virtual environment that has the installed packages except this one.
 
     Returns:
-        Its interpreter and its site-packages.
+        The interpreter of the environment, and its folder site-packages.
     """
     venv.create(folder, symlinks=True, with_pip=with_pip)
     python = folder / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    # An editable package is found by way of a .pth file, and these are read in an interpreter's own
-    # site-packages only: of the folders that are named here, plain packages are seen.
+    # Python reads .pth files only in the site-packages of the environment. An editable package needs
+    # one, so this package is not found in the folders that are named here, but plain packages are.
     around = {sysconfig.get_path("purelib"), str(Path(detectron2.__file__).parents[1])}
     around |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
     (Path(site) / "around.pth").write_text("\n".join(sorted(around)))

@@ -1,4 +1,4 @@
-"""What an older Detectron2 may lack. A test that needs it is skipped where it is missing."""
+"""Marks for features that an older Detectron2 may lack. They skip tests that need a missing one."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from detectron2.engine import SimpleTrainer
 
 
 def detectron2_module(name: str) -> Any:
-    """The module `detectron2.<name>`; the test is skipped if it cannot be imported.
+    """Returns the module `detectron2.<name>`, or skips the test if the module cannot be imported.
 
-    Exporting and counting operations need caffe2 in old versions, which torch no longer has.
+    In old versions, the export and the counting of operations need caffe2, which torch no longer has.
     """
     return pytest.importorskip(f"detectron2.{name}", exc_type=ImportError)
 

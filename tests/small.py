@@ -16,10 +16,10 @@ from mrcnn_plugin import load_cfg
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 CONFIG_NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-# Detectron2's own scripts stand beside the package, in a source checkout as in the wheel.
+# Detectron2's own scripts are in a folder beside the package, in a source checkout and in the wheel.
 STOCK_TOOLS = Path(detectron2.__file__).parents[1] / "tools"
 
-# Small enough for a forward and backward pass in about a second.
+# With these settings, a forward and a backward pass take about a second.
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
@@ -37,7 +37,7 @@ TINY = {
     "TEST.DETECTIONS_PER_IMAGE": 5,
 }
 
-# Every anchor and proposal takes part in the losses: nothing is drawn by chance.
+# With these settings, the losses use every anchor and proposal, and not a random sample.
 ALL_SAMPLES = {
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100000,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1000,
@@ -45,18 +45,18 @@ ALL_SAMPLES = {
 
 
 def config(name: str = "Base-R18-GN-Small.yaml", **changes: Any) -> CfgNode:
-    """A config of this repository, made tiny, with changes given as KEY__SUBKEY=value."""
+    """Returns a config of this repository with tiny settings, and with changes KEY__SUBKEY=value."""
     settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
     return load_cfg(str(CONFIGS / name), [item for pair in settings.items() for item in pair])
 
 
 def full_config(name: str) -> CfgNode:
-    """A config of this repository as it is, but on the CPU and without weights to download."""
+    """Returns a config of this repository, unchanged but for the CPU and no weights to download."""
     return load_cfg(str(CONFIGS / name), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
 
 
 def instances(boxes: list[list[float]], classes: list[int], size: tuple[int, int]) -> Instances:
-    """Ground truth whose masks fill their boxes; size is (height, width)."""
+    """Returns ground truth whose masks fill their boxes. The size is (height, width)."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[int(y1) : int(y2), int(x1) : int(x2)] = True
@@ -69,7 +69,7 @@ def instances(boxes: list[list[float]], classes: list[int], size: tuple[int, int
 
 
 def batch(*sizes: tuple[int, int], objects: bool = True) -> list[dict[str, Any]]:
-    """Random images of the given (height, width), each with two objects, or none."""
+    """Returns random images of the given (height, width), each with two objects or none."""
     generator = torch.Generator().manual_seed(0)
     inputs = []
     for height, width in sizes:
@@ -90,7 +90,7 @@ def batch(*sizes: tuple[int, int], objects: bool = True) -> list[dict[str, Any]]
 
 
 class BottomUp(Backbone):
-    """A bottom-up network that halves its input four times; one channel more at each stage."""
+    """A bottom-up network with the strides 4 to 32, which has one channel more at each stage."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}

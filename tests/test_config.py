@@ -1,4 +1,4 @@
-"""`mrcnn_plugin.get_cfg` and `mrcnn_plugin.load_cfg`."""
+"""Tests of `mrcnn_plugin.get_cfg` and `mrcnn_plugin.load_cfg`."""
 
 import pytest
 from detectron2.config import get_cfg as stock_get_cfg

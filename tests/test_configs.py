@@ -1,4 +1,4 @@
-"""Every YAML of configs/ builds its model, detects, is evaluated and takes a training step."""
+"""Every config in configs/ builds a model, which detects, is evaluated and takes a training step."""
 
 import json
 import re
@@ -20,11 +20,11 @@ from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
 from tests.small import CONFIG_NAMES, full_config
 
-NUM_KEYPOINTS = 17  # of a person in COCO
+NUM_KEYPOINTS = 17  # those of a person in COCO
 
 
 def one_of_each_model():
-    """Schedules and data sets change nothing of what is built."""
+    """Returns one config for each different model, because schedules and data sets do not change it."""
     names = {}
     for name in CONFIG_NAMES:
         cfg = full_config(name)
@@ -33,10 +33,10 @@ def one_of_each_model():
 
 
 @pytest.mark.parametrize("name", one_of_each_model())
-def test_builds_detects_is_evaluated_and_steps(name, tmp_path):
+def test_every_model_detects_is_evaluated_and_takes_a_step(name, tmp_path):
     torch.manual_seed(0)
     cfg = full_config(name)
-    # So that an untrained model detects something, and does not take long over it.
+    # With these settings, an untrained model detects something, and does so in little time.
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
     cfg.TEST.DETECTIONS_PER_IMAGE = 20
@@ -44,7 +44,7 @@ def test_builds_detects_is_evaluated_and_steps(name, tmp_path):
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     model = build_model(cfg)
-    # Where frozen statistics are not those of pretrained weights, features grow with every block.
+    # Without pretrained weights, the frozen statistics do not fit, and features grow with every block.
     for module in model.modules():
         if isinstance(module, BottleneckBlock):
             torch.nn.init.zeros_(module.conv3.norm.weight)
@@ -70,7 +70,7 @@ def test_builds_detects_is_evaluated_and_steps(name, tmp_path):
 
 
 def annotate(instances, cfg, num_classes):
-    """Gives objects what the config's losses compare with."""
+    """Gives objects the ground truth that the losses of the config need."""
     instances.gt_classes %= num_classes
     if cfg.INPUT.MASK_FORMAT == "polygon":
         instances.gt_masks = polygons(instances.gt_boxes)
@@ -81,7 +81,7 @@ def annotate(instances, cfg, num_classes):
 
 
 def dataset(folder, image, num_classes):
-    """Name of a data set of the one image, with the ground truth of its first object."""
+    """Returns the name of a data set of this image, which has the ground truth of its first object."""
     height, width = image["height"], image["width"]
     x1, y1, x2, y2 = image["instances"].gt_boxes.tensor[0].tolist()
     annotation = {
@@ -194,7 +194,7 @@ def test_only_the_components_differ_from_the_stock_config(name, stock, others):
 
 
 def settings(node, prefix=""):
-    """A config as one dictionary of KEY.SUBKEY."""
+    """Returns the values of a config in one dictionary, whose keys are KEY.SUBKEY."""
     flat = {}
     for key, value in node.items():
         if isinstance(value, CfgNode):

@@ -1,4 +1,4 @@
-"""configs/lazy/: the headline config for Detectron2's tools/lazyconfig_train_net.py."""
+"""Tests of configs/lazy, the headline config for Detectron2's tools/lazyconfig_train_net.py."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from tests.small import full_config
 
 LAZY = small.CONFIGS / "lazy" / "mask_rcnn_focal.py"
 
-# Deprecations of what Detectron2's model zoo imports.
+# The modules that Detectron2's model zoo imports give warnings of deprecation.
 pytestmark = pytest.mark.filterwarnings("ignore:pkg_resources")
 
 
-def test_it_is_the_model_of_the_yaml():
+def test_the_lazy_config_is_the_model_of_the_yaml():
     torch.manual_seed(0)
     lazy = instantiate(LazyConfig.load(str(LAZY)).model)
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def test_it_is_the_model_of_the_yaml():
 
 
 def test_the_stock_script_trains_and_evaluates_it(tmp_path):
-    """Without DETECTRON2_ENV_MODULE: the config imports the package."""
+    """It needs no DETECTRON2_ENV_MODULE, because the config imports the package."""
     overrides = {
         "model.roi_heads.num_classes": 4,
         "train.device": "cpu",

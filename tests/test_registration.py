@@ -1,4 +1,4 @@
-"""`import mrcnn_plugin`, `add_mrcnn_config` and DETECTRON2_ENV_MODULE=mrcnn_plugin.env."""
+"""Tests of `import mrcnn_plugin`, `add_mrcnn_config` and DETECTRON2_ENV_MODULE=mrcnn_plugin.env."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ import mrcnn_plugin
 print(*sorted(set(sys.modules) - before))
 """
     alone = run("-W", "ignore", "-c", program, cwd=tmp_path).stdout.split()
-    # Light ones: each takes about a millisecond.
+    # These modules are light: each takes about a millisecond.
     light = {"numpy._typing._add_docstring", "numpy.typing"}
     light |= {"torch.utils.flop_counter", "torch.utils.module_tracker"}
     others = {name for name in alone if not name.startswith("mrcnn_plugin")} - light

@@ -1,4 +1,4 @@
-"""Names that other projects use stay free, and old names are refused with the new one."""
+"""Names that other projects use stay free. An old name gives an error that says the new one."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ REGISTRIES = {
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
-# What CenterNet2's add_centernet_config puts there.
+# The keys that add_centernet_config of CenterNet2 puts there.
 FOREIGN_BIFPN = {
     "NUM_LEVELS": 5,
     "NUM_BIFPN": 6,
@@ -33,7 +33,7 @@ FOREIGN_BIFPN = {
 
 
 def merge(cfg, key, value, how, folder):
-    """Sets a key as a config file or as the command line does."""
+    """Sets a key in the way of a config file or of the command line."""
     if how == "list":
         cfg.merge_from_list([key, str(value)])
         return

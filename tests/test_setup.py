@@ -1,4 +1,4 @@
-"""What the set-up does where something is missing, or there already."""
+"""Tests of the set-up if something is missing, or is installed already."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.small import ROOT
 
 @pytest.fixture
 def sources(tmp_path):
-    """A copy of what the package is built from, so that nothing built by hand is used or replaced."""
+    """Returns a copy of the sources, so that no extension built by hand is used or replaced."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "mrcnn_plugin", tmp_path / "mrcnn_plugin", ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md"):

@@ -1,4 +1,4 @@
-"""What Detectron2 offers around a model, run on ours. docs/detectron2.md is the table of it."""
+"""Tests of Detectron2's features with the models of this package. docs/detectron2.md lists them."""
 
 import ast
 import json
@@ -29,24 +29,24 @@ from tests import small
 from tests.conftest import load_tool
 from tests.features import detectron2_module, needs_saved_optimizer
 
-NUM_CLASSES = 4  # of the generated shapes
+NUM_CLASSES = 4  # the number of classes of the generated shapes
 LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
 
 
 def load_stock(name):
-    """A script of Detectron2's tools/, as a module."""
+    """Returns a script of Detectron2's tools/ as a module."""
     return load_tool(name, small.STOCK_TOOLS)
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Detectron2's default config with our keys, as DETECTRON2_ENV_MODULE=mrcnn_plugin.env leaves it."""
+    """Adds our keys to Detectron2's defaults, as DETECTRON2_ENV_MODULE=mrcnn_plugin.env does."""
     monkeypatch.setattr("detectron2.config.defaults._C", get_cfg())
     setup_environment()
 
 
 def tiny_config(folder, dataset, **changes):
-    """The quickstart's model and training, made tiny, with nothing drawn by chance."""
+    """Returns a tiny config of the quickstart, without any random choice of samples."""
     return small.config(
         "quickstart.yaml",
         **{
@@ -68,7 +68,7 @@ def tiny_config(folder, dataset, **changes):
 
 
 def make_trainer(folder, dataset, **changes):
-    """The Trainer of Detectron2's tools/train_net.py."""
+    """Returns the Trainer of Detectron2's tools/train_net.py."""
     folder.mkdir(exist_ok=True)
     seed_all_rng(0)
     return load_stock("train_net").Trainer(tiny_config(folder, dataset, **changes))
@@ -76,7 +76,7 @@ def make_trainer(folder, dataset, **changes):
 
 @pytest.fixture
 def four_images(tmp_path, register):
-    """A data set of four images, all of which are in every batch of four."""
+    """Registers a data set of four images, which are all in every batch of four."""
     name = f"four_images_of_{tmp_path.name}"
     register(name, generate_shapes(str(tmp_path / "data"), 4, seed=3))
     return name
@@ -166,7 +166,7 @@ def test_gradients_are_clipped(clip):
     assert (max(steps) <= 1.01e-3) == clip
 
 
-def test_precise_statistics_of_batch_norm(tmp_path, four_images):
+def test_precise_statistics_of_batch_norm_are_computed(tmp_path, four_images):
     trainer = make_trainer(
         tmp_path,
         four_images,
@@ -194,7 +194,7 @@ def test_evaluates_periodically_and_keeps_the_best_checkpoint(tmp_path, four_ima
         four_images,
         **{"DATASETS.TEST": (four_images,), "SOLVER.MAX_ITER": 3, "TEST.EVAL_PERIOD": 1},
     )
-    # In the place of the precision, which two steps leave at zero, one that rises and falls.
+    # After two steps, the AP is still zero. This number stands for it, and rises and falls.
     quality = iter([1.0, 3.0, 2.0])
     trainer.register_hooks(
         [
@@ -204,7 +204,7 @@ def test_evaluates_periodically_and_keeps_the_best_checkpoint(tmp_path, four_ima
     )
     trainer.train()
     evaluations = trainer.storage.history("segm/AP").values()
-    assert [iteration for _, iteration in evaluations] == [0, 1, 3]  # 3: after the training
+    assert [iteration for _, iteration in evaluations] == [0, 1, 3]  # 3 is after the training
     assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 1
 
 
@@ -222,7 +222,7 @@ def test_frozen_stages_stay_as_they_are(tmp_path, four_images):
 
 @pytest.fixture
 def without_objects(tmp_path, register):
-    """A data set of images that nothing is marked in, of another size than `four_images`."""
+    """Registers a data set of images without objects. Their size differs from `four_images`."""
     json_file = generate_shapes(str(tmp_path / "empty"), 2, seed=4, image_size=(64, 160))
     content = json.loads(open(json_file).read())
     content["annotations"] = []
@@ -234,7 +234,7 @@ def without_objects(tmp_path, register):
 
 
 @pytest.mark.parametrize("with_others", [True, False])
-def test_a_training_step_on_images_without_objects(
+def test_images_without_objects_take_a_training_step(
     with_others, tmp_path, four_images, without_objects
 ):
     names = (four_images, without_objects) if with_others else (without_objects,)
@@ -259,8 +259,8 @@ def test_a_training_step_on_images_without_objects(
     assert (losses["loss_mask"] > 0) == with_others
 
 
-def test_test_time_augmentation(environment, tmp_path, four_images):
-    """One that changes nothing gives the plain detections, and a real one is evaluated."""
+def test_augmentation_at_test_time_works(environment, tmp_path, four_images):
+    """An augmentation that changes nothing gives the plain detections. A real one is evaluated."""
     stock = load_stock("train_net")
     for sizes, flip in (((96,), False), ((64, 128), True)):
         folder = tmp_path / str(flip)
@@ -290,7 +290,7 @@ def test_test_time_augmentation(environment, tmp_path, four_images):
 
 @pytest.fixture
 def log(caplog):
-    """What Detectron2 and fvcore log, which they keep from the root logger."""
+    """Captures the messages of Detectron2 and fvcore, which do not reach the root logger."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
     for logger in loggers:
         logger.addHandler(caplog.handler)
@@ -305,7 +305,7 @@ def run_script(monkeypatch, name, *arguments):
     load_stock(name).main()
 
 
-def test_analyze_model(environment, monkeypatch, tmp_path, four_images, log):
+def test_analyze_model_counts_the_operator(environment, monkeypatch, tmp_path, four_images, log):
     detectron2_module("utils.analysis")
     path = tmp_path / "config.yaml"
     path.write_text(tiny_config(tmp_path, four_images, **{"DATASETS.TEST": (four_images,)}).dump())
@@ -315,14 +315,14 @@ def test_analyze_model(environment, monkeypatch, tmp_path, four_images, log):
     )
     flops = re.search(r"Average GFlops for each type of operators:\n(.*)", log.text)[1]
     assert dict(ast.literal_eval(flops))["roi_align"] > 0
-    # The activation counter knows convolutions and little else, of Detectron2's own operators too.
+    # The counter of activations knows little more than convolutions, so only the flops are checked.
     assert "Unsupported operator mrcnn_plugin" not in log.text.partition("Total GFlops")[0]
     assert "(Million) Activations" in log.text
     assert re.search(r"roi_heads.box_predictor.cls_score *\|", log.text)
     assert "(roi_heads): MRCNNFocalROIHeads" in log.text
 
 
-def test_visualize_data(environment, monkeypatch, tmp_path, four_images):
+def test_visualize_data_draws_the_annotations(environment, monkeypatch, tmp_path, four_images):
     path = tmp_path / "config.yaml"
     path.write_text(tiny_config(tmp_path, four_images).dump())
     output = tmp_path / "pictures"
@@ -335,11 +335,11 @@ def test_visualize_data(environment, monkeypatch, tmp_path, four_images):
 
 
 def distributed_steps(folder):
-    """Two steps in each of two processes, every one with an image of its own."""
+    """Takes two steps in one of two processes, with an image of its own, and saves the gradients."""
     rank = comm.get_rank()
     torch.manual_seed(rank)
     model = build_model(small.config(**DISTRIBUTED))
-    # What DefaultTrainer does for more than one process.
+    # DefaultTrainer calls this if there is more than one process.
     with pytest.raises(ValueError, match="device_ids .* only work with"):
         create_ddp_model(model, broadcast_buffers=False)
     model = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
@@ -379,8 +379,8 @@ def test_two_processes_without_gpus_average_their_gradients(tmp_path):
         torch.testing.assert_close(gradients[0][name], p.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_1203_classes_with_repeated_rare_images(tmp_path, four_images):
-    """LVIS in kind: its number of classes, its sampler, and its many detections of low score."""
+def test_1203_classes_train_with_repeated_rare_images(tmp_path, four_images):
+    """As in LVIS, there are 1203 classes, its sampler, and many detections of low score."""
     trainer = make_trainer(
         tmp_path,
         four_images,
@@ -400,8 +400,8 @@ def test_1203_classes_with_repeated_rare_images(tmp_path, four_images):
     assert len(output["instances"]) == 300
 
 
-def test_keypoints(environment, tmp_path, register):
-    """The corners of a shape's box and what lies between, as the 17 keypoints that COCO has."""
+def test_keypoints_are_trained_and_evaluated(environment, tmp_path, register):
+    """The 17 keypoints that COCO has are points on a grid in the box of a shape."""
     json_file = generate_shapes(str(tmp_path / "data"), 2, seed=3)
     with open(json_file) as f:
         content = json.load(f)
@@ -419,7 +419,7 @@ def test_keypoints(environment, tmp_path, register):
         json.dump(content, f)
     name = f"keypoints_of_{tmp_path.name}"
     register(name, json_file)
-    # What no COCO file holds: Detectron2 wants it in the metadata.
+    # Detectron2 wants these in the metadata, because a COCO file does not have them.
     MetadataCatalog.get(name).set(keypoint_names=list(map(str, range(17))), keypoint_flip_map=[])
     cfg = tiny_config(
         tmp_path,
@@ -444,10 +444,10 @@ def test_keypoints(environment, tmp_path, register):
     assert {"bbox/AP", "keypoints/AP"} <= metrics.keys()
 
 
-@pytest.mark.filterwarnings("ignore")  # those of tracing, of Detectron2 and of the old exporter
+@pytest.mark.filterwarnings("ignore")  # from tracing, Detectron2 and the old exporter
 @pytest.mark.parametrize("opset", [11, 20])
-def test_onnx_of_a_whole_model(opset, tmp_path):
-    """As Detectron2's tools/deploy/export_model.py, for images of any size."""
+def test_a_whole_model_is_exported_to_onnx(opset, tmp_path):
+    """The export is that of Detectron2's tools/deploy/export_model.py, for images of any size."""
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model = build_model(small.config()).eval()
@@ -469,7 +469,7 @@ def test_onnx_of_a_whole_model(opset, tmp_path):
         dynamic_axes={"image": {1: "height", 2: "width"}},
     )
     session = onnxruntime.InferenceSession(path)
-    # Few boxes on four levels: some levels have none.
+    # There are few boxes and four levels, so some levels have no box.
     for size in ((64, 96), (128, 160)):
         (image,) = small.batch(size)
         with torch.no_grad():
@@ -480,7 +480,7 @@ def test_onnx_of_a_whole_model(opset, tmp_path):
             torch.testing.assert_close(torch.from_numpy(a), e, rtol=1e-3, atol=1e-3)
 
 
-def test_the_table_names_tests_that_there_are():
+def test_the_page_names_tests_that_exist():
     text = (small.ROOT / "docs" / "detectron2.md").read_text()
     defined = "".join(path.read_text() for path in (small.ROOT / "tests").rglob("*.py"))
     names = re.findall(r"::(\w+)", text)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Parameters, multiply-adds and CPU time of each pyramid of this project and of Detectron2's FPN.
+"""Prints a table of the parameters, multiply-adds and CPU times of the pyramids and Detectron2's FPN.
 
     python tools/compare_pyramids.py
 
-Features have the shapes that a ResNet-50 gives of an image padded as Detectron2's models pad it.
-Times are CPU times of one thread, which other processes disturb less than the clock's; the variants
-take turns in one process, and a figure is the median of the turns. Prints a Markdown table.
+The inputs have the shapes that a ResNet-50 computes from an image that is padded as in Detectron2's
+models. Times are CPU times of one thread, because other processes change them less than the time on
+the clock. The pyramids take turns in one process, and the table has the median of the turns.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import nn
 
 from mrcnn_plugin import get_cfg
 
-# What the table calls it; MODEL.BACKBONE.NAME; other keys and values.
+# For each row: its name in the table, MODEL.BACKBONE.NAME, and other keys and values.
 VARIANTS = [
     ("FPN of Detectron2", "build_resnet_fpn_backbone", []),
     *[
@@ -87,7 +87,7 @@ def padded(height: int, width: int, multiple: int) -> list[int]:
 
 
 def count_multiply_adds(case: Case) -> int:
-    """Of convolutions, and of CARAFE's reassembly, which fvcore does not know."""
+    """Counts the convolutions, and the reassembly of CARAFE, which fvcore does not count by itself."""
     counter = FlopCountAnalysis(case.module, case.x)
     counter.set_op_handle("aten::addcmul", lambda _, outputs: math.prod(outputs[0].type().sizes()))
     counts = counter.unsupported_ops_warnings(False).by_operator()
@@ -95,7 +95,7 @@ def count_multiply_adds(case: Case) -> int:
 
 
 def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> list[float]:
-    """Of each, after one turn that warms up."""
+    """Returns the median CPU time of each function over some turns, after one turn of warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(turns + 1):
         for function, record in zip(functions, times, strict=True):
@@ -109,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--height", type=int, default=800, help="of the image, in pixels")
-    parser.add_argument("--width", type=int, default=1216)
-    parser.add_argument("--channels", type=int, default=256, help="of the pyramid")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--height", type=int, default=800, help="height of the image in pixels")
+    parser.add_argument("--width", type=int, default=1216, help="width of the image in pixels")
+    parser.add_argument("--channels", type=int, default=256, help="channels of the pyramid")
+    parser.add_argument("--turns", type=int, default=5, help="number of measurements of each row")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     cases = build_cases(args.height, args.width, args.channels)
@@ -131,10 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
         headers=[
             "",
-            "M parameters",
-            "G multiply-adds",
-            "CPU s forward",
-            "CPU s forward and backward",
+            "parameters, M",
+            "multiply-adds, G",
+            "forward, CPU s",
+            "forward and backward, CPU s",
         ],
         tablefmt="github",
         disable_numparse=True,

@@ -5,10 +5,10 @@
         --input photo.jpg folder 'more/*.png' --output output/demo --json output/demo.json \\
         --opts MODEL.WEIGHTS output/quickstart/model_final.pth
 
-For every image one picture, <name of the image>.png, small images enlarged. --json takes all
-detections in COCO's result format. There `image_id` is the file's name without extension, as an
-integer if it is one (as COCO names its files), and `category_id` is that of the data set in
-DATASETS.TEST (or TRAIN) where Detectron2 knows it, else the class number.
+The picture of an image is called <name of the image>.png. Small images are enlarged. --json writes
+all detections in COCO's result format. `image_id` is then the name of the file without its extension.
+It is an integer if the name is a number, as in COCO. `category_id` is that of the data set in
+DATASETS.TEST (or TRAIN) if Detectron2 knows it, and otherwise the number of the class.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from detectron2.utils.visualizer import Visualizer
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.data import check_categories, register_coco_json
 
-# What is taken from a folder. A file that is named itself is read whatever its extension.
+# Files with these extensions are read from a folder. A file that --input names can have any other.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Pictures have at least this many pixels along the longer side, so that labels do not hide objects.
+# The longer side of a picture has at least this many pixels, so that labels do not hide objects.
 MIN_PICTURE_SIZE = 600
 
 logger = logging.getLogger("detectron2.demo")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Shows what a training came to: pictures of its predictions, its losses, and the table of its AP.
+"""Draws the predictions and the losses of a training, and prints a table of its AP.
 
     python tools/plot_results.py --config-file configs/quickstart.yaml [KEY VALUE ...]
 
-To be run after tools/train_net.py, with the same config file and changes. Reads what that run left
-in OUTPUT_DIR and writes predictions.png and losses.png beside it.
+Run it after tools/train_net.py, with the same config file and changes. It reads the results of that
+run in OUTPUT_DIR, and writes predictions.png and losses.png there.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from mrcnn_plugin.engine import read_metrics
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.5
-# More labels than this would hide the objects of a crowd.
+# With more labels than this, the labels would hide the objects.
 MAX_LABELS = 20
-# Pixels along the longer side of a picture.
+# The number of pixels along the longer side of a picture.
 PICTURE_SIZE = 480
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -54,10 +54,10 @@ def setup_cfg(argv: Sequence[str] | None = None) -> CfgNode:
 
 
 def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
-    """Every loss against the iteration, into a picture.
+    """Plots all losses over the iterations into the picture `file`.
 
     Raises:
-        ValueError: there are no losses.
+        ValueError: `metrics` has no losses.
     """
     names = sorted({name for values in metrics.values() for name in values if "loss" in name})
     if not names:
@@ -78,10 +78,10 @@ def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
 
 
 def read_results(file: str) -> dict[Any, list[dict[str, Any]]]:
-    """Detections that COCOEvaluator wrote, by image id.
+    """Reads the detections that COCOEvaluator wrote, and returns them by image id.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(
@@ -98,9 +98,9 @@ def read_results(file: str) -> dict[Any, list[dict[str, Any]]]:
 def draw(
     image: NDArray[np.uint8], annotations: Sequence[dict[str, Any]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Draws annotations, as in Detectron2's data set dicts, on an RGB image [H, W, 3]."""
+    """Draws annotations of the form in Detectron2's data set dicts on an RGB image [H, W, 3]."""
     height, width = image.shape[:2]
-    # Pale, so that colours are those of the annotations.
+    # A pale image lets the colours of the annotations stand out.
     pale = 0.2 * image + 0.8 * image.mean(axis=2, keepdims=True)
     scale = PICTURE_SIZE / max(height, width)
     visualizer = Visualizer(pale, scale=scale)
@@ -112,7 +112,7 @@ def draw(
             annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
         )
         visualizer.draw_box((x0, y0, x1, y1), edge_color=color)
-        # Mask by mask: Visualizer.overlay_instances would fill their holes.
+        # Masks are drawn one by one, because Visualizer.overlay_instances would fill their holes.
         if "segmentation" in annotation:
             mask = GenericMask(annotation["segmentation"], height, width).mask
             visualizer.draw_binary_mask(mask, color)
@@ -120,7 +120,7 @@ def draw(
             label = names[category]
             if "score" in annotation:
                 label += f" {100 * annotation['score']:.0f}%"
-            # Above the box and inside the image; a line of text is 15 px high.
+            # The label is above the box and inside the image. A line of text is 15 px high.
             x, alignment = (x0, "left") if x0 < 0.75 * width else (x1, "right")
             visualizer.draw_text(
                 label,
@@ -138,7 +138,14 @@ def plot_predictions(
     metadata: Metadata,
     file: str,
 ) -> None:
-    """Ground truth beside detections of some images with many objects, spread over the data set."""
+    """Draws the ground truth and the detections of some images with many objects into a picture.
+
+    Args:
+        dicts: the data set in Detectron2's form. The chosen images are spread over it.
+        results: the detections by image id, as :func:`read_results` returns them.
+        metadata: the metadata of the data set.
+        file: the picture to write.
+    """
     many = np.median([len(d["annotations"]) for d in dicts])
     full = [d for d in dicts if len(d["annotations"]) >= many]
     step = max(1, len(full) // NUM_IMAGES)
@@ -171,10 +178,10 @@ def plot_predictions(
 
 
 def ap_table(metrics: dict[int, dict[str, float]], prefix: str = "") -> str:
-    """The last AP of boxes and masks; a dash where the data set has nothing of that kind.
+    """Returns a Markdown table of the last AP of boxes and masks. A dash stands for a missing value.
 
     Raises:
-        ValueError: nothing was evaluated.
+        ValueError: `metrics` has no AP.
     """
     last = {name: value for _, values in sorted(metrics.items()) for name, value in values.items()}
     rows: list[list[Any]] = []
@@ -189,7 +196,7 @@ def ap_table(metrics: dict[int, dict[str, float]], prefix: str = "") -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     cfg = setup_cfg(argv)
-    # The folder holds the results of the last one if there are several.
+    # If there are several test sets, the folder holds the results of the last one.
     name = cfg.DATASETS.TEST[-1]
     metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     results = read_results(os.path.join(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json"))

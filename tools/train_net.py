@@ -2,8 +2,8 @@
 """Trains and evaluates a model of this project from a config file.
 
 Detectron2's own tools/train_net.py does the same with DETECTRON2_ENV_MODULE=mrcnn_plugin.env. This
-script needs no environment variables, registers the data sets of DATASETS.COCO_JSON, and checks
-that they fit together before it starts.
+script needs no environment variables. It also registers the data sets of DATASETS.COCO_JSON, and
+checks that they fit together before it starts.
 """
 
 from argparse import Namespace

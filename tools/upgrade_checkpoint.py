@@ -4,11 +4,13 @@
     python tools/upgrade_checkpoint.py --config-file configs/mask_rcnn_focal.yaml \\
         --weights model_final.pkl --output start.pth [KEY VALUE ...]
 
-Loads the checkpoint, in any format that Detectron2 reads, into the config's model, says what fitted
-and what did not, and writes all parameters of the model: those of the checkpoint, and those that it
-lacks as the model initialises them. The classifier of a box head with a sigmoid loss stays as
-initialised too: trained by softmax it would start with every class near 1/2. MODEL.WEIGHTS can then
-name a file that lacks nothing, and every training that starts from it starts from the same values.
+The tool loads a checkpoint, in any format that Detectron2 reads, into the model of a config. It
+lists the parameters that fit and those that do not. It then writes all parameters of the model, and
+those that the checkpoint lacks have their initial values. If MODEL.WEIGHTS names this file, no
+parameter is missing, and every training starts from the same values.
+
+If the box head has a sigmoid loss, its classifier keeps its initial values too. A stock classifier
+was trained with a softmax. With sigmoids, every class would start near 1/2.
 """
 
 import argparse
@@ -28,14 +30,14 @@ from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 
 
 class ReportingCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that keeps what the last load came to."""
+    """A DetectionCheckpointer that reports which parameters the last load found."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Keeps them instead: the report says it."""
+        """Keeps the incompatible keys for the report, and does not log them."""
         self.incompatible = incompatible
 
     def report(self) -> dict[str, list[str]]:
-        """Names of parameters and buffers by what became of them."""
+        """Returns the names of parameters and buffers by the result of the last load."""
         missing, unused, shapes = self.incompatible
         misfits = [name for name, *_ in shapes]
         state = self.model.state_dict()
@@ -51,7 +53,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
 
 
 def sigmoid_classifiers(model: nn.Module) -> dict[str, Tensor]:
-    """Names and present values of the parameters of classification layers that end in sigmoids."""
+    """Returns the current parameters of all classification layers whose scores are sigmoids, by name."""
     return {
         f"{name}.cls_score.{key}": value.clone()
         for name, module in model.named_modules()
@@ -65,19 +67,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="stock checkpoint")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the stock checkpoint")
     parser.add_argument(
         "--keep-classifier",
         action="store_true",
-        help="use the box head's classifier of the checkpoint, which was trained with sigmoids",
+        help="keep the classifier of the checkpoint, if it was trained with sigmoids",
     )
-    parser.add_argument("--output", required=True, metavar="FILE.pth", help="to be written")
+    parser.add_argument("--output", required=True, metavar="FILE.pth", help="the file to write")
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
     args = parser.parse_args(argv)
     if not args.output.endswith(".pth"):
-        parser.error(f"--output must end in .pth, by which Detectron2 reads it, got {args.output}")
+        parser.error(f"--output must end in .pth for Detectron2 to read it, got {args.output}")
     if PathManager.exists(args.output):
         parser.error(f"--output {args.output} exists already; remove it or name another")
     if not args.weights:
@@ -93,13 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     dropped = [name for name in report["from the checkpoint"] if name in fresh]
     model.load_state_dict(fresh, strict=False)
     report["from the checkpoint"] = [n for n in report["from the checkpoint"] if n not in fresh]
-    report["of a classifier by sigmoids, as initialised"] = dropped
+    report["of a classifier with sigmoids, as initialised"] = dropped
     for what, names in report.items():
         print(f"{len(names)} {what}", *names, sep="\n  ")
     if not report["from the checkpoint"]:
         raise ValueError(
-            f"--weights {args.weights}: nothing in it fits the model of {args.config_file}, so "
-            f"that nothing was written"
+            f"--weights {args.weights}: no parameter in it fits the model of {args.config_file}, so "
+            f"no file was written"
         )
     PathManager.mkdirs(os.path.dirname(os.path.abspath(args.output)))
     with PathManager.open(args.output, "wb") as file:

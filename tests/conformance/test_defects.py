@@ -1,7 +1,6 @@
-"""The defects of the 2018 project that this one follows, each shown to be absent.
+"""The 2018 project that this one follows had defects. These tests show that this project has none of them.
 
-Every test is named for a defect. What it takes to show one in detail stands with the tests of the
-part.
+Every test has the name of a defect. More detailed tests are beside those of the same part.
 """
 
 import json
@@ -184,7 +183,7 @@ def test_boxes_were_rounded_before_the_mask_head():
 
 
 def test_only_batches_of_one_worked():
-    # Padded to the same size, so that the features of an image do not depend on its neighbour.
+    # All are padded to the same size, so that the features of an image do not depend on the others.
     model = build_model(small.config()).eval()
     inputs = small.batch((64, 96), (50, 70))
     with torch.no_grad():
@@ -207,7 +206,7 @@ def test_the_pyramid_level_was_rounded(side, level):
     pooler = build_roi_heads(small.config(), SHAPES).box_pooler
     features = [torch.full((1, 1, 512 >> i, 512 >> i), float(i)) for i in range(2, 6)]
     pooled = pooler(features, [Boxes(torch.tensor([[0.0, 0.0, side, side]]))])
-    expected = level if side else 0.0  # a box of no area has no samples
+    expected = level if side else 0.0  # a box without area has no samples
     torch.testing.assert_close(pooled, torch.full_like(pooled, expected))
 
 
@@ -264,7 +263,7 @@ class TestCheckpoints:
 
     @needs_saved_optimizer
     def test_resuming_gives_the_uninterrupted_run(self, tmp_path, train_net, register):
-        """On one image, since Detectron2's sampler starts anew when a run is resumed."""
+        """The data set has one image, because Detectron2's sampler starts anew when a run is resumed."""
         register("one_image", generate_shapes(str(tmp_path / "data"), 1, seed=3))
 
         def trainer(name):
@@ -317,7 +316,7 @@ def test_validation_was_augmented_and_shuffled(tmp_path, train_net, register):
     assert [x["image_id"] for (x,) in passes[0]] == image_ids
     for (first,), (second,) in zip(*passes, strict=True):
         assert torch.equal(first["image"], second["image"])
-    # Detections and not the AP, which is zero whatever an untrained model finds.
+    # This compares detections, because the AP of an untrained model is always zero.
     model = build_model(cfg)
     results = []
     for _ in range(2):
@@ -339,7 +338,7 @@ def test_height_and_width_were_swapped():
 @pytest.mark.parametrize("index", [-1.0, 1.0, math.nan])
 @pytest.mark.parametrize("op", [torch.ops.mrcnn_plugin.roi_align, roi_align_reference])
 def test_a_bad_batch_index_exited_or_was_skipped(op, index):
-    """The reference is what runs on devices without a kernel."""
+    """The reference implementation runs on devices without a kernel."""
     rois = torch.tensor([[index, 0.0, 0.0, 4.0, 4.0]])
     with pytest.raises(IndexError, match="batch index"):
         op([torch.ones(1, 1, 8, 8)], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)

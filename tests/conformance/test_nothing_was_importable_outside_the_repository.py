@@ -1,5 +1,5 @@
-"""Defect: the code ran in its repository only. Here a wheel, built from the source distribution, is
-installed into another environment and used from another folder."""
+"""The code of 2018 ran in its repository only. These tests build a wheel from the source distribution,
+install it into another environment, and use it from another folder."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ print("\\n".join(["", mrcnn_plugin.__file__, mrcnn_plugin._C.__file__]))
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """The source distribution, and the wheel that is built from it."""
+    """Builds the source distribution, and a wheel from it."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (sdist,) = folder.glob("*.tar.gz")
@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_package_and_one_extension_for_every_python(distribu
 @needs_compiler
 def test_the_wheel_works_in_another_environment(distributions, tmp_path):
     python, site = create_environment(tmp_path / "environment")
-    # pip would take a package on PYTHONPATH for one that is installed.
+    # pip would consider a package on PYTHONPATH as installed.
     plain = {
         k: v for k, v in os.environ.items() if k not in ("DETECTRON2_ENV_MODULE", "PYTHONPATH")
     }

@@ -41,7 +41,7 @@ def write_coco(folder, categories=CATEGORIES):
 
 @pytest.fixture(autouse=True)
 def catalogs():
-    """Takes out of Detectron2's catalogs what a test registers."""
+    """Removes from Detectron2's catalogs what a test registered."""
     names, metadata = set(DatasetCatalog), set(MetadataCatalog)
     yield
     for name in set(DatasetCatalog) - names:
@@ -135,7 +135,7 @@ def test_relative_paths_start_at_the_working_directory(coco, monkeypatch):
 
 
 class _Shelf(PathHandler):
-    """Files of a folder under shelf://, like a remote store: it cannot tell what a folder is."""
+    """Gives the files of a folder the prefix shelf://. Like a remote store, it knows no folders."""
 
     folder = ""
 
@@ -181,19 +181,19 @@ def test_the_entries_must_be_a_list(entries):
         register_coco_json(entries)
 
 
-def test_a_missing_json_file(coco, monkeypatch):
+def test_a_missing_json_file_is_an_error(coco, monkeypatch):
     monkeypatch.chdir(os.path.dirname(coco[0]))
     absolute = os.path.join(os.getcwd(), "missing.json")
     with pytest.raises(FileNotFoundError, match=rf"COCO_JSON\[0\] \('cutlery'\).*{absolute}"):
         register_coco_json([("cutlery", "missing.json", coco[1])])
 
 
-def test_a_folder_for_a_json_file(coco):
+def test_a_folder_in_place_of_a_json_file_is_an_error(coco):
     with pytest.raises(FileNotFoundError, match=r"COCO_JSON\[0\] \('cutlery'\).*cannot be read"):
         register_coco_json([("cutlery", coco[1], coco[1])])
 
 
-def test_a_missing_image_root(coco):
+def test_a_missing_image_root_is_an_error(coco):
     with pytest.raises(FileNotFoundError, match=r"COCO_JSON\[0\].*image root .*nowhere is no dir"):
         register_coco_json([("cutlery", coco[0], coco[1] + "/nowhere")])
 
@@ -204,24 +204,24 @@ def test_nothing_is_registered_if_any_entry_is_wrong(coco):
     assert "first" not in DatasetCatalog
 
 
-def test_a_name_listed_twice(coco):
+def test_a_name_that_is_listed_twice_is_an_error(coco):
     with pytest.raises(ValueError, match=r"COCO_JSON\[1\] \('cutlery'\).*COCO_JSON\[0\]"):
         register_coco_json([("cutlery", *coco), ("cutlery", *coco)])
 
 
-def test_a_name_of_detectron2(coco):
+def test_a_name_of_detectron2_is_an_error(coco):
     with pytest.raises(ValueError, match=r"COCO_JSON\[0\] \('coco_2017_train'\).*Use another name"):
         register_coco_json([("coco_2017_train", *coco)])
 
 
-def test_a_name_registered_with_other_files(coco, tmp_path):
+def test_a_name_that_is_registered_with_other_files_is_an_error(coco, tmp_path):
     register_coco_json([("cutlery", *coco)])
     with pytest.raises(ValueError, match="cutlery.*registered already.*moved"):
         register_coco_json([("cutlery", *write_coco(tmp_path / "moved"))])
 
 
 @pytest.mark.parametrize("path", ["$CUTLERY/instances.json", "a/${CUTLERY}/instances.json"])
-def test_a_variable_that_is_not_set(coco, monkeypatch, path):
+def test_a_variable_that_is_not_set_is_an_error(coco, monkeypatch, path):
     monkeypatch.delenv("CUTLERY", raising=False)
     with pytest.raises(
         ValueError, match=r"json file of DATASETS.COCO_JSON\[0\].*CUTLERY is not set"
@@ -249,7 +249,7 @@ def test_a_variable_that_is_not_set(coco, monkeypatch, path):
         ),
     ],
 )
-def test_a_file_that_is_not_coco_json(coco, content, message):
+def test_a_file_that_is_not_coco_json_is_an_error(coco, content, message):
     Path(coco[0]).write_text(content)
     with pytest.raises(ValueError, match=rf"COCO_JSON\[0\] \('cutlery'\).*{message}"):
         register_coco_json([("cutlery", *coco)])
@@ -259,7 +259,7 @@ def test_a_file_that_is_not_coco_json(coco, content, message):
 # A YAML file
 
 
-def test_a_yaml_file_with_nothing_else(coco, tmp_path):
+def test_a_yaml_file_needs_no_other_key(coco, tmp_path):
     file = tmp_path / "datasets.yaml"
     file.write_text(f"DATASETS:\n  COCO_JSON:\n    - {json.dumps(['cutlery', *coco])}\n")
     register_coco_json_from_file(str(file))
@@ -278,13 +278,13 @@ def test_a_config_file_inherits_its_data_sets(coco, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "MODEL:\n  MASK_ON: True", "DATASETS:"])
-def test_a_yaml_file_without_data_sets(tmp_path, content):
+def test_a_yaml_file_without_data_sets_is_an_error(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match="config.yaml has no DATASETS.COCO_JSON"):
         register_coco_json_from_file(str(tmp_path / "config.yaml"))
 
 
-def test_a_missing_yaml_file(tmp_path):
+def test_a_missing_yaml_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.yaml.*DATASETS.COCO_JSON"):
         register_coco_json_from_file(str(tmp_path / "missing.yaml"))
 
@@ -319,11 +319,11 @@ def test_data_sets_with_the_same_categories_fit(tmp_path):
         ),
     ],
 )
-def test_data_sets_with_different_categories(tmp_path, categories, difference):
+def test_data_sets_with_different_categories_are_an_error(tmp_path, categories, difference):
     entries = register_two(tmp_path, categories)
     with pytest.raises(ValueError, match=f"'train' and 'val'.*differ in {difference}"):
         check_categories(make_cfg(["train"], ["val"], entries=entries))
-    # A data set that is listed but not used is nobody's business.
+    # A data set that is listed but not used is not checked.
     check_categories(make_cfg(["train"], [], entries=entries))
 
 
@@ -358,7 +358,7 @@ def test_data_sets_of_unknown_categories_are_left_alone():
 
 
 @pytest.mark.parametrize("key", ["TRAIN", "TEST"])
-def test_a_data_set_that_is_not_registered(coco, key):
+def test_a_data_set_that_is_not_registered_is_an_error(coco, key):
     register_coco_json([("cutlery_train", *coco)])
     cfg = make_cfg(**{key.lower(): ["cutlery_tarin"]})
     with pytest.raises(ValueError, match=f"DATASETS.{key} .*'cutlery_tarin'.*'cutlery_train'"):

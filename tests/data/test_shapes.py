@@ -87,8 +87,8 @@ def test_masks_are_disjoint_visible_and_inside_the_image(seed, index, size):
 
 
 def test_mask_outlines_lie_on_the_edges_of_the_image(drawn):
-    # An outline moved by one pixel in any direction sees weaker edges: axes are not swapped,
-    # nothing is a pixel off, and the masks are those of the visible parts.
+    # If an outline is moved by one pixel in any direction, the edges below it are weaker. Therefore axes
+    # are not swapped, nothing is off by a pixel, and masks have the visible parts only.
     def contrast(image, mask, dy, dx):
         mask = np.roll(mask, (dy, dx), (0, 1))[4:-4, 4:-4]
         image = image[4:-4, 4:-4].astype(float)
@@ -109,8 +109,8 @@ def test_mask_outlines_lie_on_the_edges_of_the_image(drawn):
 
 
 def test_every_pixel_of_a_mask_shows_its_shape(monkeypatch):
-    # With plain colours instead of textures, the inside of each mask is of one colour, up to noise.
-    # A mask that held pixels of another shape, or the background seen through a ring, would not be.
+    # With plain colours instead of textures, the inside of each mask has one colour, up to noise. This
+    # would not hold for a mask with pixels of another shape, or with the background inside a ring.
     monkeypatch.setattr(
         shapes,
         "_texture",
@@ -127,7 +127,7 @@ def test_every_pixel_of_a_mask_shows_its_shape(monkeypatch):
 
 
 def test_unoccluded_shapes_have_the_area_and_holes_of_their_class(drawn):
-    # Area as a part of the circumscribed circle's and of the convex hull's, from geometry.
+    # The area as a fraction of that of the circumscribed circle and of the convex hull, from geometry.
     expected = {
         "disc": ((1, 1), (1, 1)),
         "square": ((2 / np.pi, 2 / np.pi), (1, 1)),
@@ -143,7 +143,7 @@ def test_unoccluded_shapes_have_the_area_and_holes_of_their_class(drawn):
             if not alone or touches_border or mask.sum() < 400:
                 continue
             name = CLASSES[class_index]
-            # Of the corners of the pixels rather than their centres.
+            # The circle has to enclose whole pixels, and not only their centres.
             grown = np.kron(mask, np.ones((4, 4)))
             points = np.argwhere(grown).astype(np.float32) / 4
             _, radius = cv2.minEnclosingCircle(points)
@@ -183,7 +183,8 @@ def test_a_scene_draws_its_sizes_numbers_and_frequencies():
     assert {len(image) for image in images} == {3, 4, 5}
     counts = np.bincount([one[0] for image in images for one in image], minlength=4)
     expected = counts.sum() * np.array([8, 4, 2, 1]) / 15
-    # Four standard deviations of a binomial distribution, and what is not drawn for want of room.
+    # The tolerance is four standard deviations of a binomial distribution, and a tenth for shapes that
+    # find no room.
     assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 0.1 * expected).all()
     sides = [np.ptp(np.argwhere(mask), axis=0).max() + 1 for image in images for _, mask in image]
     assert 0.85 * 0.2 * 128 < max(sides) <= 0.2 * 128 + 1
@@ -212,7 +213,7 @@ def test_a_scene_is_part_of_what_a_folder_holds(tmp_path):
         (Scene(frequency=(1.0, -1.0, 0.0, 0.0)), "none negative"),
     ],
 )
-def test_scenes_that_cannot_be_drawn(tmp_path, scene, message):
+def test_scenes_that_cannot_be_drawn_are_errors(tmp_path, scene, message):
     with pytest.raises(ValueError, match=message):
         generate_shapes(str(tmp_path / "data"), 1, SEED, scene=scene)
 
@@ -324,7 +325,7 @@ def test_a_file_in_place_of_the_folder_is_not_overwritten(tmp_path):
         ((1, 1, (128, 0)), r"image_size\[1\] is 0; it must be at least 64"),
     ],
 )
-def test_arguments_out_of_range(tmp_path, arguments, message):
+def test_arguments_out_of_range_are_errors(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         generate_shapes(str(tmp_path / "data"), *arguments)
     assert not (tmp_path / "data").exists()
@@ -335,10 +336,10 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
 
 @pytest.fixture
 def registered(tmp_path, monkeypatch):
-    """Registers them again. Returns the working directory, which is empty."""
+    """Registers the data sets again, and returns the working directory, which is empty."""
     monkeypatch.chdir(tmp_path)
     for name in ("mrcnn_shapes_train", "mrcnn_shapes_val"):
-        # What `import mrcnn_plugin` registered.
+        # `import mrcnn_plugin` registered them.
         monkeypatch.delitem(DatasetCatalog.data, name)
     register_shapes()
     register_shapes()
@@ -365,7 +366,7 @@ def test_a_scene_is_registered_under_its_name(registered):
     assert os.path.isfile(metadata.json_file)
 
 
-def test_only_the_quickstart_s_data_sets_are_registered_on_import():
+def test_import_registers_only_the_data_sets_of_the_quickstart():
     program = """
 from detectron2.data import DatasetCatalog
 before = set(DatasetCatalog.list())
@@ -383,9 +384,7 @@ assert set(DatasetCatalog.list()) - before == {"mrcnn_shapes_train", "mrcnn_shap
         ({}, "home/.torch/iopath_cache"),
     ],
 )
-def test_they_are_generated_where_data_sets_or_downloads_are_when_they_are_loaded(
-    environment, folder, tmp_path
-):
+def test_loading_generates_them_beside_data_sets_or_downloads(environment, folder, tmp_path):
     (tmp_path / "work").mkdir()
     program = """
 import os, sys

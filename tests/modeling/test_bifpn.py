@@ -1,4 +1,4 @@
-"""BiFPN against EfficientDet's equations, written out in float64."""
+"""BiFPN is compared with the equations of EfficientDet, written out in float64."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def bifpn(norm="", top_block=LastLevelMaxPool, **options):
 
 
 @pytest.mark.parametrize("depthwise", [True, False])
-def test_computes_the_equations(depthwise):
+def test_bifpn_computes_the_equations(depthwise):
     pyramid = bifpn(depthwise=depthwise, num_repeats=2).double()
     for parameter in pyramid.bifpn.parameters():
         torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
@@ -70,7 +70,7 @@ def test_fusion_weights_are_convex_up_to_epsilon():
         torch.nn.init.normal_(node.weight)
         weights = node.fusion_weights()
         assert (weights >= 0).all() and 0 <= weights.sum() <= 1
-    node.weight.data = torch.full((3,), -1.0)  # nothing but epsilon is left to divide by
+    node.weight.data = torch.full((3,), -1.0)  # the weights are then divided by epsilon alone
     assert (node.fusion_weights() == 0).all()
 
 
@@ -85,13 +85,13 @@ def test_every_parameter_learns(norm, depthwise, top_block):
         assert levels[name].shape == (2, 32, 256 // shape.stride, 384 // shape.stride)
     sum(level.pow(3).sum() for level in levels.values()).backward()
     dead = [n for n, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()]
-    # Batch normalisation takes away the bias that precedes it.
+    # Batch normalisation removes the bias of the convolution before it.
     assert not [n for n in dead if not (norm == "BN" and n.endswith("depthwise.bias"))]
 
 
 @pytest.mark.parametrize("norm, smallest", [("", 1 / 30), ("GN", 1 / 3)])
 @pytest.mark.parametrize("depthwise", [True, False])
-def test_levels_and_gradients_start_of_the_size_that_those_of_fpn_have(norm, smallest, depthwise):
+def test_levels_and_gradients_start_with_the_size_of_those_of_fpn(norm, smallest, depthwise):
     torch.manual_seed(0)
 
     def sizes(pyramid):
@@ -99,7 +99,7 @@ def test_levels_and_gradients_start_of_the_size_that_those_of_fpn_have(norm, sma
         laterals = []
         for stage in (3, 4, 5):
             conv = getattr(pyramid, f"fpn_lateral{stage}")
-            # Laterals of size 1, whatever is below.
+            # The laterals have the size 1, whatever is below them.
             conv.register_forward_hook(
                 lambda _, __, output: (
                     laterals.append(torch.randn_like(output).requires_grad_()) or laterals[-1]
@@ -150,13 +150,13 @@ def test_images_are_padded_so_that_every_level_halves(top_block, multiple):
         (["res5"], {}, r"MODEL.FPN.IN_FEATURES is \['res5'\].*at least two levels"),
     ],
 )
-def test_refuses_what_it_cannot_do(in_features, options, message):
+def test_options_that_cannot_work_are_errors(in_features, options, message):
     with pytest.raises(ValueError, match=message):
         BiFPN(BottomUp(), in_features, 32, **options)
 
 
 @pytest.mark.parametrize("norm", ["", "GN"])
-def test_a_seed_gives_the_laterals_and_the_top_block_that_it_gives_to_the_stock_fpn(norm):
+def test_a_seed_gives_the_same_laterals_and_top_block_as_in_the_stock_fpn(norm):
     states = []
     for pyramid in (FPN, BiFPN):
         torch.manual_seed(0)
@@ -167,7 +167,7 @@ def test_a_seed_gives_the_laterals_and_the_top_block_that_it_gives_to_the_stock_
     assert all(torch.equal(ours[name], stock[name]) for name in shared)
 
 
-def test_it_holds_nothing_that_it_does_not_compute_with():
+def test_bifpn_has_no_module_that_it_does_not_use():
     pyramid = bifpn()
     assert not isinstance(pyramid, FPN)
     assert {name.rstrip("345") for name, _ in pyramid.named_children()} == {

@@ -1,4 +1,4 @@
-"""The focal box predictor against Detectron2's own FastRCNNOutputLayers and the loss oracles."""
+"""The focal box predictor is compared with Detectron2's own and with the float64 losses."""
 
 import math
 
@@ -20,13 +20,13 @@ INPUT = ShapeSpec(channels=8)
 SIGMOID = ["sigmoid_focal", "sigmoid_focal_star"]
 FOCAL = [*SIGMOID, "softmax_focal"]
 ALL = ["cross_entropy", *FOCAL]
-# What makes each a cross entropy.
+# The options with which each loss is a cross entropy.
 NO_FOCUS = {
     "sigmoid_focal": dict(focal_alpha=-1, focal_gamma=0, normalizer="proposals"),
     "sigmoid_focal_star": dict(focal_alpha=-1, focal_gamma=1, focal_beta=0, normalizer="proposals"),
     "softmax_focal": dict(focal_alpha=-1, focal_gamma=0, normalizer="proposals"),
 }
-# Federated loss over 4 of 5 classes and the background.
+# The options of a federated loss over 4 of 5 classes and the background.
 FED = dict(
     use_sigmoid_ce=True,
     use_fed_loss=True,
@@ -46,7 +46,7 @@ def stock(**options):
 
 
 def focal(**options):
-    """With RetinaNet's weights unless the options say otherwise."""
+    """Returns a focal predictor with RetinaNet's weights, unless the options say otherwise."""
     options = {"focal_alpha": 0.25, "normalizer": "foreground", **options}
     return predictor(FocalFastRCNNOutputLayers, **options)
 
@@ -104,7 +104,7 @@ def test_softmax_without_focus_equals_stock_cross_entropy(scores):
     expected = losses(stock(), scores, proposals(LABELS))["loss_cls"]
     torch.testing.assert_close(
         ours, expected, rtol=2e-7, atol=0
-    )  # torch sums its mean in another order
+    )  # torch computes its mean in another order
     assert torch.equal(gradient(ours, scores), gradient(expected, scores))
 
 
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_weights_of_the_parent(cls_loss):
 @pytest.mark.parametrize("cls_loss", FOCAL)
 @pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (-1.0, 0.5), ([0.1, 0.9, 0.5], 1.0)])
 @pytest.mark.parametrize("normalizer, divisor", [("foreground", 4), ("proposals", 8)])
-def test_equals_the_equation(scores, cls_loss, alpha, gamma, normalizer, divisor):
+def test_the_loss_equals_the_equation(scores, cls_loss, alpha, gamma, normalizer, divisor):
     layer = focal(cls_loss=cls_loss, focal_alpha=alpha, focal_gamma=gamma, normalizer=normalizer)
     labels = torch.tensor(LABELS)
     logits = scores.detach().double().numpy()
@@ -149,7 +149,7 @@ def test_equals_the_equation(scores, cls_loss, alpha, gamma, normalizer, divisor
 
 @needs_fed_loss
 class TestFederatedLoss:
-    """Gupta et al., arXiv 1908.03195; the classes that count are chosen by Detectron2."""
+    """The loss is that of Gupta et al., arXiv 1908.03195. Detectron2 chooses the classes that count."""
 
     labels = [0, 4, 5, 5]
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 3
@@ -159,7 +159,7 @@ class TestFederatedLoss:
         return losses(layer, scores, proposals(self.labels))["loss_cls"]
 
     @pytest.mark.parametrize("cls_loss", [*SIGMOID, "cross_entropy"])
-    def test_without_focus_it_is_that_of_the_parent(self, cls_loss):
+    def test_without_focus_the_loss_is_that_of_the_parent(self, cls_loss):
         ours = focal(cls_loss=cls_loss, **NO_FOCUS.get(cls_loss, {}), **FED)
         parent = stock(**FED)
         scores = self.scores.clone().requires_grad_()
@@ -183,8 +183,8 @@ class TestFederatedLoss:
         expected = gradient(self.losses(plain, scores, 0), scores)
         torch.testing.assert_close(grad, expected * counts)
 
-    def test_as_many_classes_as_lvis(self):
-        """1,203 classes, whose frequencies stand in the metadata of the data set."""
+    def test_it_works_with_as_many_classes_as_lvis(self):
+        """The metadata of the data set has the frequencies of 1,203 classes."""
         generator = torch.Generator().manual_seed(0)
         counts = torch.randint(1, 1000, (1203,), generator=generator).tolist()
         meta = MetadataCatalog.get("test_fed_loss")
@@ -208,7 +208,7 @@ class TestFederatedLoss:
         assert counts[[0, 7, 1202]].all() and counts.sum() == 49  # 50 with the background
 
     @pytest.mark.parametrize("cls_loss", SIGMOID)
-    def test_no_proposals(self, cls_loss):
+    def test_no_proposals_give_a_loss_of_zero(self, cls_loss):
         layer = focal(cls_loss=cls_loss, **FED)
         scores = torch.zeros(0, 6, requires_grad=True)
         loss = losses(layer, scores, proposals([]))["loss_cls"]
@@ -223,7 +223,7 @@ def test_the_loss_does_not_depend_on_how_proposals_are_spread_over_images(scores
     assert torch.equal(together["loss_cls"], apart["loss_cls"])
 
 
-def test_the_other_loss_is_that_of_the_parent_and_weights_apply(scores):
+def test_the_box_loss_is_that_of_the_parent_and_weights_apply(scores):
     weight = {"loss_cls": 2.0, "loss_box_reg": 3.0}
     weighted = losses(focal(loss_weight=weight), scores, proposals(LABELS))
     plain = losses(focal(), scores, proposals(LABELS))
@@ -248,8 +248,8 @@ def test_no_proposals_give_zero_loss_and_gradient(cls_loss, normalizer, images):
     "cls_loss, options",
     [*((c, {}) for c in ALL), *(pytest.param(c, FED, marks=needs_fed_loss) for c in SIGMOID)],
 )
-def test_no_images(cls_loss, options):
-    """Losses of zero and no detections. The parent takes them where boxes are class-agnostic."""
+def test_no_images_give_zero_losses_and_no_detections(cls_loss, options):
+    """The losses are zero. The parent accepts such a batch only if boxes are class-agnostic."""
     layer = focal(cls_loss=cls_loss, cls_agnostic_bbox_reg=True, **options)
     predictions = layer(torch.zeros(0, 8))
     with EventStorage():
@@ -261,7 +261,7 @@ def test_no_images(cls_loss, options):
 
 
 @pytest.mark.parametrize("cls_loss", FOCAL)
-def test_no_images_with_boxes_of_each_class(cls_loss):
+def test_no_images_give_zero_losses_with_boxes_of_each_class(cls_loss):
     layer = focal(cls_loss=cls_loss)
     with EventStorage():
         loss = layer.losses(layer(torch.zeros(0, 8)), [])
@@ -271,7 +271,7 @@ def test_no_images_with_boxes_of_each_class(cls_loss):
 
 
 @pytest.mark.parametrize("cls_loss", FOCAL)
-def test_no_cross_entropy_is_computed_beside_it(scores, cls_loss, monkeypatch):
+def test_no_cross_entropy_is_computed_beside_the_focal_loss(scores, cls_loss, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("a loss that nobody asked for")
 
@@ -295,7 +295,7 @@ def test_without_foreground_the_loss_is_not_divided(scores, cls_loss):
 
 @pytest.mark.parametrize("cls_loss", ALL)
 @pytest.mark.parametrize("classes", [1, 1203])
-def test_one_class_and_as_many_as_lvis(cls_loss, classes):
+def test_one_class_and_as_many_as_in_lvis_work(cls_loss, classes):
     layer = focal(cls_loss=cls_loss, num_classes=classes, focal_alpha=[0.25] * classes)
     scores, deltas = layer(torch.randn(4, 8))
     assert scores.shape == (4, classes + 1)
@@ -310,7 +310,7 @@ def test_one_class_and_as_many_as_lvis(cls_loss, classes):
 @pytest.mark.parametrize(
     "cls_loss, dtype",
     [
-        # In float16 the parent's own sum overflows; mixed precision computes it in float32.
+        # In float16, the sum of the parent overflows. Mixed precision computes it in float32.
         *((c, torch.float16) for c in FOCAL),
         *((c, dtype) for c in ALL for dtype in (torch.float32, torch.bfloat16)),
     ],
@@ -328,7 +328,7 @@ def test_value_and_gradient_are_finite_at_logits_of_ten_thousand(cls_loss, dtype
 
 @pytest.mark.parametrize("cls_loss", ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_under_autocast_the_loss_is_of_full_precision(cls_loss, dtype):
+def test_under_autocast_the_loss_has_full_precision(cls_loss, dtype):
     layer = focal(cls_loss=cls_loss)
     features = torch.randn(len(LABELS), 8) * 100
     expected = losses(layer, layer(features)[0], proposals(LABELS))["loss_cls"]
@@ -344,7 +344,7 @@ def test_under_autocast_the_loss_is_of_full_precision(cls_loss, dtype):
 @pytest.mark.parametrize("cls_loss", FOCAL)
 @pytest.mark.parametrize("alpha", [0.25, [0.1, 0.9, 0.5]])
 def test_the_loss_does_not_wait_for_the_device(cls_loss, alpha):
-    """Meta tensors hold no values: whatever needs one of them on the host raises."""
+    """Meta tensors have no values, so an operation that needs a value on the host raises an error."""
     layer = focal(cls_loss=cls_loss, focal_alpha=alpha).to("meta")
     scores = torch.zeros(8, CLASSES + 1, device="meta", requires_grad=True)
     loss = layer.focal_loss(scores, torch.zeros(8, dtype=torch.int64, device="meta"))
@@ -352,7 +352,7 @@ def test_the_loss_does_not_wait_for_the_device(cls_loss, alpha):
 
 
 @pytest.mark.parametrize("cls_loss", SIGMOID)
-def test_starts_from_the_prior_probability(cls_loss):
+def test_sigmoids_start_with_the_prior_probability(cls_loss):
     layer = focal(cls_loss=cls_loss, prior_prob=0.02)
     scores, _ = layer(torch.randn(100, 8) * 0.01)
     (probabilities,) = layer.predict_probs((scores, None), proposals([3] * 100))
@@ -368,7 +368,7 @@ def test_a_softmax_has_no_prior(cls_loss):
 
 
 @pytest.mark.parametrize("cls_loss", ALL)
-def test_scores_at_inference(scores, cls_loss):
+def test_scores_at_inference_fit_the_loss(scores, cls_loss):
     probabilities = focal(cls_loss=cls_loss).predict_probs(
         (scores, None), proposals([0] * 3, [0] * 5)
     )
@@ -399,7 +399,7 @@ def test_a_trace_takes_another_number_of_proposals(cls_loss):
 @pytest.mark.parametrize("cls_loss", SIGMOID)
 def test_the_logged_accuracy_of_sigmoids_is_that_of_what_would_be_detected(cls_loss):
     layer = focal(cls_loss=cls_loss, test_score_thresh=0.05)
-    # Likelier than 0.05, likelier than 0.05 but wrong, and not likely enough.
+    # The scores are above 0.05, above 0.05 but in a wrong class, and below 0.05.
     scores = torch.tensor([[-2.0, -9, -9, 5], [-9, -9, -2, 5], [-9, -9, -3.5, 5]])
     with EventStorage() as storage:
         layer.losses((scores, torch.zeros(3, 4 * CLASSES)), proposals([0, 1, 2]))
@@ -413,7 +413,7 @@ def test_the_accuracy_is_logged_at_thresholds_without_a_logit(scores, threshold)
     layer = focal(cls_loss="sigmoid_focal", test_score_thresh=threshold)
     with EventStorage() as storage:
         layer.losses((scores, torch.zeros(len(LABELS), 4 * CLASSES)), proposals(LABELS))
-    # Everything is detected, or nothing.
+    # With these thresholds, everything is detected, or nothing.
     assert storage.latest()["fast_rcnn/false_negative"][0] == threshold
 
 

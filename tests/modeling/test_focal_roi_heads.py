@@ -1,4 +1,4 @@
-"""The ROI heads with focal loss in whole models, against the Detectron2 classes they derive from."""
+"""Whole models with the ROI heads of this package are compared with models with their parents."""
 
 import copy
 
@@ -20,7 +20,7 @@ PARENTS = {
     "MRCNNFocalCascadeROIHeads": "CascadeROIHeads",
     "MRCNNFocalRes5ROIHeads": "Res5ROIHeads",
 }
-# What the class needs in the config, which is that of an FPN.
+# The keys that a class needs in addition to the config, which has an FPN.
 NEEDS = {
     "MRCNNFocalROIHeads": {},
     "MRCNNFocalCascadeROIHeads": {"MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True},
@@ -39,7 +39,7 @@ NEEDS = {
 STOCK_POOLERS = {
     f"MODEL__ROI_{head}_HEAD__POOLER_TYPE": "ROIAlignV2" for head in ("BOX", "MASK", "KEYPOINT")
 }
-# RetinaNet's weights of the loss.
+# These are the weights of RetinaNet's loss.
 FOCAL = {
     "MODEL__ROI_BOX_HEAD__FOCAL__ALPHA": 0.25,
     "MODEL__ROI_BOX_HEAD__FOCAL__NORMALIZER": "foreground",
@@ -72,14 +72,14 @@ def detect(model, inputs):
 
 @every_class
 @pytest.mark.parametrize("cls_loss", LOSSES)
-def test_trains_a_step_and_detects(name, cls_loss):
+def test_a_model_trains_a_step_and_detects(name, cls_loss):
     model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss))
     losses = training_losses(model, small.batch((64, 96), (80, 64)))
     sum(losses.values()).backward()
     stages = ["_stage0", "_stage1", "_stage2"] if "Cascade" in name else [""]
     expected = {f"{loss}{stage}" for loss in ("loss_cls", "loss_box_reg") for stage in stages}
     assert losses.keys() == expected | {"loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
-    # DistributedDataParallel wants a gradient of every parameter.
+    # DistributedDataParallel needs a gradient for every parameter.
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     assert len(predictors(model)) == len(stages)
     for predictor in predictors(model):
@@ -92,7 +92,7 @@ def test_trains_a_step_and_detects(name, cls_loss):
 
 
 @every_class
-def test_state_dict_is_that_of_the_parent(name):
+def test_the_state_dict_is_that_of_the_parent(name):
     ours = build_model(config(name, MODEL__ROI_BOX_HEAD__FOCAL__ALPHA_PER_CLASS=[0.1, 0.2, 0.3]))
     expected = build_model(parent_config(name)).state_dict()
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
@@ -109,7 +109,7 @@ def test_a_seed_gives_the_weights_of_the_parent(name, cls_loss):
         states.append((build_model(cfg).state_dict(), torch.rand(1)))
     (expected, next_number), (actual, our_next_number) = states
     different = {key for key, value in expected.items() if not torch.equal(value, actual[key])}
-    # But for the foreground probability that sigmoids start from.
+    # The only difference is the foreground probability that sigmoids start with.
     sigmoid = cls_loss.startswith("sigmoid")
     assert different == {k for k in expected if sigmoid and k.endswith("cls_score.bias")}
     assert torch.equal(next_number, our_next_number)
@@ -157,7 +157,7 @@ def test_every_stage_of_a_cascade_has_its_own_box_weights():
 
 @pytest.mark.parametrize("name", ["MRCNNFocalROIHeads", "MRCNNFocalRes5ROIHeads"])
 def test_boxes_need_not_depend_on_the_class(name):
-    """Those of a cascade never do."""
+    """In a cascade, they never do."""
     model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG=True))
     (predictor,) = predictors(model)
     assert predictor.bbox_pred.out_features == 4
@@ -168,7 +168,7 @@ def test_boxes_need_not_depend_on_the_class(name):
 
 @every_class
 @pytest.mark.parametrize("cls_loss", LOSSES)
-def test_images_without_objects(name, cls_loss):
+def test_images_without_objects_give_finite_losses(name, cls_loss):
     model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss))
     losses = training_losses(model, small.batch((64, 64), (64, 96), objects=False))
     assert all(loss.isfinite() for loss in losses.values())
@@ -178,14 +178,14 @@ def test_images_without_objects(name, cls_loss):
 
 
 @every_class
-def test_no_detections(name):
+def test_a_model_may_detect_nothing(name):
     model = build_model(config(name, MODEL__ROI_HEADS__SCORE_THRESH_TEST=1.0))
     (output,) = detect(model, small.batch((64, 96)))
     assert len(output["scores"]) == 0 and output["pred_masks"].shape == (0, 64, 96)
 
 
 @pytest.mark.parametrize("name", ["MRCNNFocalROIHeads", "MRCNNFocalCascadeROIHeads"])
-def test_keypoints_beside_boxes_and_masks(name):
+def test_keypoints_are_learned_beside_boxes_and_masks(name):
     model = build_model(
         config(
             name,
@@ -206,7 +206,7 @@ def test_keypoints_beside_boxes_and_masks(name):
     assert output["pred_keypoints"].shape == (len(output["scores"]), 17, 3)
 
 
-def test_the_mask_head_of_point_rend():
+def test_the_mask_head_of_point_rend_works():
     point_rend = pytest.importorskip("detectron2.projects.point_rend")
     cfg = config("MRCNNFocalROIHeads")
     point_rend.add_pointrend_config(cfg)
@@ -225,10 +225,10 @@ def test_the_mask_head_of_point_rend():
 
 
 class TestHeadsAlone:
-    """Of features, proposals and targets, as Detectron2's own tests of ROI heads call them."""
+    """The heads get features, proposals and targets directly, as in Detectron2's own tests."""
 
     sizes = [(48, 64), (60, 40), (64, 64)]
-    #          nothing, no area or outside of the image, plain
+    # The images have no proposals, proposals without area or outside of the image, and usual proposals.
     proposals = [
         [],
         [[5.0, 5.0, 5.0, 20.0], [9.0, 9.0, 9.0, 9.0], [70.0, 10.0, 90.0, 30.0]],
@@ -268,7 +268,7 @@ class TestHeadsAlone:
 
     @every_class
     @pytest.mark.parametrize("images", [[0, 1, 2], [0], [0, 0], [1]])
-    def test_with_cross_entropy_it_is_the_parent(self, name, images):
+    def test_with_cross_entropy_the_heads_are_the_parent(self, name, images):
         shapes, inputs = self.inputs(name, images)
         parent = build_roi_heads(parent_config(name), shapes)
         cross_entropy = {"MODEL__ROI_BOX_HEAD__CLS_LOSS": "cross_entropy"}
@@ -285,7 +285,7 @@ class TestHeadsAlone:
     @every_class
     @pytest.mark.parametrize("cls_loss", LOSSES)
     @pytest.mark.parametrize("images", [[0, 1, 2], [0, 0]])
-    def test_images_without_proposals_and_boxes_without_area(self, name, cls_loss, images):
+    def test_images_without_proposals_and_boxes_without_area_work(self, name, cls_loss, images):
         shapes, inputs = self.inputs(name, images)
         heads = build_roi_heads(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss), shapes)
         losses, detections = self.run(heads, inputs)
@@ -305,7 +305,7 @@ def detected(instances):
 
 @pytest.mark.filterwarnings("ignore:.*(torch.jit|Tracer|Converting a tensor)")
 class TestTorchScript:
-    """Detectron2's export. It cannot script its own cascade."""
+    """Detectron2 exports the models. It cannot script its own cascade."""
 
     images = [small.batch(size)[0]["image"] for size in [(64, 96), (80, 64)]]
 
@@ -317,7 +317,7 @@ class TestTorchScript:
         "name, cls_loss",
         [("MRCNNFocalROIHeads", "sigmoid_focal"), ("MRCNNFocalRes5ROIHeads", "cross_entropy")],
     )
-    def test_scripted(self, name, cls_loss):
+    def test_a_scripted_model_detects_the_same(self, name, cls_loss):
         model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS=cls_loss)).eval()
         tensors = ("objectness_logits", "scores", "pred_classes", "pred_masks")
         fields = dict(
@@ -331,7 +331,7 @@ class TestTorchScript:
                 torch.testing.assert_close(one, other)
 
     @every_class
-    def test_traced(self, name):
+    def test_a_traced_model_detects_the_same(self, name):
         model = build_model(config(name, MODEL__ROI_BOX_HEAD__CLS_LOSS="sigmoid_focal")).eval()
         adapter = detectron2_module("export").TracingAdapter(
             model, [{"image": self.images[0]}], lambda m, x: self.run(m, x[0]["image"])

@@ -1,4 +1,4 @@
-"""MRCNNFocalRPN against the float64 oracle and Detectron2's RPN."""
+"""MRCNNFocalRPN is compared with the loss in float64 and with Detectron2's RPN."""
 
 import pytest
 import torch
@@ -36,14 +36,14 @@ def inputs(objects=True):
 
 
 def run(generator, objects=True):
-    """Losses of two images, and the number of foreground anchors."""
+    """Returns the losses of two images, and the number of foreground anchors."""
     with EventStorage() as storage:
         _, losses = generator(*inputs(objects))
     return losses, storage.latest()["rpn/num_pos_anchors"][0] * len(SIZES)
 
 
 @pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (-1.0, 0.5), (0.6, 0.0)])
-def test_equals_the_equation_over_all_anchors_that_are_not_ignored(alpha, gamma):
+def test_the_loss_equals_the_equation_over_all_anchors_that_are_not_ignored(alpha, gamma):
     generator = rpn(MODEL__RPN__FOCAL__ALPHA=alpha, MODEL__RPN__FOCAL__GAMMA=gamma)
     logits = (torch.randn(2, 50) * 3).requires_grad_()
     labels = torch.randint(-1, 2, (2, 50))
@@ -58,8 +58,8 @@ def test_equals_the_equation_over_all_anchors_that_are_not_ignored(alpha, gamma)
     assert torch.equal(grad != 0, counts)
 
 
-def test_without_focus_it_is_the_cross_entropy_of_rpn_without_sampling():
-    anchors = 10**6  # more than there are
+def test_without_focus_the_loss_is_the_cross_entropy_of_rpn_without_sampling():
+    anchors = 10**6  # more than there are anchors
     stock = rpn("RPN", MODEL__RPN__BATCH_SIZE_PER_IMAGE=anchors)
     ours = rpn(**NO_FOCUS)
     ours.load_state_dict(stock.state_dict())
@@ -95,7 +95,7 @@ def test_the_proposals_are_those_of_rpn(training):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_can_be_scripted():
+def test_the_rpn_can_be_scripted():
     generator = rpn().eval()
     fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor}
     scripted = detectron2_module("export").scripting_with_instances(generator, fields)
@@ -114,7 +114,7 @@ def test_the_weights_of_losses_apply():
     torch.testing.assert_close(actual["loss_rpn_loc"], 6 * expected["loss_rpn_loc"])
 
 
-def test_images_without_objects():
+def test_images_without_objects_give_finite_losses():
     generator = rpn()
     losses, foreground = run(generator, objects=False)
     assert foreground == 0
@@ -136,18 +136,18 @@ def test_value_and_gradient_are_finite_at_logits_of_ten_thousand(dtype, foregrou
 
 
 def test_the_loss_does_not_wait_for_the_device():
-    """Meta tensors hold no values: whatever needs one of them on the host raises."""
+    """Meta tensors have no values, so an operation that needs a value on the host raises an error."""
     logits, labels = torch.zeros(2, 10, device="meta"), torch.zeros(2, 10, device="meta").long()
     assert rpn().focal_loss(logits, labels).shape == ()
 
 
-def test_starts_from_the_prior_probability():
+def test_the_objectness_starts_with_the_prior_probability():
     layer = rpn(MODEL__RPN__FOCAL__PRIOR_PROB=0.02).rpn_head.objectness_logits
     probabilities = layer(torch.randn(1, 32, 8, 8)).sigmoid()
     assert 0.01 < probabilities.min() and probabilities.max() < 0.04
 
 
-def test_state_dict_is_that_of_rpn():
+def test_the_state_dict_is_that_of_rpn():
     ours, expected = rpn().state_dict(), rpn("RPN").state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in expected.items()}
 

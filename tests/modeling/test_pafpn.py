@@ -1,4 +1,4 @@
-"""PAFPN against Detectron2's FPN, and its second path against the equation."""
+"""PAFPN is compared with Detectron2's FPN, and its second path with the equation."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.small import BottomUp
 
 
 def pyramids(norm="", top_block=LastLevelMaxPool, in_features=("res2", "res3", "res4", "res5")):
-    """A stock FPN and a PAFPN with its parameters."""
+    """Returns a stock FPN, and a PAFPN with the parameters of that FPN."""
     stock = FPN(BottomUp(), list(in_features), 32, norm, top_block=top_block and top_block())
     ours = PAFPN(BottomUp(), list(in_features), 32, norm, top_block=top_block and top_block())
     missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
@@ -27,7 +27,7 @@ def assert_equal_levels(actual, expected):
 
 @pytest.mark.parametrize("norm", ["", "GN", "BN", "FrozenBN"])
 @pytest.mark.parametrize("top_block", [None, LastLevelMaxPool, lambda: LastLevelP6P7(5, 32)])
-def test_starts_as_the_stock_fpn(norm, top_block):
+def test_pafpn_starts_as_the_stock_fpn(norm, top_block):
     stock, ours = pyramids(norm, top_block)
     images = torch.randn(2, 3, 64, 96)
     assert_equal_levels(ours(images), stock(images))
@@ -43,7 +43,7 @@ def test_the_new_path_learns_from_its_start(norm):
     before = {name: p.detach().clone() for name, p in ours.named_parameters() if "pafpn" in name}
     for _ in range(
         2
-    ):  # the downsampling convolutions get a gradient once the zeros behind them have moved
+    ):  # the downsampling convolutions get no gradient before the zeros after them have changed
         optimizer.zero_grad()
         sum(level.square().mean() for level in ours(images).values()).backward()
         optimizer.step()
@@ -53,7 +53,7 @@ def test_the_new_path_learns_from_its_start(norm):
     assert not [name for name in unmoved if name.endswith("weight")]
 
 
-def test_computes_the_equation():
+def test_the_new_path_computes_the_equation():
     stock, ours = pyramids(in_features=("res3", "res4", "res5"))
     for name, parameter in ours.named_parameters():
         if "pafpn" in name:
@@ -93,7 +93,7 @@ def test_one_level_is_a_plain_fpn():
     assert_equal_levels(ours(images), stock(images))
 
 
-def test_builds_from_yaml():
+def test_pafpn_is_built_from_yaml():
     backbone = build_backbone(small.config())
     assert isinstance(backbone, PAFPN)
     assert list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]

@@ -1,4 +1,4 @@
-"""The pooler types of this package in each ROI head, and stock pooler types beside them."""
+"""Tests of the pooler types of this package, in each ROI head and alone, and beside stock types."""
 
 import math
 
@@ -37,7 +37,7 @@ def poolers(cfg):
 
 
 def features_and_boxes(count=60):
-    """Maps of two images, and boxes on all levels, some inverted, without area or outside."""
+    """Returns maps of two images, and boxes on all levels. Some are inverted, empty or outside."""
     features = [random_features(2, 4, 128 >> i, 192 >> i, seed=i) for i in range(4)]
     rois = random_rois(count, 2, 512, 768, torch.float32)
     return features, [Boxes(rois[rois[:, 0] == i, 1:]) for i in range(2)]
@@ -81,7 +81,7 @@ class TestInHeads:
         assert not heads.mask_on and not hasattr(heads, "mask_pooler")
 
     @every_type
-    def test_it_has_nothing_that_a_checkpoint_would_hold(self, pooler_type):
+    def test_checkpoints_hold_nothing_of_the_pooler(self, pooler_type):
         pooler = MultiscaleROIPooler(7, SCALES, 0, pooler_type)
         assert not pooler.state_dict() and not list(pooler.children())
 
@@ -110,7 +110,7 @@ class TestValues:
             torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=2e-5)
 
     @every_type
-    def test_it_pools_what_roi_align_pools_from_each_level(self, pooler_type):
+    def test_the_pooler_pools_what_roi_align_pools_from_each_level(self, pooler_type):
         features, boxes = features_and_boxes()
         for b in boxes:
             b.tensor[:, 2:] = b.tensor[:, 2:].maximum(b.tensor[:, :2])
@@ -128,7 +128,7 @@ class TestValues:
     )
     @every_type
     def test_each_box_is_pooled_from_the_level_of_its_size(self, side, level, pooler_type):
-        """FPN, arXiv 1612.03144, eq. 1: level 4 + log2(side / 224), rounded down."""
+        """The level is 4 + log2(side / 224), rounded down (FPN, arXiv 1612.03144, equation 1)."""
         features = [torch.full((1, 1, 1024 >> s, 1024 >> s), float(s - 2)) for s in range(2, 6)]
         pooler = MultiscaleROIPooler(7, SCALES, 2, pooler_type)
         pooled = pooler(features, [Boxes(torch.tensor([[0.0, 0.0, side, side]]))])
@@ -152,12 +152,12 @@ class TestValues:
         args = (7, SCALES, sampling_ratio)
         pooled = MultiscaleROIPooler(*args, "ROIAlignBilinear")(features, boxes)
         assert pooled[0].any() and not pooled[1].any()
-        if math.inf not in box:  # torchvision does not end, or cannot allocate
+        if math.inf not in box:  # torchvision does not end, or fails to allocate memory
             stock = ROIPooler(*args, "ROIAlignV2")(features, boxes)
             torch.testing.assert_close(pooled, stock, rtol=0, atol=2e-6)
 
     def test_a_nan_box_belongs_to_no_level_of_the_finest_maps_either(self):
-        # Its level is the least number there is, from which the parent takes that of the first map, 0.
+        # Its level is the smallest integer. The parent subtracts the level of the first map, which is 0.
         features, _ = features_and_boxes()
         boxes = [Boxes(torch.tensor([[math.nan, 1, 30, 40]])), Boxes(torch.zeros(0, 4))]
         pooler = MultiscaleROIPooler(7, [1.0, 0.5], 0, "ROIAlignBilinear")
@@ -181,14 +181,14 @@ class TestValues:
         )
 
     @every_type
-    def test_no_boxes_and_no_images(self, pooler_type):
+    def test_no_boxes_and_no_images_pool_nothing(self, pooler_type):
         features, _ = features_and_boxes()
         pooler = MultiscaleROIPooler((7, 5), SCALES, 0, pooler_type)
         no_boxes = [Boxes(torch.zeros(0, 4))]
         assert pooler(features, no_boxes * 2).shape == (0, 4, 7, 5)
         assert pooler([f[:0] for f in features], []).shape == (0, 4, 7, 5)
 
-    def test_one_call_of_the_operator_and_nothing_that_a_gpu_waits_for(self):
+    def test_the_operator_is_called_once_and_the_host_does_not_wait(self):
         calls = []
 
         class Record(TorchDispatchMode):
@@ -268,7 +268,7 @@ class TestErrors:
         with pytest.raises(error, match=message):
             MultiscaleROIPooler(**{**values, **changes})
 
-    def test_lengths_that_differ(self):
+    def test_lengths_that_differ_are_errors(self):
         features, boxes = features_and_boxes()
         pooler = MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic")
         with pytest.raises(
@@ -279,7 +279,7 @@ class TestErrors:
             pooler(features, boxes[:1])
 
     @pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIPool"])
-    def test_it_stands_in_for_aligned_poolers_only(self, pooler_type):
+    def test_only_aligned_poolers_can_be_replaced(self, pooler_type):
         message = "pooler must be an ROIPooler of Detectron2 of type ROIAlignV2, got "
         with pytest.raises(ValueError, match=message + "ROIPooler"):
             MultiscaleROIPooler.like(ROIPooler(7, SCALES, 0, pooler_type))
@@ -299,7 +299,7 @@ class TestTorch:
 
     @every_type
     @pytest.mark.parametrize("num_levels", [4, 1])
-    def test_scripts(self, pooler_type, num_levels):
+    def test_a_scripted_pooler_computes_the_same(self, pooler_type, num_levels):
         pooler = MultiscaleROIPooler(7, SCALES[:num_levels], 0, pooler_type, a=-0.75)
         with detectron2_module("export.torchscript_patch").patch_builtin_len():
             scripted = torch.jit.script(pooler)
@@ -311,7 +311,7 @@ class TestTorch:
         assert scripted(features[:num_levels], no_boxes).shape == (0, 4, 7, 7)
 
     @every_type
-    def test_traces(self, pooler_type):
+    def test_a_traced_pooler_computes_the_same(self, pooler_type):
         model = self.Wrapper(MultiscaleROIPooler(7, SCALES, 0, pooler_type))
         features, boxes = features_and_boxes()
         traced = torch.jit.trace(model, (*features, *(b.tensor for b in boxes)))
@@ -344,7 +344,7 @@ class TestTorch:
             expected = model(*args)
             torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=0, atol=1e-5)
 
-    def test_compiles_for_any_number_of_boxes(self):
+    def test_a_compiled_pooler_takes_any_number_of_boxes(self):
         model = self.Wrapper(MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBicubic"))
         features, boxes = features_and_boxes()
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""What every pyramid has to do in Detectron2: whole models, export, other bottom-ups, checkpoints."""
+"""Tests of all pyramids in whole models, with export, other bottom-up networks and checkpoints."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def retinanet_config(builder, **changes):
 
 
 def moved(model):
-    """No parameter of the pyramid is at the zero or one that it starts from."""
+    """Gives the parameters of the pyramid random values, because some start at zero or one."""
     backbone = getattr(model, "backbone", model)
     for name, parameter in backbone.named_parameters():
         if not name.startswith("bottom_up."):
@@ -46,9 +46,9 @@ def moved(model):
 
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear", "bicubic", "carafe"])
 @pytest.mark.parametrize("name", NAMES)
-def test_trains_on_odd_sizes_and_an_image_does_not_see_its_neighbour(name, upsample):
+def test_a_model_trains_on_odd_sizes_and_an_image_does_not_depend_on_others(name, upsample):
     torch.manual_seed(0)
-    # Both are padded to the same size, so that the features of one do not depend on the other's.
+    # Both are padded to the same size, so that the features of one do not depend on the other.
     inputs = small.batch((65, 97), (90, 120))
     model = build_model(config(name, MODEL__FPN__UPSAMPLE=upsample))
     with EventStorage():
@@ -101,7 +101,7 @@ def test_the_backbone_can_be_scripted_and_traced(name):
 @pytest.mark.parametrize("upsample", ["nearest", "bicubic"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_model_can_be_scripted_as_with_the_stock_fpn(name, upsample):
-    heads = {  # Detectron2's own, so that it is the pyramid that is tested
+    heads = {  # The heads are Detectron2's own, so that the pyramid is tested.
         "MODEL__ROI_HEADS__NAME": "StandardROIHeads",
         "MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlignV2",
         "MODEL__ROI_MASK_HEAD__POOLER_TYPE": "ROIAlignV2",
@@ -149,7 +149,7 @@ def test_retinanet_trains_on_p3_to_p7(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_retinanet_on_a_builder_for_mask_rcnn_is_told_which_one_it_needs(name):
+def test_retinanet_with_a_backbone_for_mask_rcnn_is_an_error(name):
     builder = f"build_mrcnn_resnet_{name}_backbone"
     message = f"MODEL.RETINANET.IN_FEATURES is .*'p7'.*{builder}.*'p6'.*build_mrcnn_retinanet_"
     with pytest.raises(ValueError, match=message):
@@ -158,7 +158,7 @@ def test_retinanet_on_a_builder_for_mask_rcnn_is_told_which_one_it_needs(name):
 
 @pytest.mark.parametrize("pyramid", CLASSES)
 @pytest.mark.parametrize("top_block", [LastLevelMaxPool, lambda: LastLevelP6P7(64, 32, "s4")])
-def test_stands_on_a_regnet(pyramid, top_block):
+def test_a_pyramid_works_on_a_regnet(pyramid, top_block):
     regnet = RegNet(
         stem_class=SimpleStem,
         stem_width=8,
@@ -190,7 +190,7 @@ def test_stands_on_a_regnet(pyramid, top_block):
         (FEATURES, None, "max", "MODEL.FPN.FUSE_TYPE must be 'sum' or 'avg', got 'max'"),
     ],
 )
-def test_refuses_what_cannot_work(pyramid, in_features, top_block, fuse_type, message):
+def test_options_that_cannot_work_are_errors(pyramid, in_features, top_block, fuse_type, message):
     with pytest.raises(ValueError, match=message):
         pyramid(BottomUp(), in_features, 8, top_block=top_block, fuse_type=fuse_type)
 
@@ -206,7 +206,7 @@ def test_an_unknown_upsampling_is_named_when_the_model_is_built(prefix, name):
         build_backbone(cfg)
 
 
-def test_what_a_resnet_does_not_have_is_named():
+def test_a_feature_that_the_resnet_lacks_is_named():
     with pytest.raises(ValueError, match="MODEL.RESNETS.OUT_FEATURES is .*'res5': add it"):
         build_backbone(
             small.config(
@@ -228,7 +228,7 @@ def test_what_a_resnet_does_not_have_is_named():
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
-    """A stock Mask R-CNN, and the file of its checkpoint."""
+    """Returns a stock Mask R-CNN, and the file of its checkpoint."""
     folder = tmp_path_factory.mktemp("stock")
     model = build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")).eval()
     DetectionCheckpointer(model, str(folder)).save("stock")

@@ -1,4 +1,4 @@
-"""Keys that nothing reads."""
+"""Tests of `find_unused_keys`, which finds keys that nothing reads."""
 
 import re
 
@@ -15,7 +15,7 @@ from tests.small import CONFIG_NAMES, ROOT, full_config
 
 
 @pytest.mark.parametrize("name", CONFIG_NAMES)
-def test_the_configs_have_none(name):
+def test_the_configs_have_no_unused_key(name):
     assert not find_unused_keys(full_config(name))
 
 
@@ -75,7 +75,7 @@ def test_one_alpha_is_not_read_beside_one_for_each_class():
     assert re.match(".*FOCAL.ALPHA is not .*FOCAL.ALPHA_PER_CLASS is .0.1, 0.2, 0.3.", sentence)
 
 
-# A value of each key that is not a number.
+# Another value for each key whose value is not a number.
 OTHER_VALUES = {
     "MODEL.FPN.UPSAMPLE": "carafe",
     "MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE": False,
@@ -86,7 +86,7 @@ OTHER_VALUES = {
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
-def test_every_key_has_a_reader_which_stock_components_are_not(key):
+def test_stock_components_read_no_key_of_this_package(key):
     sources = [*ROOT.glob("mrcnn_plugin/**/*.py"), *ROOT.glob("tools/*.py")]
     assert any(f"cfg.{key.name}" in path.read_text() for path in sources), "nothing reads it"
     cfg = get_cfg()

@@ -1,4 +1,4 @@
-"""UpsampleFPN against Detectron2's FPN, and its upsampling against the definitions."""
+"""UpsampleFPN is compared with Detectron2's FPN, and its upsampling with the definitions."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ FEATURES = ["res2", "res3", "res4", "res5"]
 @pytest.mark.parametrize("fuse_type", ["sum", "avg"])
 @pytest.mark.parametrize("in_features", [FEATURES, FEATURES[1:], FEATURES[3:]])
 @pytest.mark.parametrize("top_block", [None, LastLevelMaxPool, lambda: LastLevelP6P7(5, 32)])
-def test_nearest_is_the_stock_fpn_to_the_bit(norm, fuse_type, in_features, top_block):
+def test_nearest_is_exactly_the_stock_fpn(norm, fuse_type, in_features, top_block):
     stock, ours = (
         cls(BottomUp(), in_features, 32, norm, top_block and top_block(), fuse_type)
         for cls in (FPN, UpsampleFPN)
@@ -53,7 +53,7 @@ def test_interpolation_is_aligned_by_half_pixels(upsample, kernel):
 
 @pytest.mark.parametrize("fuse_type", ["sum", "avg"])
 @pytest.mark.parametrize("upsample", ["bilinear", "bicubic", "carafe"])
-def test_the_top_down_path_upsamples_so(upsample, fuse_type):
+def test_the_top_down_path_uses_the_upsampling(upsample, fuse_type):
     fpn = UpsampleFPN(BottomUp(), FEATURES, 8, fuse_type=fuse_type, upsample=upsample).double()
     for parameter in fpn.upsample.parameters():
         torch.nn.init.normal_(parameter)

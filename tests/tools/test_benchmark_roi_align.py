@@ -13,7 +13,7 @@ from tests.conftest import load_tool
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """The tool with a workload that takes no time."""
+    """Returns the tool with a very small workload."""
     tool = load_tool("benchmark_roi_align")
     monkeypatch.setattr(tool, "IMAGE_HEIGHT", 128)
     monkeypatch.setattr(tool, "IMAGE_WIDTH", 192)
@@ -31,10 +31,10 @@ def benchmark(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def test_what_the_sections_find_is_written(benchmark, device, tmp_path, capsys):
+def test_the_results_of_all_sections_are_written(benchmark, device, tmp_path, capsys):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    # Without what takes long, the compilation of torchvision's deterministic operator on a GPU.
+    # This leaves out the compilation of torchvision's deterministic operator on a GPU, which takes long.
     sections = ["cases", "pooler", "model"] + ["others", "deterministic"] * (device == "cpu")
     options = ["--device", device, "--seconds", "0.001", "--output", str(tmp_path)]
     benchmark.main([*options, "--sections", *sections])
@@ -67,7 +67,7 @@ def test_only_pixels_that_a_box_reads_have_to_be_moved(benchmark):
     assert traffic["backward"] == 4 * (features.numel() + case.grad.numel())
 
 
-def test_what_torchvision_cannot_do_is_reported(benchmark, monkeypatch):
+def test_failures_of_torchvision_are_reported(benchmark, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory\nand more")
 

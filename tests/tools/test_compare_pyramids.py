@@ -1,4 +1,4 @@
-"""tools/compare_pyramids.py: what it counts, against counts by hand, and what it prints."""
+"""Tests of tools/compare_pyramids.py. Its counts are compared with counts by hand."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def cases():
 
 
 def pixels(height, width):
-    """Of the levels p2 to p5."""
+    """Returns the number of pixels of the levels p2 to p5."""
     return [height * width // 4**stage for stage in (2, 3, 4, 5)]
 
 
@@ -31,11 +31,11 @@ def test_multiply_adds_are_those_of_the_definitions(cases):
     fpn = lateral([p2, *others]) + conv3x3 * (p2 + sum(others))
     assert counts["FPN of Detectron2"] == counts["UpsampleFPN, nearest"] == fpn
     assert counts["PAFPN"] == fpn + 2 * conv3x3 * sum(others)
-    # CARAFE, section 3: compressor, encoder and reassembly at each pixel that it starts from.
+    # CARAFE (section 3) has a compressor, an encoder and a reassembly at each pixel of its input.
     carafe = CHANNELS * 64 + 9 * 64 * 4 * 25 + 4 * 25 * CHANNELS
     assert counts["UpsampleFPN, carafe"] == fpn + carafe * sum(others)
-    # BiFPN's image is padded to a multiple of 64. p2 and p6 have one node and the others two, in
-    # each of three repeats.
+    # The image of BiFPN is padded to a multiple of 64. In each of three repeats, p2 and p6 have one node,
+    # and the other levels have two.
     p2, *others = pixels(192, 192)
     nodes = 3 * (p2 + 2 * sum(others) + others[-1] // 4)
     bifpn = lateral([p2, *others])
@@ -43,7 +43,7 @@ def test_multiply_adds_are_those_of_the_definitions(cases):
     assert counts["BiFPN"] == bifpn + (9 * CHANNELS + CHANNELS**2) * nodes
 
 
-def test_prints_a_row_for_each_and_the_command(capsys):
+def test_the_tool_prints_a_row_for_each_pyramid_and_the_command(capsys):
     compare_pyramids.main(["--height", "64", "--width", "64", "--channels", "32", "--turns", "1"])
     out = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")][1:]

@@ -29,10 +29,10 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """An untrained model that nevertheless detects something in every image."""
+    """Returns an untrained model that detects something in every image."""
     torch.manual_seed(0)
     model = build_model(make_cfg())
-    # Not one class for all: the classification layer of an untrained model is almost zero.
+    # The classification layer of an untrained model is almost zero, so all objects would have one class.
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     torch.save({"model": model.state_dict()}, path)
@@ -86,7 +86,7 @@ def test_a_folder_becomes_pictures_and_coco_results(weights, images):
         expected = predictor(image)["instances"]
         found = [r for r in results if r["image_id"] == image_id]
         assert len(found) == len(expected) > 0
-        # Category ids of the data set start at 1.
+        # The category ids of the data set start at 1.
         assert [r["category_id"] for r in found] == (expected.pred_classes + 1).tolist()
         assert [r["score"] for r in found] == pytest.approx(expected.scores.tolist())
         x0, y0, x1, y1 = expected.pred_boxes.tensor.double().numpy().T
@@ -94,7 +94,7 @@ def test_a_folder_becomes_pictures_and_coco_results(weights, images):
         masks = [mask_util.decode(r["segmentation"]) for r in found]
         assert np.array_equal(masks, expected.pred_masks.numpy())
 
-        # Objects are drawn on the image, enlarged.
+        # The picture is the enlarged image with objects drawn on it.
         picture = cv2.imread(f"out/{image_id:06d}.png")
         assert picture.shape == (480, 600, 3)
         plain = cv2.resize(image, (600, 480), interpolation=cv2.INTER_NEAREST)
@@ -141,14 +141,14 @@ def test_folders_patterns_and_images_are_found_once_each(images, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["missing.png", "empty", "no*match"])
-def test_an_input_that_names_nothing(weights, images, name):
+def test_an_input_that_names_nothing_is_an_error(weights, images, name):
     os.mkdir("empty")
     with pytest.raises(FileNotFoundError, match="--input " + re.escape(name)):
         run(weights, "--input", images, name, "--output", "out")
     assert not os.path.exists("out")
 
 
-def test_an_unreadable_image_costs_no_other(weights, images, capsys):
+def test_an_unreadable_image_does_not_stop_the_others(weights, images, capsys):
     os.mkdir("in")
     open("in/broken.png", "w").write("no image")
     content = (images / "000001.png").read_bytes()
@@ -189,7 +189,7 @@ def test_images_are_never_replaced_by_their_pictures(weights, images):
     assert open("in/a.png", "rb").read() == content
 
 
-def test_two_images_of_one_name(weights):
+def test_two_images_of_one_name_are_an_error(weights):
     for name in ("a/x.png", "b/x.jpg"):
         os.makedirs(os.path.dirname(name))
         cv2.imwrite(name, np.zeros((32, 32, 3), np.uint8))
@@ -197,7 +197,7 @@ def test_two_images_of_one_name(weights):
         run(weights, "--input", "a", "b", "--output", "out")
 
 
-def test_json_that_is_a_folder(weights, images):
+def test_json_that_is_a_folder_is_an_error(weights, images):
     with pytest.raises(ValueError, match="--json: .* is a folder"):
         run(weights, "--input", images, "--output", "out", "--json", ".", "--overwrite")
 
@@ -214,7 +214,7 @@ def test_weights_must_be_given_and_exist(images):
 
 
 @pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])
-def test_the_threshold_is_a_score(weights, images, threshold):
+def test_the_threshold_must_be_a_score(weights, images, threshold):
     with pytest.raises(ValueError, match="--confidence-threshold is .* in \\[0, 1\\]"):
         run(weights, "--input", images, "--output", "out", threshold=threshold)
 
@@ -233,7 +233,7 @@ def own_data(json_file):
     }
 
 
-def test_two_images_of_one_number(weights):
+def test_two_images_of_one_number_are_an_error(weights):
     os.mkdir("in")
     for name in ("in/001.png", "in/1.png"):
         cv2.imwrite(name, np.zeros((32, 32, 3), np.uint8))
@@ -275,7 +275,7 @@ def test_no_data_set_is_needed(weights, images):
     assert run(weights, *arguments, DATASETS__TEST="()", DATASETS__TRAIN="()") == 0
 
 
-def test_a_data_set_with_another_number_of_classes(weights, images):
+def test_a_data_set_with_another_number_of_classes_is_an_error(weights, images):
     with pytest.raises(ValueError, match="NUM_CLASSES is 4, but .*'coco_2017_val' has 80"):
         run(weights, "--input", images, "--output", "out", DATASETS__TEST="('coco_2017_val',)")
     assert not os.path.exists("out")

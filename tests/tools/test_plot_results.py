@@ -22,7 +22,7 @@ AP = {"AP": 50.04, "AP50": 80.25, "AP75": 60.0, "APs": 40.5, "APm": 55.0, "APl":
 
 @pytest.fixture
 def output(tmp_path, monkeypatch):
-    """OUTPUT_DIR of a training whose predictions are the ground truth, shifted by two pixels."""
+    """Returns the OUTPUT_DIR of a training, whose predictions are the ground truth moved by two pixels."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("run/inference")
     with open("run/metrics.json", "w") as f:
@@ -80,8 +80,8 @@ def test_a_second_run_replaces_its_own_pictures(output):
     run()
 
 
-def test_several_test_sets(output, capsys):
-    # Their APs are written under their names, and the results are those of the last one.
+def test_several_test_sets_show_the_last_one(output, capsys):
+    # Each AP has the name of its data set, and the results are those of the last one.
     last = prefixed("mrcnn_shapes_val/bbox/") | {f"mrcnn_shapes_train/bbox/{k}": 1.0 for k in AP}
     with open("run/metrics.json", "a") as f:
         f.write(json.dumps({"iteration": 41, **last}) + "\n")
@@ -98,7 +98,7 @@ def write_metrics(path, lines):
     return plot_results.read_metrics(str(path))
 
 
-def test_reads_what_detectron2_writes(tmp_path):
+def test_the_lines_of_detectron2_are_read(tmp_path):
     file = str(tmp_path / "metrics.json")
     with EventStorage(0) as storage:
         writer = JSONWriter(file)
@@ -124,8 +124,8 @@ def test_lines_of_one_iteration_are_taken_together(tmp_path):
     assert metrics == {9: {"total_loss": 1.0, "lr": 0.1, "bbox/AP": 5.0}}
 
 
-def test_an_evaluation_that_is_written_late_ends_nothing(tmp_path):
-    # As Detectron2 writes them, of an evaluation after 2 iterations and a writer every 4.
+def test_an_evaluation_that_is_written_late_drops_nothing(tmp_path):
+    # Detectron2 writes these lines if it evaluates after 2 iterations and writes after every 4.
     lines = [{"iteration": 3, "total_loss": 2.0}, {"iteration": 1, "bbox/AP": 5.0}]
     metrics = write_metrics(tmp_path / "m.json", lines)
     assert metrics == {3: {"total_loss": 2.0}, 1: {"bbox/AP": 5.0}}
@@ -134,8 +134,8 @@ def test_an_evaluation_that_is_written_late_ends_nothing(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(starts=st.lists(st.integers(0, 5), max_size=4), lengths=st.lists(st.integers(1, 6)))
 def test_only_the_run_that_counts_is_left(tmp_path_factory, starts, lengths):
-    # A run from 0, then others that each start again within the one before. What the file
-    # says must be what the last state of a training would have recorded.
+    # A run starts from 0, and each later run starts again within the one before. The values that are
+    # read must be those of a training that ends in the last state.
     lines, expected, end = [], {}, 0
     for run, (start, length) in enumerate(zip([0, *starts], lengths, strict=False)):
         start = min(start, max(end - 1, 0))
@@ -230,7 +230,7 @@ def test_a_mask_is_drawn_where_it_is_with_its_hole():
     assert not is_colored(30, 55) and not is_colored(30, 20) and not is_colored(55, 50)
 
 
-def test_images_without_detections_and_masks():
+def test_images_without_detections_and_masks_are_drawn():
     image = np.full((50, 50, 3), 100, np.uint8)
     assert plot_results.draw(image, [], ["a"]).std() == 0
     box = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "score": 1.0}
@@ -250,7 +250,7 @@ def test_a_crowd_has_no_labels():
 # Errors
 
 
-def test_without_results(output):
+def test_missing_results_are_an_error(output):
     os.remove("run/inference/coco_instances_results.json")
     with pytest.raises(
         FileNotFoundError, match="no run/inference/coco_instances_results.json; eval"
@@ -258,26 +258,26 @@ def test_without_results(output):
         run()
 
 
-def test_without_evaluation(output):
+def test_a_missing_evaluation_is_an_error(output):
     open("run/metrics.json", "w").write(json.dumps({"iteration": 1, "total_loss": 2.0}))
     with pytest.raises(ValueError, match="holds no AP"):
         run()
 
 
-def test_without_training(output):
+def test_a_missing_training_is_an_error(output):
     open("run/metrics.json", "w").write(json.dumps({"iteration": 1, **prefixed("bbox/")}))
     with pytest.raises(ValueError, match="holds no losses"):
         run()
 
 
 @pytest.mark.parametrize("line", ['{"iteration": 3, "total_l', "[]", '{"total_loss": 1.0}'])
-def test_a_damaged_line(tmp_path, line):
+def test_a_damaged_line_is_an_error(tmp_path, line):
     file = tmp_path / "metrics.json"
     file.write_text('{"iteration": 1, "total_loss": 2.0}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"metrics.json, line 2 is not a JSON object"):
         plot_results.read_metrics(str(file))
 
 
-def test_without_a_test_set(output):
+def test_a_missing_test_set_is_an_error(output):
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
         run("DATASETS.TEST", "()")

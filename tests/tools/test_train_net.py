@@ -1,4 +1,4 @@
-"""tools/train_net.py, run as a user would."""
+"""Tests of tools/train_net.py, which is run as a user would run it."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from tests.small import CONFIGS, TINY
 
 @pytest.fixture
 def run(train_net, tmp_path):
-    """Runs the script's main with --config-file, flags and changes of keys; returns the results."""
+    """Runs the main function of the script with a config, flags and changed keys. Returns its results."""
     json_file = generate_shapes(str(tmp_path / "data"), 4, seed=5)
     name = f"shapes_of_{tmp_path.name}"
     content = {
@@ -45,7 +45,7 @@ def same(a, b):
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def test_trains_writes_its_metrics_and_evaluates_what_it_saved(run, tmp_path):
+def test_the_tool_trains_writes_metrics_and_evaluates_what_it_saved(run, tmp_path):
     run(TEST__EVAL_PERIOD=1)
     out = tmp_path / "out"
     lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_trains_writes_its_metrics_and_evaluates_what_it_saved(run, tmp_path):
     results = out / "inference" / "coco_instances_results.json"
     detections = json.loads(results.read_text())
     evaluated = run("--eval-only", MODEL__WEIGHTS=out / "model_final.pth")
-    # An AP after two iterations may be zero whatever was loaded; scores and boxes are not.
+    # After two iterations, the AP may be zero whatever was loaded, but scores and boxes are not.
     assert detections and json.loads(results.read_text()) == detections
     for task in ("bbox", "segm"):
         for metric, value in evaluated[task].items():

@@ -1,4 +1,4 @@
-"""tools/upgrade_checkpoint.py, run as a user would."""
+"""Tests of tools/upgrade_checkpoint.py, which is run as a user would run it."""
 
 import pickle
 import re
@@ -13,7 +13,7 @@ from tests.conftest import load_tool
 from tests.features import needs_sigmoid_ce
 
 upgrade_checkpoint = load_tool("upgrade_checkpoint")
-CHANGES = {  # on the PAFPN of the config
+CHANGES = {  # in addition to the PAFPN of the config
     "MODEL__FPN__UPSAMPLE": "carafe",
     "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
 }
@@ -26,7 +26,7 @@ def stock():
 
 @pytest.fixture
 def upgrade(tmp_path, capsys):
-    """Runs the script on a state dict; returns what it printed and the file that it wrote."""
+    """Runs the script on a state dict. Returns its output and the file that it wrote."""
     config_file = tmp_path / "config.yaml"
     config_file.write_text(small.config(**CHANGES).dump())
 
@@ -46,7 +46,7 @@ def upgrade(tmp_path, capsys):
 
 
 def printed(text, what):
-    """The names below the line "N what", whose number is theirs."""
+    """Returns the names below the line "N what", after checking that there are N of them."""
     number, names = re.search(rf"^(\d+) {what}\n((?:  .*\n)*)", text, re.MULTILINE).groups()
     names = [line.strip() for line in names.splitlines()]
     assert len(names) == int(number)
@@ -54,15 +54,15 @@ def printed(text, what):
 
 
 @pytest.mark.parametrize("format", ["pth", "pkl"])
-def test_writes_a_checkpoint_that_lacks_nothing(upgrade, stock, format, caplog):
+def test_the_written_checkpoint_lacks_nothing(upgrade, stock, format, caplog):
     text, file = upgrade(stock.state_dict(), format)
     model = build_model(small.config(**CHANGES))
     assert set(torch.load(file)["model"]) == set(model.state_dict())
     caplog.clear()
     with caplog.at_level("WARNING"):
         rest = DetectionCheckpointer(model).load(str(file))
-    assert not caplog.records  # of missing, unexpected or misshapen parameters
-    assert not rest  # an iteration would have a training resume at its end
+    assert not caplog.records  # about parameters that are missing, unexpected or of another shape
+    assert not rest  # with an iteration, a training would resume there
     for name, value in stock.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     new = set(model.state_dict()) - set(stock.state_dict())
@@ -72,10 +72,10 @@ def test_writes_a_checkpoint_that_lacks_nothing(upgrade, stock, format, caplog):
     assert not printed(text, "of another shape, as initialised")
 
 
-def test_a_classifier_by_sigmoids_starts_from_its_prior(upgrade, stock):
+def test_a_classifier_with_sigmoids_starts_with_its_prior(upgrade, stock):
     text, file = upgrade(stock.state_dict(), flags=())
     layer = "roi_heads.box_predictor.cls_score"
-    names = printed(text, "of a classifier by sigmoids, as initialised")
+    names = printed(text, "of a classifier with sigmoids, as initialised")
     assert names == [f"{layer}.weight", f"{layer}.bias"]
     assert not set(names) & set(printed(text, "from the checkpoint"))
     written = torch.load(file)["model"]
@@ -90,7 +90,7 @@ def test_new_parameters_follow_from_the_seed(upgrade, stock):
     assert first["backbone.upsample.2.encoder.weight"].any()
 
 
-def test_says_what_did_not_fit(upgrade, stock):
+def test_the_tool_lists_what_does_not_fit(upgrade, stock):
     state = stock.state_dict()
     state["backbone.fpn_output5.weight"] = torch.ones(8, 8, 3, 3)
     state["backbone.other.weight"] = torch.ones(1)
@@ -122,13 +122,13 @@ def test_empty_weights_are_refused(capsys):
         ({"CLS_LOSS": "sigmoid_focal"}, True),
     ],
 )
-def test_which_classifiers_end_in_sigmoids(changes, by_sigmoids):
+def test_classifiers_that_end_in_sigmoids_are_found(changes, by_sigmoids):
     cfg = small.config(**{f"MODEL.ROI_BOX_HEAD.{key}": value for key, value in changes.items()})
     assert bool(upgrade_checkpoint.sigmoid_classifiers(build_model(cfg))) == by_sigmoids
 
 
 def test_a_checkpoint_of_something_else_is_an_error(upgrade, tmp_path):
-    with pytest.raises(ValueError, match="stock.pth: nothing in it fits the model of"):
+    with pytest.raises(ValueError, match="stock.pth: no parameter in it fits the model of"):
         upgrade({"encoder.weight": torch.ones(1)})
     assert not (tmp_path / "folder").exists()
 
