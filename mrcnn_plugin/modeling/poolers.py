@@ -227,8 +227,9 @@ def init_head(
     name: str,
     pooler: str,
 ) -> dict[str, Any]:
-    """Calls a method of Detectron2 that builds a head from a config, and puts in a pooler of this package
-    if the config asks for one.
+    """Calls a method of Detectron2 that builds a head from a config.
+
+    If the config asks for a pooler type of this package, the head gets such a pooler.
 
     Args:
         init: the method of the parent class, such as `_init_box_head`.

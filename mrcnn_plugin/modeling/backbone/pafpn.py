@@ -51,8 +51,8 @@ class PAFPN(UpsampleFPN):
 
     Both convolutions are 3x3, and `downsample` has stride 2. In the paper, a ReLU follows the second
     convolution, and there is no skip connection. Here the path is a residual that starts at zero.
-    Before training, N_i therefore equals P_i exactly, and a model that starts from the checkpoint of
-    a stock FPN starts with the outputs of that FPN. The top block continues from the N_i.
+    Before training, N_i therefore equals P_i exactly. A model that starts from the checkpoint of a
+    stock FPN starts with the outputs of that FPN. The top block continues from the N_i.
 
     The parameters of the FPN have their names in Detectron2. The path adds the parameters
     `pafpn.{i+1}.downsample` and `pafpn.{i+1}.output`.

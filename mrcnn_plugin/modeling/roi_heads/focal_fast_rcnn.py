@@ -63,8 +63,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             cls_loss: "cross_entropy", "sigmoid_focal", "sigmoid_focal_star" or "softmax_focal".
             focal_alpha: α in [0, 1], the weight of foreground, while that of background is 1 - α. -1
                 means no weights. A sequence has one α for each of the K classes. With the sigmoid
-                losses, α is then the weight of the positive term of the column of the class, and
-                1 - α that of the negative term. With "softmax_focal", the weight of background is 1
+                losses, α is then the weight of the positive term in the column of the class. The
+                negative term has the weight 1 - α. With "softmax_focal", the weight of background is 1
                 minus the mean of all α.
             focal_gamma: γ >= 0. For "sigmoid_focal_star", γ > 0.
             focal_beta: β of "sigmoid_focal_star".
