@@ -85,6 +85,8 @@ def test_mixed_precision_computes_the_same(pyramid, upsample):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backbone_can_be_scripted_and_traced(name):
+    # Importing it makes Detectron2's ResNet scriptable.
+    detectron2_module("export")
     backbone = moved(build_backbone(config(name, MODEL__FPN__UPSAMPLE="carafe")))
     images = torch.rand(2, 3, 128, 128)
     scripted = torch.jit.script(backbone)
