@@ -72,6 +72,7 @@ def _backbone(name: str, **fpn: Any) -> dict[str, Any]:
 
 _BICUBIC = _pooler("ROIAlignBicubic")
 _CARAFE = _backbone("upsample_fpn", UPSAMPLE="carafe")
+_GATED_CARAFE = _backbone("upsample_fpn", UPSAMPLE="gated_carafe")
 _PAFPN = _backbone("pafpn")
 _SIGMOID_FOCAL = _sigmoid_loss("sigmoid_focal")
 
@@ -111,10 +112,14 @@ MASK_RCNN = {
         "FPN with bicubic upsampling", _backbone("upsample_fpn", UPSAMPLE="bicubic")
     ),
     "carafe": Variant("FPN with CARAFE", _CARAFE),
+    "gated_carafe": Variant("FPN with CARAFE that starts as nearest", _GATED_CARAFE),
     "pafpn": Variant("PAFPN", _PAFPN),
     "bifpn": Variant("BiFPN", _backbone("bifpn")),
     # Several together.
     "carafe_bicubic": Variant("CARAFE and bicubic poolers", {**_BICUBIC, **_CARAFE}),
+    "gated_carafe_bicubic": Variant(
+        "CARAFE that starts as nearest, and bicubic poolers", {**_BICUBIC, **_GATED_CARAFE}
+    ),
     "headline": Variant(
         "PAFPN, bicubic poolers, softmax focal loss (mask_rcnn_focal.yaml)",
         {**_BICUBIC, **_PAFPN, **_loss("softmax_focal")},

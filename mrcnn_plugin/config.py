@@ -40,7 +40,8 @@ KEYS = (
     Key("DATASETS.COCO_JSON", [], "tools"),
     #
     # The upsampling in the top-down path of this package's pyramids: "nearest" as in Detectron2's FPN,
-    # "bilinear", "bicubic", or "carafe", which is learned (arXiv 1905.02188).
+    # "bilinear", "bicubic", "carafe", which is learned (arXiv 1905.02188), or "gated_carafe", which
+    # is learned too and starts as "nearest", so that it suits the checkpoints of a stock FPN.
     Key("MODEL.FPN.UPSAMPLE", "nearest", "pyramid"),
     #
     # BiFPN (EfficientDet, arXiv 1911.09070, section 3). MODEL.FPN has its channels and its norm.

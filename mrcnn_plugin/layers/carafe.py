@@ -58,3 +58,27 @@ class CARAFE(nn.Module):
             output = torch.addcmul(output, taps, weights[:, None, tap])
         output = output.reshape(n, 4 * channels, height, width).to(x.dtype)
         return F.pixel_shuffle(output, 2)
+
+
+class GatedCARAFE(nn.Module):
+    """CARAFE that starts as nearest-neighbour upsampling.
+
+    The output is N(x) + g (C(x) - N(x)), where N is nearest-neighbour upsampling, C is CARAFE and g is
+    one learned number that starts at 0. A pyramid with it therefore starts from exactly the outputs
+    of a stock FPN, whose checkpoints can be used. CARAFE itself learns as soon as g has moved.
+    """
+
+    def __init__(self, channels: int, **kwargs: int) -> None:
+        """
+        Args:
+            channels: number of channels of the input and the output.
+            kwargs: as for :class:`CARAFE`.
+        """
+        super().__init__()
+        self.carafe = CARAFE(channels, **kwargs)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsamples x [N, channels, H, W] to [N, channels, 2H, 2W] of the same dtype."""
+        nearest = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return nearest + self.gate.to(x.dtype) * (self.carafe(x) - nearest)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mrcnn_plugin.layers import CARAFE
+from mrcnn_plugin.layers import CARAFE, GatedCARAFE
 from tests import oracles
 
 
@@ -62,3 +62,27 @@ def test_autocast_keeps_the_dtype_of_the_input():
         upsampled = module(x)
     assert upsampled.dtype == torch.bfloat16
     torch.testing.assert_close(upsampled.float(), module(x.float()), rtol=0, atol=0.05)
+
+
+def test_gated_carafe_starts_as_nearest_upsampling_and_then_learns():
+    x = torch.randn(2, 8, 5, 6)
+    module = GatedCARAFE(8)
+    assert torch.equal(module(x), F.interpolate(x, scale_factor=2, mode="nearest"))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    for _ in range(2):  # CARAFE gets a gradient once the gate has moved
+        optimizer.zero_grad()
+        module(x).square().sum().backward()
+        optimizer.step()
+    still = [name for name, value in module.named_parameters() if torch.equal(value, before[name])]
+    assert still in ([], ["carafe.compressor.bias"])
+
+
+@pytest.mark.parametrize("gate", [1.0, 0.25])
+def test_the_gate_blends_nearest_upsampling_and_carafe(gate):
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
+    module = GatedCARAFE(8).double()
+    torch.nn.init.constant_(module.gate, gate)
+    nearest = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = (1 - gate) * nearest + gate * module.carafe(x)
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)

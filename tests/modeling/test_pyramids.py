@@ -11,6 +11,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin.modeling import PAFPN, BiFPN, UpsampleFPN
+from mrcnn_plugin.modeling.backbone.upsample_fpn import UPSAMPLE
 from tests import small
 from tests.conftest import load_tool
 from tests.features import detectron2_module
@@ -44,7 +45,7 @@ def moved(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "bilinear", "bicubic", "carafe"])
+@pytest.mark.parametrize("upsample", UPSAMPLE)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_trains_on_odd_sizes_and_an_image_does_not_depend_on_others(name, upsample):
     torch.manual_seed(0)
@@ -69,7 +70,7 @@ def test_a_model_trains_on_odd_sizes_and_an_image_does_not_depend_on_others(name
         torch.testing.assert_close(a["instances"].scores, b["instances"].scores)
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "bicubic", "carafe"])
+@pytest.mark.parametrize("upsample", ["nearest", "bicubic", "carafe", "gated_carafe"])
 @pytest.mark.parametrize("pyramid", CLASSES)
 def test_mixed_precision_computes_the_same(pyramid, upsample):
     torch.manual_seed(0)
@@ -87,7 +88,7 @@ def test_mixed_precision_computes_the_same(pyramid, upsample):
 def test_the_backbone_can_be_scripted_and_traced(name):
     # Importing it makes Detectron2's ResNet scriptable.
     detectron2_module("export")
-    backbone = moved(build_backbone(config(name, MODEL__FPN__UPSAMPLE="carafe")))
+    backbone = moved(build_backbone(config(name, MODEL__FPN__UPSAMPLE="gated_carafe")))
     images = torch.rand(2, 3, 128, 128)
     scripted = torch.jit.script(backbone)
     traced = torch.jit.trace(backbone, images, strict=False, check_trace=False)
@@ -243,8 +244,10 @@ def stock(tmp_path_factory):
         ("upsample_fpn", "nearest", (), ()),
         ("upsample_fpn", "bicubic", (), ()),
         ("upsample_fpn", "carafe", ("backbone.upsample.",), ()),
+        ("upsample_fpn", "gated_carafe", ("backbone.upsample.",), ()),
         ("pafpn", "nearest", ("backbone.pafpn.",), ()),
         ("pafpn", "carafe", ("backbone.pafpn.", "backbone.upsample."), ()),
+        ("pafpn", "gated_carafe", ("backbone.pafpn.", "backbone.upsample."), ()),
         ("bifpn", "nearest", ("backbone.bifpn.",), ("backbone.fpn_output",)),
     ],
 )
@@ -258,8 +261,23 @@ def test_a_stock_checkpoint_lacks_only_what_is_new(stock, name, upsample, new, l
     assert set(missing) == {key for key in keys if key.startswith(new)}
     assert set(unexpected) == {key for key in stock_keys if key.startswith(left_out)}
     assert not shapes and len(keys) - len(missing) == len(stock_keys) - len(unexpected)
-    if upsample == "nearest" and name != "bifpn":
+    if upsample in ("nearest", "gated_carafe") and name != "bifpn":
         images = torch.rand(1, 3, 64, 96)
         with torch.no_grad():
             expected, actual = stock_model.backbone(images), model.backbone(images)
         assert all(torch.equal(actual[level], expected[level]) for level in expected)
+
+
+@pytest.mark.parametrize("name", ["upsample_fpn", "pafpn"])
+@pytest.mark.parametrize("upsample", UPSAMPLE)
+def test_a_seed_gives_the_rest_of_a_model_the_weights_of_a_stock_one(name, upsample):
+    models = []
+    for cfg in (
+        small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone"),
+        config(name, MODEL__FPN__UPSAMPLE=upsample),
+    ):
+        torch.manual_seed(3)
+        models.append(build_model(cfg).state_dict())
+    stock, ours = models
+    for key, value in stock.items():
+        assert torch.equal(ours[key], value), key

@@ -3,6 +3,7 @@
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling.backbone import Backbone
@@ -73,7 +74,10 @@ class PAFPN(UpsampleFPN):
         """
         super().__init__(bottom_up, in_features, out_channels, norm, *args, **kwargs)
         arrivals = list(self._out_features)[1 : len(in_features)]
-        self.pafpn = nn.ModuleDict({name[1:]: PAFPNStep(out_channels, norm) for name in arrivals})
+        # The steps take no random number from the stream of the others, as in the parent.
+        with torch.random.fork_rng(devices=[]):
+            steps = {name[1:]: PAFPNStep(out_channels, norm) for name in arrivals}
+        self.pafpn = nn.ModuleDict(steps)
 
     def bottom_up_path(self, levels: list[Tensor]) -> list[Tensor]:
         outputs = [levels[0]]

@@ -2,14 +2,15 @@
 
 from typing import Any
 
+import torch
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
-from ...layers import CARAFE
+from ...layers import CARAFE, GatedCARAFE
 from .pyramid import Pyramid, check_pyramid
 
-UPSAMPLE = ("nearest", "bilinear", "bicubic", "carafe")
+UPSAMPLE = ("nearest", "bilinear", "bicubic", "carafe", "gated_carafe")
 
 
 def build_upsample(upsample: str, channels: int) -> nn.Module:
@@ -17,7 +18,7 @@ def build_upsample(upsample: str, channels: int) -> nn.Module:
 
     Args:
         upsample: "nearest", "bilinear" or "bicubic" (half-pixel centres, a = -0.75), which have no
-            parameters, or "carafe" (:class:`CARAFE`).
+            parameters, "carafe" (:class:`CARAFE`) or "gated_carafe" (:class:`GatedCARAFE`).
         channels: the number of channels of the input.
 
     Raises:
@@ -27,6 +28,8 @@ def build_upsample(upsample: str, channels: int) -> nn.Module:
         raise ValueError(f"MODEL.FPN.UPSAMPLE must be one of {UPSAMPLE}, got {upsample!r}")
     if upsample == "carafe":
         return CARAFE(channels)
+    if upsample == "gated_carafe":
+        return GatedCARAFE(channels)
     align_corners = None if upsample == "nearest" else False
     return nn.Upsample(scale_factor=2, mode=upsample, align_corners=align_corners)
 
@@ -57,7 +60,7 @@ class UpsampleFPN(Pyramid, FPN):
     ) -> None:
         """
         Args:
-            upsample: "nearest", "bilinear", "bicubic" or "carafe".
+            upsample: "nearest", "bilinear", "bicubic", "carafe" or "gated_carafe".
             others: as for Detectron2's FPN.
 
         Raises:
@@ -67,9 +70,12 @@ class UpsampleFPN(Pyramid, FPN):
         super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type, **kwargs)
         # The path starts at the last level, so no step computes it.
         arrivals = reversed(list(self._out_features)[: len(in_features) - 1])
-        self.upsample = nn.ModuleDict(
-            {name[1:]: build_upsample(upsample, out_channels) for name in arrivals}
-        )
+        # The modules take no random number from the stream of the others. A seed therefore gives the
+        # rest of a model the same weights for every choice of upsampling.
+        with torch.random.fork_rng(devices=[]):
+            self.upsample = nn.ModuleDict(
+                {name[1:]: build_upsample(upsample, out_channels) for name in arrivals}
+            )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Computes the levels from images [N, 3, H, W], as Detectron2's FPN does.
