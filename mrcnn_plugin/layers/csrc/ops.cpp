@@ -2,6 +2,7 @@
 // layers/roi_align_registration.py.
 #include <Python.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include "roi_align.h"
 
@@ -27,8 +28,10 @@ TORCH_LIBRARY_IMPL(mrcnn_plugin, CPU, m) {
 } // namespace mrcnn_plugin
 
 // Importing mrcnn_plugin._C loads this library, and loading it runs the registrations above. The module itself is
-// empty.
+// empty. python -m mrcnn_plugin.info looks for its docstring in the file, since an extension for another torch often
+// cannot be imported.
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
-  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  static struct PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", "mrcnn_plugin for torch " TORCH_VERSION, -1, nullptr};
   return PyModule_Create(&module);
 }
