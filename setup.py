@@ -1,4 +1,4 @@
-"""Builds the extension `mrcnn_plugin._C`. pyproject.toml declares the rest of the package."""
+"""Builds the extension `mrcnn_plugin._C`, and says which files are in the package. pyproject.toml declares the rest."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from glob import glob
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 try:
     import torch
@@ -131,6 +131,10 @@ if not has_compiler():
     )
 
 setup(
+    # mrcnn_plugin.get_config_file finds the config files in the package. In the repository they stand beside it.
+    packages=[*find_packages(include=["mrcnn_plugin*"]), "mrcnn_plugin.configs"],
+    package_dir={"mrcnn_plugin.configs": "configs"},
+    package_data={"mrcnn_plugin.configs": ["*.yaml", "lazy/*.py"]},
     ext_modules=[extension()] if has_compiler() else [],
     cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -5,7 +5,7 @@ may have their keys, `get_cfg` returns their defaults, and `add_mrcnn_config` ad
 existing config.
 """
 
-from .config import add_mrcnn_config, get_cfg, load_cfg
+from .config import add_mrcnn_config, get_cfg, get_config_file, load_cfg
 
 try:
     # This import has to come before the modules of this package that need Detectron2. If
@@ -26,4 +26,4 @@ from .data import register_shapes
 register_shapes()
 
 __version__ = "0.1.0"
-__all__ = ["add_mrcnn_config", "get_cfg", "load_cfg"]
+__all__ = ["add_mrcnn_config", "get_cfg", "get_config_file", "load_cfg"]

@@ -7,6 +7,7 @@ docs/components.md lists them.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -147,3 +148,30 @@ def _refuse_old_names(cfg: CfgNode) -> None:
         new = renamed.VALUES[key].get(name)
         if new is not None and name not in registry:
             raise ValueError(f"{key} {name!r} was renamed to {new!r}; please update your config.")
+
+
+def get_config_file(name: str) -> str:
+    """The path of a config file that this package brings along, as `detectron2.model_zoo` has one.
+
+    Args:
+        name: its path below the folder `configs`, such as "mask_rcnn_focal.yaml".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    package = os.path.dirname(os.path.abspath(__file__))
+    # The folder is inside an installed package. In a checkout it stands beside the package.
+    folders = [os.path.join(folder, "configs") for folder in (package, os.path.dirname(package))]
+    folder = next(filter(os.path.isdir, folders), folders[0])
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        there = sorted(
+            os.path.relpath(os.path.join(where, file), folder)
+            for where, _, files in os.walk(folder)
+            for file in files
+            if file.endswith((".yaml", ".py"))
+        )
+        raise FileNotFoundError(
+            f"mrcnn_plugin has no config file {name!r}; it has {', '.join(there)}."
+        )
+    return path

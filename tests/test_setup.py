@@ -16,7 +16,8 @@ from tests.small import ROOT
 def sources(tmp_path):
     """Returns a copy of the sources, so that no extension built by hand is used or replaced."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(ROOT / "mrcnn_plugin", tmp_path / "mrcnn_plugin", ignore=ignored)
+    for name in ("mrcnn_plugin", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
@@ -42,7 +43,9 @@ def test_without_a_compiler_the_package_is_built_without_its_extension(sources, 
     assert "mrcnn_plugin is built without its extension" in result.stdout
     (wheel,) = (sources / "out").glob("mrcnn_plugin-*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "mrcnn_plugin/configs/quickstart.yaml" in names
+    assert not [name for name in names if name.endswith(".so")]
 
 
 def test_without_the_extension_the_operator_runs_with_one_warning():

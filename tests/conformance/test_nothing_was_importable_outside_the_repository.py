@@ -24,6 +24,9 @@ ramp = torch.arange(8.0).expand(1, 1, 8, 8)
 rois = torch.tensor([[0.0, 2.0, 2.0, 6.0, 6.0]])
 pooled = torch.ops.mrcnn_plugin.roi_align([ramp], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)
 torch.testing.assert_close(pooled[0, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
+assert mrcnn_plugin._C.__doc__ == "mrcnn_plugin for torch " + torch.__version__.partition("+")[0]
+cfg = mrcnn_plugin.load_cfg(mrcnn_plugin.get_config_file("mask_rcnn_focal.yaml"))
+assert cfg.MODEL.ROI_HEADS.NAME == "MRCNNFocalROIHeads"
 print("\\n".join(["", mrcnn_plugin.__file__, mrcnn_plugin._C.__file__]))
 """
 
@@ -46,9 +49,15 @@ def python_files():
     return {name for name in files_below(ROOT / "mrcnn_plugin") if name.endswith(".py")}
 
 
+def configs():
+    files = files_below(ROOT / "configs")
+    return {f"mrcnn_plugin/{name}" for name in files if name.endswith((".yaml", ".py"))}
+
+
 def test_the_source_distribution_holds_all_sources_and_no_extension(distributions):
     with tarfile.open(distributions[0]) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {name.split("/", 1)[-1] for name in configs()} <= names
     assert python_files() | files_below(ROOT / "mrcnn_plugin/layers/csrc") <= names
     assert {"setup.py", "pyproject.toml"} <= names
     assert not [name for name in names if name.endswith(".so")]
@@ -59,7 +68,7 @@ def test_the_wheel_holds_the_package_and_one_extension_for_every_python(distribu
     wheel = distributions[1]
     assert "-cp310-abi3-" in wheel.name
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == python_files() | {"mrcnn_plugin/_C.abi3.so"}
+    assert names == python_files() | configs() | {"mrcnn_plugin/_C.abi3.so"}
 
 
 @needs_compiler
