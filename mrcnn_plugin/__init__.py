@@ -22,8 +22,9 @@ except ModuleNotFoundError as error:
 
 from . import modeling  # noqa: F401
 from .data import register_shapes
+from .strip import strip_config
 
 register_shapes()
 
 __version__ = "0.1.0"
-__all__ = ["add_mrcnn_config", "get_cfg", "get_config_file", "load_cfg"]
+__all__ = ["add_mrcnn_config", "get_cfg", "get_config_file", "load_cfg", "strip_config"]

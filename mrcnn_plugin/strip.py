@@ -1,0 +1,55 @@
+"""Configs that a Detectron2 without this package can read."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from .config import KEYS
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+
+def strip_config(cfg: CfgNode) -> CfgNode:
+    """A copy of a config without the keys of this package.
+
+    Detectron2 saves every key of a config, so a config that was saved with the keys of this package
+    cannot be read without them, even if it is that of a stock model.
+
+    Args:
+        cfg: a config whose components are all Detectron2's own, or those of other packages.
+
+    Raises:
+        ValueError: a component of this package reads one of its keys, or `DATASETS.COCO_JSON` or
+            another key that concerns the data differs from its default. What such a key says would
+            be lost.
+    """
+    from .modeling.unused_keys import READERS
+
+    stripped = cfg.clone()
+    stripped.defrost()
+    read = []
+    for key in KEYS:
+        *path, last = key.name.split(".")
+        try:
+            value = reduce(lambda node, part: node[part], path, cfg)[last]
+        except KeyError:
+            continue  # not a key of this config
+        if not READERS[key.reader](cfg) and (key.reader != "tools" or value != key.default):
+            read.append(key.name)
+        nodes = [stripped]
+        for part in path:
+            nodes.append(nodes[-1][part])
+        del nodes.pop()[last]
+        # Nodes that only this package has are empty then.
+        for node, part in zip(reversed(nodes), reversed(path), strict=True):
+            if not node[part]:
+                del node[part]
+    if read:
+        raise ValueError(
+            f"strip_config: this config needs mrcnn_plugin, which reads {', '.join(read)}; only a "
+            f"config can be stripped that names no component of this package and has the defaults of "
+            f"all its keys for data"
+        )
+    return stripped
