@@ -25,7 +25,7 @@ FOUR_COMPONENTS = {
     "MODEL": {
         "BACKBONE": {"NAME": "build_mrcnn_resnet_pafpn_backbone"},
         "ROI_HEADS": {"NAME": "MRCNNFocalROIHeads"},
-        "ROI_BOX_HEAD": {"POOLER_TYPE": "ROIAlignBicubic"},
+        "ROI_BOX_HEAD": {"POOLER_TYPE": "ROIAlignBicubic", "CLS_LOSS": "cross_entropy"},
         "ROI_MASK_HEAD": {"POOLER_TYPE": "ROIAlignBicubic"},
     }
 }
@@ -183,6 +183,16 @@ class TestGetConfigFile:
             mrcnn_plugin.get_config_file(name)
 
 
+def test_our_components_are_merged_into_a_config_of_the_zoo():
+    cfg = model_zoo.get_config(ZOO)
+    mrcnn_plugin.add_mrcnn_config(cfg)
+    before = cfg.SOLVER.dump()
+    cfg.merge_from_file(mrcnn_plugin.get_config_file("Base-RCNN-PAFPN-Focal.yaml"))
+    assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_pafpn_backbone"
+    assert cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE == "ROIAlignBicubic"
+    assert cfg.SOLVER.dump() == before and cfg.MODEL.RESNETS.DEPTH == 50
+
+
 class TestPreferredConfig:
     """MRCNN_PLUGIN_CONFIG."""
 
@@ -322,3 +332,17 @@ def test_a_sigmoid_loss_detects_nothing_before_it_has_learned(loss, detects):
     with torch.no_grad():
         (output,) = model(small.batch((64, 96)))
     assert (len(output["instances"]) > 0) == detects
+
+
+def test_the_page_names_tests_and_files_that_there_are():
+    page = (small.ROOT / "docs" / "existing_projects.md").read_text()
+    files = {"existing": __file__, "stock": small.ROOT / "tests" / "test_stock_features.py"}
+    cited = re.findall(r"\b(existing|stock)::(\w+)", page)
+    assert len(cited) > 5
+    for file, name in cited:
+        with open(files[file]) as f:
+            assert re.search(rf"^(def|class) {name}\b", f.read(), re.MULTILINE), name
+    for file in re.findall(r"`((?:\w+/)?test_\w+\.py)", page):
+        assert (small.ROOT / "tests" / file).exists(), file
+    for link in re.findall(r"\]\(([^)#]+)", page):
+        assert (small.ROOT / "docs" / link).exists(), link
