@@ -39,6 +39,25 @@ KEYS = (
     # contain $VARIABLES and any prefix that iopath knows. The tools of this project register them,
     # and mrcnn_plugin.env does so for other scripts.
     Key("DATASETS.COCO_JSON", [], "tools"),
+    # How these data sets are checked before training: "fast" (the JSON file, and of the images what
+    # their headers and ends tell), "full" (every image is decoded too) or "off". docs/your_data.md
+    # says what is checked.
+    Key("DATASETS.CHECK", "fast", "tools"),
+    # Kinds of faults that are refused by default, and accepted if they are named here. The message
+    # about such a fault names its kind.
+    Key("DATASETS.ALLOW", [], "tools"),
+    #
+    # Images of more than 8 bits per pixel (16-bit microscopy, remote sensing, floats) are refused,
+    # since Detectron2 would cut them off at 255, unless this is [low, high]: low becomes 0, high 255,
+    # and what is beyond is cut off. Training, evaluation and demo read images so. Images of 8 bits
+    # stay as they are.
+    Key("INPUT.PIXEL_RANGE", [], "tools"),
+    # "value" if PIXEL_RANGE has values of pixels, "percentile" for percentiles of each image.
+    Key("INPUT.PIXEL_RANGE_UNIT", "value", "tools"),
+    #
+    # Whether tools/train_net.py --eval-only and tools/demo.py take weights in which parameters of the
+    # model are missing or have another shape. These parameters would be random.
+    Key("MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS", False, "tools"),
     #
     # The upsampling in the top-down path of this package's pyramids: "nearest" as in Detectron2's FPN,
     # "bilinear", "bicubic", "carafe", which is learned (arXiv 1905.02188), or "gated_carafe", which
@@ -121,14 +140,30 @@ def load_cfg(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     Raises:
         AssertionError: the file does not exist, or `opts` has an unknown key or a key without a value.
         KeyError: the file has an unknown key, or the file or `opts` has a key that was renamed.
-        ValueError: a component has a name from before the first release of this package, and nobody
-            else has registered it.
+        ValueError: a value has another type than its default. Or a component has a name from before
+            the first release of this package, and nobody else has registered it.
     """
     cfg = get_cfg()
-    cfg.merge_from_file(config_file)
+    try:
+        cfg.merge_from_file(config_file)
+    except ValueError:
+        _refuse_mapping(cfg, config_file)
+        raise
     cfg.merge_from_list(list(opts))
     _refuse_old_names(cfg)
     return cfg
+
+
+def _refuse_mapping(cfg: CfgNode, config_file: str) -> None:
+    """yacs refuses it as well, but in a message of many lines, with the key at the end of the last."""
+    content = type(cfg).load_yaml_with_base(config_file, allow_unsafe=True)
+    datasets = content.get("DATASETS")
+    entries = datasets.get("COCO_JSON", []) if isinstance(datasets, dict) else []
+    if isinstance(entries, dict):
+        raise ValueError(
+            f"DATASETS.COCO_JSON is a mapping with the keys {', '.join(map(repr, entries))}; it must be a list, with "
+            f'an entry ["name", "json file", "image root"] for each data set.'
+        ) from None
 
 
 def _refuse_old_names(cfg: CfgNode) -> None:

@@ -6,28 +6,52 @@ import json
 import logging
 import os
 import platform
+import weakref
 from argparse import Namespace
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import CascadeROIHeads
 
+from .checkpoint import FittingCheckpointer
 from .config import load_cfg
-from .data import check_categories, register_coco_json
+from .data import (
+    TrainMapper,
+    check_categories,
+    check_datasets,
+    check_pixel_range,
+    register_coco_json,
+)
+from .evaluation import build_coco_evaluator
 from .modeling import find_unused_keys
+from .modeling.unused_keys import is_ours
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer, with a COCO evaluation of every test set."""
 
     @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=TrainMapper(cfg, True))
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> COCOEvaluator:
-        return COCOEvaluator(
-            dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_coco_evaluator(cfg, dataset_name, output_folder)
+
+    def build_hooks(self) -> list[Any]:
+        # Before the hooks that save with it.
+        self.checkpointer: Any = FittingCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        hooks: list[Any] = super().build_hooks()
+        return hooks
 
 
 def load_config(args: Namespace) -> CfgNode:
@@ -50,8 +74,9 @@ def check(cfg: CfgNode, args: Namespace) -> None:
 
     Raises:
         ValueError: the config asks for a device that is not there, for test-time augmentation, or
-            for the evaluation of a model without weights.
-        As :func:`register_coco_json` and :func:`check_categories`.
+            for the evaluation of a model without weights, for training without data, or for
+            components that do not go together.
+        As :func:`check_pixel_range`, :func:`register_coco_json` and :func:`check_categories`.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -63,13 +88,69 @@ def check(cfg: CfgNode, args: Namespace) -> None:
             "MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
             "trained one, or add --resume for the last checkpoint of OUTPUT_DIR"
         )
+    if not args.eval_only and not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            "DATASETS.TRAIN is empty; name a data set to train on, or add --eval-only to evaluate on those of "
+            "DATASETS.TEST"
+        )
     if cfg.TEST.AUG.ENABLED:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but this script does not augment at test time; "
             "Detectron2's own tools/train_net.py does"
         )
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    _check_roi_heads(cfg)
+    check_pixel_range(cfg)
+    # start() checks the data sets, since there is no log before.
+    register_coco_json(
+        cfg.DATASETS.COCO_JSON,
+        check=cfg.DATASETS.CHECK,
+        masks=cfg.MODEL.MASK_ON,
+        pixel_range=cfg.INPUT.PIXEL_RANGE,
+        pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
+        check_on_load=False,
+    )
     check_categories(cfg)
+
+
+def _check_roi_heads(cfg: CfgNode) -> None:
+    """Names the keys where Detectron2 names none.
+
+    Raises:
+        ValueError: the ROI heads do not know the pooler, or need a key that is not set.
+    """
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN"):
+        return
+    if name not in ROI_HEADS_REGISTRY:
+        # Detectron2 names it when it builds the model.
+        return
+    heads = ROI_HEADS_REGISTRY.get(name)
+    if issubclass(heads, CascadeROIHeads) and not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the cascade MODEL.ROI_HEADS.NAME {name!r} needs "
+            f"it to be True"
+        )
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    if (
+        box_head.get("USE_FED_LOSS")
+        and box_head.FED_LOSS_NUM_CLASSES > cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    ):
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is {box_head.FED_LOSS_NUM_CLASSES}; it must be at most "
+            f"MODEL.ROI_HEADS.NUM_CLASSES, {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, of which it is a sample"
+        )
+    nodes = ["ROI_BOX_HEAD"]
+    nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON + ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
+    for node in nodes:
+        pooler = cfg.MODEL[node].POOLER_TYPE
+        if pooler in ("ROIAlignBicubic", "ROIAlignBilinear") and not is_ours(
+            ROI_HEADS_REGISTRY, name
+        ):
+            raise ValueError(
+                f"MODEL.{node}.POOLER_TYPE is {pooler!r}, which the MODEL.ROI_HEADS.NAME {name!r} does not know; set "
+                f"that to MRCNNFocalROIHeads, MRCNNFocalCascadeROIHeads or MRCNNFocalRes5ROIHeads (with "
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS 'cross_entropy' they are Detectron2's own)"
+            )
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -80,10 +161,15 @@ def setup(args: Namespace) -> CfgNode:
 
 
 def start(cfg: CfgNode, args: Namespace) -> None:
-    """Sets up logging and seeds, and warns of keys that nothing reads."""
+    """Sets up logging and seeds, warns of keys that nothing reads, and checks the data sets.
+
+    Raises:
+        As :func:`check_datasets`.
+    """
     default_setup(cfg, args)
     for sentence in find_unused_keys(cfg):
         logging.getLogger("detectron2").warning(sentence)
+    check_datasets(cfg, train=not getattr(args, "eval_only", False))
 
 
 def read_metrics(file: str) -> dict[int, dict[str, float]]:

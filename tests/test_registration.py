@@ -54,7 +54,10 @@ def test_only_keys_of_this_package_are_added():
     add_mrcnn_config(cfg)
     added = yaml.safe_load(cfg.dump())
     stock = yaml.safe_load(get_cfg().dump())
-    del added["DATASETS"]["COCO_JSON"], added["MODEL"]["MRCNN_PLUGIN"]
+    for key in ("COCO_JSON", "CHECK", "ALLOW"):
+        del added["DATASETS"][key]
+    del added["INPUT"]["PIXEL_RANGE"], added["INPUT"]["PIXEL_RANGE_UNIT"]
+    del added["MODEL"]["MRCNN_PLUGIN"]
     del added["MODEL"]["FPN"]["UPSAMPLE"]
     del added["MODEL"]["ROI_BOX_HEAD"]["CLS_LOSS"], added["MODEL"]["ROI_BOX_HEAD"]["FOCAL"]
     del added["MODEL"]["RPN"]["FOCAL"]

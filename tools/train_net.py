@@ -9,19 +9,22 @@ checks that they fit together before it starts.
 from argparse import Namespace
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from mrcnn_plugin.engine import Trainer, setup
+from mrcnn_plugin.checkpoint import FittingCheckpointer
+
+# load_config: for scripts that take it from here, as they take the trainer.
+from mrcnn_plugin.engine import Trainer, load_config, setup  # noqa: F401
 
 
 def main(args: Namespace) -> dict[str, Any]:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
+        FittingCheckpointer(model, cfg.OUTPUT_DIR, must_fit=must_fit).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)

@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
 from ..renamed import VALUES
+from .checks import Usage, check_usage, check_values
+from .checks.inspection import Inspection, inspect_json
+from .checks.read import keypoint_names, read_categories, read_content
+from .pixels import scaled_path
 
 _KEY = "DATASETS.COCO_JSON"
 # Those whose number of classes is MODEL.ROI_HEADS.NUM_CLASSES.
 _ARCHITECTURES_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN")
 
 
-def register_coco_json(entries: Sequence[Sequence[str]]) -> None:
+def register_coco_json(
+    entries: Sequence[Sequence[str]],
+    *,
+    check: str = "fast",
+    masks: bool = True,
+    usage: Usage | None = None,
+    pixel_range: Sequence[float] = (),
+    pixel_range_unit: str = "value",
+    check_on_load: bool = True,
+) -> None:
     """Registers data sets in COCO format in Detectron2: all of `entries`, or none if one is wrong.
 
     A data set's class names and category ids are put into its metadata at once, so that they are
-    known without loading it. An entry that is registered already, with the same name and paths, is
-    left as it is.
+    known without loading it; so are the names of its keypoints, if its categories have them. An
+    entry that is registered already, with the same name and paths, is left as it is.
+
+    Where something in a JSON file can be repaired, the data set is registered with a repaired copy
+    of it. All `entries` are checked when one of them is loaded first, so that a test set is
+    checked before training; :func:`check_datasets` checks those of a config.
 
     Args:
         entries: the value of `DATASETS.COCO_JSON`, a list of (name, json file, image root). Paths
             may hold $VARIABLES, start with `~` or with any prefix that Detectron2's iopath handlers
             know; relative ones are relative to the working directory. Masks may be polygons or RLE;
             RLE needs `INPUT.MASK_FORMAT: "bitmask"`.
+        check: "fast", "full" (every image is decoded) or "off" (nothing is checked nor repaired).
+        masks: whether masks are of interest. If not, faulty segmentations are taken out.
+        usage: which data sets are trained on and evaluated on, and how, for the checks on load;
+            by default all `entries` are both.
+        pixel_range: `INPUT.PIXEL_RANGE`.
+        pixel_range_unit: `INPUT.PIXEL_RANGE_UNIT`.
+        check_on_load: False where :func:`check_datasets` is called anyway.
 
     Raises:
         ValueError: an entry is not a triple of strings, its name is taken, a variable in a path is
@@ -43,6 +67,7 @@ def register_coco_json(entries: Sequence[Sequence[str]]) -> None:
         raise ValueError(
             f"{_KEY} is {entries!r}; it must be a list of (name, json file, image root)."
         )
+    check_values(check, usage.allow if usage else ())
     new: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
     for index, entry in enumerate(entries):
@@ -64,8 +89,9 @@ def register_coco_json(entries: Sequence[Sequence[str]]) -> None:
         json_file = _expand(entry[1], f"the json file of {where}")
         image_root = _expand(entry[2], f"the image root of {where}")
         if name in DatasetCatalog:
-            metadata = MetadataCatalog.get(name)
-            registered = (metadata.get("json_file"), metadata.get("image_root"))
+            metadata: Any = MetadataCatalog.get(name)
+            source = metadata.get("coco_json_source", metadata.get("json_file"))
+            registered = (source, metadata.get("coco_json_root", metadata.get("image_root")))
             if registered == (json_file, image_root):
                 continue
             raise ValueError(
@@ -73,26 +99,110 @@ def register_coco_json(entries: Sequence[Sequence[str]]) -> None:
                 f"{registered[0]!r} and image root {registered[1]!r} instead of {json_file!r} and "
                 f"{image_root!r}. Use another name."
             )
-        categories = _read_categories(json_file, where)
+        local, inspection = _inspect(json_file, where, check, masks)
         if not _may_be_dir(image_root):
             raise FileNotFoundError(
                 f"{where}: the image root {_shown(image_root)} is no directory."
             )
+        categories = inspection.categories
         new[name] = {
-            "json_file": json_file,
-            "image_root": image_root,
+            # A file that needed no repair keeps its name, which may be a remote one.
+            "json_file": json_file if inspection.json_file == local else inspection.json_file,
+            "image_root": scaled_path(image_root, pixel_range, pixel_range_unit),
+            "evaluator_type": "coco",
             # As Detectron2 sets them when it loads the data set.
-            "metadata": {
-                "thing_classes": list(categories.values()),
-                "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(categories)},
-            },
+            "thing_classes": list(categories.values()),
+            "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(categories)},
+            # Not Detectron2's: what the entry names, and where the file lies.
+            "coco_json_source": json_file,
+            "coco_json_local": local,
+            "coco_json_root": image_root,
         }
-    for name, arguments in new.items():
-        register_coco_instances(name, **arguments)
+        if inspection.images_of_category:
+            # For MODEL.ROI_BOX_HEAD.USE_FED_LOSS.
+            new[name]["class_image_count"] = [
+                {"id": id, "image_count": count}
+                for id, count in sorted(inspection.images_of_category.items())
+            ]
+        if inspection.keypoints:
+            new[name]["keypoint_names"] = inspection.keypoints
+            new[name]["keypoint_flip_map"] = _flip_map(inspection.keypoints)
+    if usage is None:
+        usage = Usage(
+            train=list(new), test=list(new), check=check, mask_on=None if masks else False
+        )
+    first_load = _FirstLoad(usage) if check_on_load else None
+    for name, metadata in new.items():
+        DatasetCatalog.register(
+            name, _Loader(name, metadata["json_file"], metadata["image_root"], first_load)
+        )
+        MetadataCatalog.get(name).set(**metadata)
+
+
+class _FirstLoad:
+    """Checks data sets once, when one of them is loaded."""
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage = usage
+        self.checked = False
+
+    def __call__(self, name: str) -> None:
+        if not self.checked and name in (*self.usage.train, *self.usage.test):
+            check_usage(self.usage)
+            self.checked = True
+
+
+class _Loader:
+    """Loads a data set as Detectron2's `register_coco_instances` does."""
+
+    def __init__(
+        self, name: str, json_file: str, image_root: str, first_load: Callable[[str], None] | None
+    ) -> None:
+        self.name = name
+        self.json_file = json_file
+        self.image_root = image_root
+        self.first_load = first_load
+
+    def __call__(self) -> list[dict[str, Any]]:
+        if self.first_load is not None:
+            self.first_load(self.name)
+        dicts: list[dict[str, Any]] = load_coco_json(self.json_file, self.image_root, self.name)
+        return dicts
+
+
+def _inspect(json_file: str, where: str, check: str, masks: bool) -> tuple[str, Inspection]:
+    """The local path of a JSON file, and what is known of it."""
+    shown = _shown(json_file)
+    try:
+        local = PathManager.get_local_path(json_file)
+        if check != "off":
+            return local, inspect_json(local, shown, where, masks=masks)
+        content, _ = read_content(local, shown, where)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{where}: the json file {shown} cannot be read: {error}."
+        ) from error
+    categories = read_categories(content, shown, where)
+    names = keypoint_names(content["categories"])
+    return local, Inspection(local, categories, names, {}, findings=[], images=[])
+
+
+def _flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of keypoints that a horizontal flip exchanges, by their names."""
+    return [
+        (name, name.replace("left", "right"))
+        for name in names
+        if "left" in name and name.replace("left", "right") in names
+    ]
 
 
 def register_coco_json_from_file(path: str) -> None:
     """Registers the data sets of a YAML file's `DATASETS.COCO_JSON`.
+
+    They are checked when one of them is loaded first. If the file has `DATASETS.TRAIN` and
+    `DATASETS.TEST`, only those that are named there; `DATASETS.CHECK` and `DATASETS.ALLOW` count as
+    well. If it is a config file, with a node `MODEL`, then so do `MODEL.MASK_ON` and
+    `INPUT.MASK_FORMAT`.
 
     Args:
         path: a Detectron2 config file, `_BASE_` included, or a file that holds only this key.
@@ -113,7 +223,32 @@ def register_coco_json_from_file(path: str) -> None:
         raise ValueError(
             f"{path} has no {_KEY}; expected a list of (name, json file, image root) there."
         ) from None
-    register_coco_json(entries)
+    usage = _usage(content)
+    register_coco_json(entries, check=usage.check, masks=usage.mask_on is not False, usage=usage)
+
+
+def _usage(content: dict[str, Any]) -> Usage:
+    """How the data sets of a YAML file are used, as far as it says so."""
+
+    def value(node: str, key: str, default: Any) -> Any:
+        found = content.get(node)
+        found = found.get(key, default) if isinstance(found, dict) else default
+        if isinstance(found, str) and found.startswith("("):
+            # As yacs does: YAML knows no tuples.
+            found = ast.literal_eval(found)
+        return found
+
+    entries = content["DATASETS"]["COCO_JSON"]
+    names = [entry[0] for entry in entries if isinstance(entry, (list, tuple)) and entry]
+    is_config = isinstance(content.get("MODEL"), dict)
+    return Usage(
+        train=value("DATASETS", "TRAIN", names),
+        test=value("DATASETS", "TEST", names),
+        check=value("DATASETS", "CHECK", "fast"),
+        allow=value("DATASETS", "ALLOW", ()),
+        mask_on=value("MODEL", "MASK_ON", False) if is_config else None,
+        mask_format=value("INPUT", "MASK_FORMAT", "polygon") if is_config else None,
+    )
 
 
 def check_categories(cfg: CfgNode) -> None:
@@ -190,39 +325,6 @@ def _unknown(key: str, name: str) -> str:
     else:
         hint = f"registered are {', '.join(sorted(known))}."
     return f"{key} names the data set {name!r}, which is not registered (nor in {_KEY}): {hint}"
-
-
-def _read_categories(json_file: str, where: str) -> dict[int, str]:
-    """Category id -> name, sorted by id."""
-    try:
-        with open(PathManager.get_local_path(json_file), encoding="utf-8") as f:
-            content = json.load(f)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{where}: the json file {_shown(json_file)} cannot be read: {error}."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {json_file} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(
-            f"{where}: {json_file} is not COCO JSON; expected an object with the lists images, "
-            f"annotations and categories."
-        )
-    categories = content.get("categories")
-    if not isinstance(categories, list) or not categories:
-        raise ValueError(
-            f"{where}: {json_file} has no categories; expected a list of objects with id and name."
-        )
-    names: dict[int, str] = {}
-    for category in categories:
-        id = category.get("id") if isinstance(category, dict) else None
-        if type(id) is not int or not isinstance(category.get("name"), str) or id in names:
-            raise ValueError(
-                f"{where}: {json_file} has the category {category!r}; expected a unique integer id "
-                f"and a name."
-            )
-        names[id] = category["name"]
-    return dict(sorted(names.items()))
 
 
 def _may_be_dir(path: str) -> bool:

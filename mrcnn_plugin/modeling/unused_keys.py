@@ -42,7 +42,7 @@ def _tools(cfg: CfgNode) -> str:
 
 def _pyramid(cfg: CfgNode) -> str:
     name = cfg.MODEL.BACKBONE.NAME
-    return "" if _is_ours(BACKBONE_REGISTRY, name) else f"MODEL.BACKBONE.NAME is {name!r}"
+    return "" if is_ours(BACKBONE_REGISTRY, name) else f"MODEL.BACKBONE.NAME is {name!r}"
 
 
 def _bifpn(cfg: CfgNode) -> str:
@@ -54,7 +54,7 @@ def _roi_heads(cfg: CfgNode) -> str:
     if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "RetinaNet"):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, without ROI heads"
     name = cfg.MODEL.ROI_HEADS.NAME
-    return "" if _is_ours(ROI_HEADS_REGISTRY, name) else f"MODEL.ROI_HEADS.NAME is {name!r}"
+    return "" if is_ours(ROI_HEADS_REGISTRY, name) else f"MODEL.ROI_HEADS.NAME is {name!r}"
 
 
 def _bicubic_pooler(cfg: CfgNode) -> str:
@@ -101,7 +101,7 @@ def _focal_rpn(cfg: CfgNode) -> str:
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         return "MODEL.META_ARCHITECTURE is 'RetinaNet', without an RPN"
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    ours = _is_ours(PROPOSAL_GENERATOR_REGISTRY, name)
+    ours = is_ours(PROPOSAL_GENERATOR_REGISTRY, name)
     return "" if ours else f"MODEL.PROPOSAL_GENERATOR.NAME is {name!r}"
 
 
@@ -119,7 +119,7 @@ READERS: dict[str, Callable[[CfgNode], str]] = {
 }
 
 
-def _is_ours(registry: Registry, name: str) -> bool:
+def is_ours(registry: Registry, name: str) -> bool:
     """Returns whether the component comes from this package, or is derived from one that does."""
     if name not in registry:
         return False

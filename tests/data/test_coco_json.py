@@ -10,6 +10,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathHandler, PathManager
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import check_categories, register_coco_json, register_coco_json_from_file
@@ -20,6 +21,7 @@ CATEGORIES = [{"id": 7, "name": "spoon"}, {"id": 3, "name": "fork"}]
 def write_coco(folder, categories=CATEGORIES):
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10)).save(folder / "images" / "a.png")
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 20}],
         "annotations": [

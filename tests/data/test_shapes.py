@@ -395,7 +395,8 @@ print(len(os.listdir("..")))
 DatasetCatalog.get("mrcnn_shapes_val")
 print(os.listdir("."))
 """
-    inherited = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
+    variables = ("DETECTRON2_DATASETS", "FVCORE_CACHE")
+    inherited = {k: v for k, v in os.environ.items() if k not in variables}
     folders = {name: str(tmp_path / value) for name, value in environment.items()}
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],

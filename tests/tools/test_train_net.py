@@ -8,7 +8,9 @@ import torch
 import yaml
 from detectron2.engine import default_argument_parser
 
+from mrcnn_plugin import get_cfg, load_cfg
 from mrcnn_plugin.data import generate_shapes
+from mrcnn_plugin.evaluation import build_coco_evaluator
 from tests.small import CONFIGS, TINY
 
 
@@ -94,3 +96,144 @@ def test_bad_input_is_named_before_any_training(run, tmp_path, changes, error, m
         run(**changes)
     metrics = tmp_path / "out" / "metrics.json"
     assert not metrics.exists() or not metrics.read_text()
+
+
+def test_weights_that_do_not_fit_are_not_evaluated(run, tmp_path):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    weights = tmp_path / "out" / "model_final.pth"
+    larger = {"MODEL__WEIGHTS": weights, "MODEL__ROI_BOX_HEAD__FC_DIM": 48}
+    with pytest.raises(
+        ValueError, match=r"MODEL.WEIGHTS must be trained.*PARTIAL_WEIGHTS"
+    ) as error:
+        run("--eval-only", **larger)
+    assert "box_head.fc1.weight has the shape [32, " in str(error.value)
+    # A training may start from it.
+    run(SOLVER__MAX_ITER=1, OUTPUT_DIR=tmp_path / "other", DATASETS__TEST="()", **larger)
+    assert run("--eval-only", MODEL__MRCNN_PLUGIN__PARTIAL_WEIGHTS=True, **larger)
+
+
+def test_a_resumed_training_needs_its_own_checkpoint(run, tmp_path):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    with pytest.raises(ValueError, match="does not fit .*To resume a training"):
+        run("--resume", SOLVER__MAX_ITER=2, MODEL__ROI_BOX_HEAD__FC_DIM=48)
+    weights = tmp_path / "out" / "model_final.pth"
+    weights.write_bytes(weights.read_bytes()[:50000])
+    with pytest.raises(ValueError, match="model_final.pth cannot be read"):
+        run("--resume", SOLVER__MAX_ITER=2)
+    with pytest.raises(ValueError, match="model_final.pth cannot be read"):
+        run("--eval-only", MODEL__WEIGHTS=weights)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="last_checkpoint names .*model_final.pth"):
+        run("--resume", SOLVER__MAX_ITER=2)
+
+
+def test_weights_of_another_model_are_no_start(run, tmp_path):
+    torch.save({"model": {"some.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth has no parameter of the model.*some.weight"):
+        run(MODEL__WEIGHTS=tmp_path / "other.pth")
+
+
+def test_results_of_several_test_sets_are_kept_apart(run, tmp_path):
+    entries = [
+        [name, str(tmp_path / "data/instances.json"), str(tmp_path / "data/images")]
+        for name in ("shapes_twice_a", "shapes_twice_b")
+    ]
+    run(
+        DATASETS__COCO_JSON=entries,
+        DATASETS__TRAIN="('shapes_twice_a',)",
+        DATASETS__TEST="('shapes_twice_a', 'shapes_twice_b')",
+        SOLVER__MAX_ITER=1,
+    )
+    for name, _, _ in entries:
+        assert (tmp_path / "out/inference" / name / "coco_instances_results.json").exists()
+
+
+def test_crops_of_images_without_objects_and_without_shapely(run, tmp_path):
+    file = tmp_path / "data" / "instances.json"
+    data = json.loads(file.read_text())
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] != 1]
+    for a in data["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    file.write_text(json.dumps(data))
+    run(
+        INPUT__CROP__ENABLED=True,
+        INPUT__MASK_FORMAT="polygon",
+        DATALOADER__FILTER_EMPTY_ANNOTATIONS=False,
+        SOLVER__IMS_PER_BATCH=1,
+        SOLVER__MAX_ITER=6,
+        DATASETS__TEST="()",
+    )
+
+
+def test_faulty_data_are_refused_before_the_model_is_built(run, tmp_path, train_net, monkeypatch):
+    file = tmp_path / "data" / "instances.json"
+    data = json.loads(file.read_text())
+    data["annotations"][0]["bbox"][2] *= -1
+    file.write_text(json.dumps(data))
+    monkeypatch.setattr(train_net.Trainer, "build_model", None)
+    with pytest.raises(ValueError, match="negative width"):
+        run()
+    with pytest.raises(ValueError, match="negative width"):
+        run("--eval-only", MODEL__WEIGHTS="model.pth")
+
+
+def test_an_evaluation_needs_no_images_of_the_training_set(run, tmp_path):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    name = f"shapes_of_{tmp_path.name}"
+    (tmp_path / "empty").mkdir()
+    entries = [
+        [name, str(tmp_path / "data/instances.json"), str(tmp_path / "data/images")],
+        ["shapes_elsewhere", str(tmp_path / "data/instances.json"), str(tmp_path / "empty")],
+    ]
+    changes = {
+        "DATASETS__COCO_JSON": entries,
+        "DATASETS__TRAIN": "('shapes_elsewhere',)",
+        "MODEL__WEIGHTS": tmp_path / "out" / "model_final.pth",
+    }
+    assert run("--eval-only", **changes)
+    with pytest.raises(ValueError, match="image files do not exist"):
+        run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"DATASETS__TRAIN": "()"}, "DATASETS.TRAIN is empty"),
+        (
+            {
+                "MODEL__ROI_HEADS__NAME": "MRCNNFocalCascadeROIHeads",
+                "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": False,
+            },
+            "CLS_AGNOSTIC_BBOX_REG is False",
+        ),
+        (
+            {"MODEL__ROI_HEADS__NAME": "StandardROIHeads"},
+            "POOLER_TYPE is 'ROIAlignBicubic'.*MRCNNFocalROIHeads",
+        ),
+        ({"MODEL__ROI_BOX_HEAD__USE_FED_LOSS": True}, "FED_LOSS_NUM_CLASSES is 50.* 4"),
+        ({"DATASETS__CHECK": "slow"}, "DATASETS.CHECK is 'slow'"),
+        ({"INPUT__PIXEL_RANGE": "[1]"}, "INPUT.PIXEL_RANGE is"),
+    ],
+)
+def test_keys_that_do_not_go_together(run, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(**changes)
+
+
+def test_entries_as_a_mapping(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("DATASETS:\n  COCO_JSON:\n    my_train: [a.json, images]\n    my_val: [b, c]\n")
+    with pytest.raises(ValueError, match="COCO_JSON is a mapping .*'my_train'.* must be a list"):
+        load_cfg(str(file))
+
+
+@pytest.mark.parametrize(("limit", "counted"), [(50, 100), (300, 300), (-1, 10**6)])
+def test_the_evaluation_counts_as_many_detections_as_the_config(register, tmp_path, limit, counted):
+    register("counted", generate_shapes(str(tmp_path / "data"), 1, seed=5))
+    cfg = get_cfg()
+    cfg.TEST.DETECTIONS_PER_IMAGE = limit
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.2]
+    evaluator = build_coco_evaluator(cfg, "counted", "")
+    assert evaluator._max_dets_per_image == [1, 10, counted]
+    assert evaluator._kpt_oks_sigmas == [0.1, 0.2]

@@ -1,0 +1,123 @@
+"""Loading of checkpoints that must fit the model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+_SHOWN = 5
+
+
+class FittingCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which names a damaged file and can refuse one that does not fit.
+
+    Detectron2 skips parameters of another shape with a warning, which is right where a training starts from another
+    model. Where a training goes on, or a model is evaluated, the skipped parameters would be random.
+
+    Args:
+        model: the model to load parameters into.
+        save_dir: as in Detectron2.
+        must_fit: whether :meth:`load` refuses a checkpoint in which parameters of the model are missing or have
+            another shape. It always does when a training is resumed.
+        **kwargs: as in Detectron2.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, must_fit: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.must_fit = must_fit
+        self._resumes = False
+        self._path = ""
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in Detectron2.
+
+        Raises:
+            FileNotFoundError: the file `last_checkpoint` names a checkpoint that is not there.
+            As :meth:`load`.
+        """
+        self._resumes = resume and self.has_checkpoint()
+        if self._resumes:
+            last = self.get_checkpoint_file()
+            if not self.path_manager.isfile(last):
+                raise FileNotFoundError(
+                    f"{os.path.join(self.save_dir, 'last_checkpoint')} names the checkpoint {last!r} to resume from, "
+                    f"which is no file. Write the name of another checkpoint of this folder into it, or delete it to "
+                    f"start anew."
+                )
+        return super().resume_or_load(path, resume=resume)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in Detectron2.
+
+        Raises:
+            ValueError: the file is damaged or is no checkpoint, or it does not fit and must.
+        """
+        self._path = path
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> Any:
+        try:
+            loaded = super()._load_file(filename)
+        except Exception as error:  # torch and pickle raise a dozen types for damaged files.
+            raise ValueError(
+                f"The checkpoint {self._path} cannot be read: {type(error).__name__}: {error}. If it was cut short, "
+                f"by a full disk or a kill, use an older one; {self._how_to_use_another()}"
+            ) from error
+        if not isinstance(loaded.get("model"), dict) or not loaded["model"]:
+            raise ValueError(
+                f"The checkpoint {self._path} holds no parameters; expected what Detectron2 saves."
+            )
+        return loaded
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        loaded = len(self.model.state_dict()) - len(incompatible.missing_keys)
+        if loaded <= len(incompatible.incorrect_shapes):
+            unknown = [str(name) for name in incompatible.unexpected_keys]
+            raise ValueError(
+                f"The checkpoint {self._path} has no parameter of the model of the config, but others: "
+                f"{_listed(unknown) or 'none'}. MODEL.WEIGHTS must be a checkpoint of a model that shares "
+                f"parameters with it, or empty for random ones."
+            )
+        if not (self.must_fit or self._resumes):
+            return
+        shapes = [
+            f"{name} has the shape {list(in_file)} in the checkpoint and {list(in_model)} in the model"
+            for name, in_file, in_model in incompatible.incorrect_shapes
+        ]
+        missing = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
+        if not shapes and not missing:
+            return
+        parts = [_listed(shapes)] if shapes else []
+        if missing:
+            parts.append(f"{len(missing)} parameters are missing in it: {_listed(missing)}")
+        raise ValueError(
+            f"The checkpoint {self._path} does not fit the model of the config: {'; '.join(parts)}. "
+            f"{self._what_to_do()}"
+        )
+
+    def _what_to_do(self) -> str:
+        if self._resumes:
+            return (
+                "To resume a training, the config must build the same model (the same number of classes, for one); "
+                "to start a new one from this checkpoint, set MODEL.WEIGHTS to it and OUTPUT_DIR to another folder."
+            )
+        return (
+            "MODEL.WEIGHTS must be trained with the same model (the same number of classes, for one). To use it all "
+            "the same, with random parameters in these places, set MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS to True."
+        )
+
+    def _how_to_use_another(self) -> str:
+        if self._resumes:
+            return "write its name into the file last_checkpoint of this folder."
+        return "set MODEL.WEIGHTS to it."
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _SHOWN
+    return "; ".join(items[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

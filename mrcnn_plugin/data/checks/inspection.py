@@ -1,0 +1,260 @@
+"""Inspections of data sets, remembered from one start to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import locale
+import logging
+import os
+import urllib.parse
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iopath.common.file_io import file_lock, get_cache_dir
+
+from .annotations import Finding, check_content
+from .images import Facts, is_deep, look_at_images
+from .read import keypoint_names, read_categories, read_content
+
+# To be raised with every change of what is found or how it is stored.
+_VERSION = 3
+# How long the headers of the images of a data set are read, in s. What is missing is done at the next start.
+SECONDS_FOR_HEADERS = 60.0
+# How long images are decoded that were not seen before, in s. The others are not decoded, unless all are to be.
+SECONDS_TO_DECODE = 10.0
+
+logger = logging.getLogger("detectron2.mrcnn_plugin.data")
+
+
+@dataclass
+class Inspection:
+    """What is known of a COCO JSON file.
+
+    Attributes:
+        json_file: the file to be used: the file itself, or its repaired copy.
+        categories: category id -> name, sorted by id.
+        keypoints: the names of the keypoints, if the categories have them and agree.
+        images_of_category: category id -> number of images with an object of it.
+        findings: the faults in its content.
+        images: (file name, width, height) of its images, in px.
+        crowded: (number of objects, image id) of images with more than 100, most first.
+    """
+
+    json_file: str
+    categories: dict[int, str]
+    keypoints: list[str]
+    images_of_category: dict[int, int]
+    findings: list[Finding]
+    images: list[tuple[str, int, int]]
+    crowded: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+
+
+def inspect_json(
+    path: str, shown: str, where: str, *, masks: bool, limit: int | None = 5
+) -> Inspection:
+    """Checks a COCO JSON file, or remembers what was found when it was checked last.
+
+    Where something in it can be repaired, a repaired copy is written to the cache folder of iopath ($FVCORE_CACHE, by
+    default ~/.torch/iopath_cache), so that Detectron2, pycocotools and every tool read the same.
+
+    Args:
+        path: a file of the local file system.
+        shown: the file, for messages.
+        where: the data set, for messages.
+        masks: whether masks are of interest.
+        limit: how many examples of a fault are kept; None for all, which are not remembered.
+
+    Raises:
+        As :func:`read_content`.
+    """
+    stat = os.stat(path)
+    source = [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+    key = _key(source[0], masks, limit, locale.getpreferredencoding(False))
+    base = os.path.splitext(os.path.basename(path))[0]
+    cache = os.path.join(_folder(), f"{base}-{key}.inspection")
+    with file_lock(cache):
+        stored = _load(cache)
+        if (
+            limit is not None
+            and stored.get("source") == source
+            and os.path.isfile(stored["json_file"])
+        ):
+            return Inspection(
+                json_file=stored["json_file"],
+                categories=dict(stored["categories"]),
+                keypoints=stored["keypoints"],
+                images_of_category=dict(stored["images_of_category"]),
+                findings=[Finding(**finding) for finding in stored["findings"]],
+                images=[(name, width, height) for name, width, height in stored["images"]],
+                crowded=[(number, id) for number, id in stored["crowded"]],
+            )
+        content, readable = read_content(path, shown, where)
+        checked = check_content(content, masks=masks, limit=10**9 if limit is None else limit)
+        json_file = path
+        if checked.repaired is not None or not readable:
+            json_file = os.path.join(_folder(), f"{base}-{key}.json")
+            _write(json_file, content if checked.repaired is None else checked.repaired)
+        inspection = Inspection(
+            json_file=json_file,
+            categories=read_categories(content, shown, where),
+            keypoints=keypoint_names(content["categories"]),
+            images_of_category=checked.images_of_category,
+            findings=checked.findings,
+            images=checked.images,
+            crowded=checked.crowded,
+        )
+        if limit is not None:
+            stored = {**dataclasses.asdict(inspection), "source": source}
+            for field in ("categories", "images_of_category"):
+                # The keys of JSON are texts.
+                stored[field] = list(stored[field].items())
+            _write(cache, stored)
+        return inspection
+
+
+def inspect_images(
+    images: Sequence[tuple[str, int, int]],
+    root: str,
+    name: str,
+    *,
+    full: bool,
+    progress: bool,
+    resized: Callable[[int, int], tuple[int, int]] | None = None,
+    limit: int | None = 5,
+) -> list[Finding]:
+    """Checks the image files of a data set; remembers what was found in those that have not changed since.
+
+    Args:
+        images: (file name, width, height) of each, in px.
+        root: the folder that file names are relative to, in the local file system.
+        name: of the data set.
+        full: whether to decode every image.
+        progress: whether to show a progress bar.
+        resized: the smallest (height, width) of the input of the model for an image of a (height, width).
+        limit: how many examples of a fault are kept; None for all.
+    """
+    cache = os.path.join(_folder(), f"images-{_key(os.path.abspath(root))}.inspection")
+    paths = list(dict.fromkeys(os.path.join(root, file_name) for file_name, _, _ in images))
+    with file_lock(cache):
+        stored = {path: Facts(*facts) for path, facts in _load(cache).get("facts", {}).items()}
+        facts = look_at_images(
+            paths,
+            stored,
+            full=full,
+            seconds=None if full else SECONDS_FOR_HEADERS,
+            seconds_to_decode=SECONDS_TO_DECODE,
+            progress=progress,
+            name=name,
+        )
+        new = {p: f for p, f in facts.items() if f is not None and f.bytes and stored.get(p) != f}
+        if new:
+            _write(cache, {"facts": {**stored, **new}})
+
+    findings: dict[str, Finding] = {}
+
+    def add(kind: str, example: str) -> None:
+        finding = findings.setdefault(kind, Finding(kind, 0, len(images), []))
+        finding.count += 1
+        if limit is None or len(finding.examples) < limit:
+            finding.examples.append(example)
+
+    turned = 0
+    for file_name, width, height in images:
+        path = os.path.join(root, file_name)
+        found = facts[path]
+        if found is None:
+            add("files_not_looked_at", path)
+            continue
+        if found.fault:
+            add(found.fault, f"{path}: {found.detail}")
+            continue
+        size = f"{found.width} x {found.height}"
+        if (found.width, found.height) != (width, height):
+            exif = (
+                f" (after EXIF orientation {found.orientation})" if found.orientation != 1 else ""
+            )
+            add("file_size", f"{path} is {size}{exif}, width and height say {width} x {height}")
+            turned += (found.height, found.width) == (width, height)
+        elif found.orientation in (2, 3, 4) or (found.orientation > 4 and width == height):
+            add("file_rotated", f"{path}: EXIF orientation {found.orientation}")
+        if is_deep(found.mode):
+            add("file_16_bit", f"{path}: Pillow's mode {found.mode!r}")
+        if found.frames > 1:
+            add("file_frames", path)
+        if resized is not None:
+            new_height, new_width = resized(height, width)
+            if min(new_height, new_width) < 1:
+                add("file_thin", f"{path} of {size} becomes {new_width} x {new_height}")
+    if turned:
+        findings["file_size"].hint = (
+            f"Width and height are swapped in {turned} of them: what wrote the JSON file may have ignored EXIF, or "
+            f"written them in the wrong order."
+        )
+    if "file_missing" in findings:
+        findings["file_missing"].hint = _hint_of_missing(
+            [
+                name
+                for name, _, _ in images
+                if (f := facts[os.path.join(root, name)]) and f.fault == "file_missing"
+            ],
+            root,
+        )
+    return list(findings.values())
+
+
+def _hint_of_missing(names: Sequence[str], root: str) -> str:
+    name = names[0]
+    if not name.isascii() and os.fsencode("é") != "é".encode():
+        return "Names are not ASCII, and the locale is not UTF-8: set PYTHONUTF8=1, or LC_ALL to C.UTF-8."
+    if name != name.strip():
+        return "The names begin or end with a blank."
+    if "\\" in name:
+        return "The names have backslashes; write / instead."
+    last = name.rsplit("/", 1)[-1]
+    if last != name and os.path.exists(os.path.join(root, last)):
+        return f"But {last} lies in the image root itself: take the folders out of file_name."
+    if os.path.exists(os.path.join(root, urllib.parse.unquote(name))):
+        return f"But there is {urllib.parse.unquote(name)!r}: the names must not be encoded as in a URL."
+    try:
+        there = {
+            file.lower(): file for file in os.listdir(os.path.dirname(os.path.join(root, name)))
+        }
+    except OSError:
+        return ""
+    if last.lower() in there:
+        return f"But there is {there[last.lower()]!r}: upper and lower case must be the same."
+    return ""
+
+
+def _folder() -> str:
+    folder = os.path.join(get_cache_dir(), "mrcnn_plugin")
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([_VERSION, *parts]).encode()).hexdigest()[:16]
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: str, content: dict[str, Any]) -> None:
+    """Writes JSON in ASCII. A killed process leaves the old file or the new one."""
+    partial = f"{path}.partial-{uuid.uuid4().hex}"
+    try:
+        with open(partial, "w", encoding="ascii") as f:
+            f.write(json.dumps(content))
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)

@@ -1,0 +1,57 @@
+"""COCO evaluation that follows the config."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import COCOEvaluator
+
+# COCO's own limit of detections per image.
+_COCO_DETECTIONS = 100
+# More than any image has: for TEST.DETECTIONS_PER_IMAGE -1, which keeps all.
+_ALL_DETECTIONS = 10**6
+
+logger = logging.getLogger("detectron2.mrcnn_plugin.evaluation")
+
+
+def results_folder(cfg: CfgNode, name: str) -> str:
+    """Where the results of a test set are: `OUTPUT_DIR/inference`, or a folder in it for each if there are several."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) <= 1:
+        return folder
+    return os.path.join(folder, re.sub(r"[^\w.+-]", "_", name).lstrip("."))
+
+
+def build_coco_evaluator(
+    cfg: CfgNode, name: str, output_folder: str | None = None
+) -> COCOEvaluator:
+    """An evaluator of a test set.
+
+    COCO counts the 100 best detections of an image. If `TEST.DETECTIONS_PER_IMAGE` allows more, all that it allows
+    count, so that AP is that of the model; it is then not comparable with COCO's where an image has more than 100
+    detections. `TEST.KEYPOINT_OKS_SIGMAS` is followed too.
+
+    Args:
+        cfg: a Detectron2 config.
+        name: the test set.
+        output_folder: where to write results; by default :func:`results_folder`.
+    """
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if limit < 0:
+        limit = _ALL_DETECTIONS
+    if limit > _COCO_DETECTIONS:
+        logger.info(
+            "AP of %s counts up to %s detections in an image, as TEST.DETECTIONS_PER_IMAGE says; COCO's counts %d.",
+            name,
+            "all" if limit == _ALL_DETECTIONS else limit,
+            _COCO_DETECTIONS,
+        )
+    return COCOEvaluator(
+        name,
+        output_dir=output_folder or results_folder(cfg, name),
+        max_dets_per_image=max(limit, _COCO_DETECTIONS),
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+    )

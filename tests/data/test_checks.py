@@ -1,0 +1,989 @@
+"""Planted faults in data sets, and what is said of them before training."""
+
+import copy
+import io
+import json
+import logging
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import GenericMask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.data import (
+    TrainMapper,
+    check_datasets,
+    check_pixel_range,
+    register_coco_json,
+    register_coco_json_from_file,
+    scaled_path,
+)
+from mrcnn_plugin.data.checks import annotations, images, inspection
+from mrcnn_plugin.data.checks.kinds import KINDS, Level
+from mrcnn_plugin.data.pixels import scale_pixels
+from mrcnn_plugin.evaluation import build_coco_evaluator
+
+WIDTH, HEIGHT = 60, 40
+
+
+def square(x, y, side):
+    return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+def good():
+    """Two images, with three objects each."""
+    objects = [(5, 5, 10), (20, 8, 12), (40, 20, 15)]
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (1, 2)
+        ],
+        "annotations": [
+            {
+                "id": 3 * (image - 1) + n + 1,
+                "image_id": image,
+                "category_id": 1 + n % 2,
+                "bbox": [x, y, side, side],
+                "area": side * side,
+                "iscrowd": 0,
+                "segmentation": [square(x, y, side)],
+            }
+            for image in (1, 2)
+            for n, (x, y, side) in enumerate(objects)
+        ],
+        "categories": [{"id": 1, "name": "fork"}, {"id": 2, "name": "spoon"}],
+    }
+
+
+def rle(mask):
+    encoded = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def with_rle(data):
+    for a in data["annotations"]:
+        x, y, w, h = map(int, a["bbox"])
+        mask = np.zeros((HEIGHT, WIDTH))
+        mask[y : y + h, x : x + w] = 1
+        a["segmentation"] = rle(mask)
+    return data
+
+
+class DataSets:
+    """A train and a test set, written and checked as a user's."""
+
+    def __init__(self, folder, caplog):
+        self.folder = folder
+        self.caplog = caplog
+        self.images = folder / "images"
+        self.images.mkdir()
+        for i in (1, 2):
+            pixels = np.random.default_rng(i).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+            Image.fromarray(pixels).save(self.images / f"{i}.png")
+
+    def write(self, train, val=None):
+        for name, data in (("train", train), ("val", good() if val is None else val)):
+            text = data if isinstance(data, str) else json.dumps(data)
+            (self.folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def config(self, **changes):
+        cfg = get_cfg()
+        add_mrcnn_config(cfg)
+        cfg.MODEL.MASK_ON = True
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+        cfg.DATASETS.COCO_JSON = [
+            [f"my_{name}", str(self.folder / f"{name}.json"), str(self.images)]
+            for name in ("train", "val")
+        ]
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("my_train",), ("my_val",)
+        cfg.merge_from_list(
+            [item for k, v in changes.items() for item in (k.replace("__", "."), v)]
+        )
+        return cfg
+
+    def register(self, cfg, **arguments):
+        register_coco_json(
+            cfg.DATASETS.COCO_JSON,
+            check=cfg.DATASETS.CHECK,
+            masks=cfg.MODEL.MASK_ON,
+            pixel_range=cfg.INPUT.PIXEL_RANGE,
+            pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
+            **{"check_on_load": False, **arguments},
+        )
+
+    def check(self, train, val=None, **changes):
+        """What is said of them, a line for each kind; an error if they are refused."""
+        self.write(train, val)
+        cfg = self.config(**changes)
+        forget()
+        self.register(cfg)
+        self.caplog.clear()
+        with self.caplog.at_level(logging.WARNING):
+            check_datasets(cfg)
+        return [record.getMessage() for record in self.caplog.records]
+
+    def refused(self, *data, **changes):
+        """The first line of the error: a traceback shows it beside the error's name."""
+        with pytest.raises(ValueError) as error:
+            self.check(*data, **changes)
+        return str(error.value).splitlines()[0]
+
+
+def forget():
+    for name in ("my_train", "my_val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+        if name in set(MetadataCatalog):
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def sets(tmp_path, caplog):
+    # Detectron2's loggers may not propagate once a test has set them up.
+    logger = logging.getLogger("detectron2")
+    propagates, logger.propagate = logger.propagate, True
+    yield DataSets(tmp_path, caplog)
+    logger.propagate = propagates
+    forget()
+
+
+def each(field, value):
+    """Sets a field of every annotation; a function gets the annotation, and None deletes."""
+
+    def edit(data):
+        for a in data["annotations"]:
+            new = value(a) if callable(value) else value
+            if new is None:
+                del a[field]
+            else:
+                a[field] = new
+
+    return edit
+
+
+def one(field, value, index=2):
+    def edit(data):
+        a = data["annotations"][index]
+        new = value(a) if callable(value) else value
+        if new is None:
+            del a[field]
+        else:
+            a[field] = new
+
+    return edit
+
+
+def image(field, value, index=1):
+    def edit(data):
+        if value is None:
+            del data["images"][index][field]
+        else:
+            data["images"][index][field] = value
+
+    return edit
+
+
+def put(field, value):
+    def edit(data):
+        data[field] = value
+
+    return edit
+
+
+def add_category(data):
+    data["categories"].append({"id": 3, "name": "fork"})
+
+
+def merged(data):
+    more = good()
+    data["images"] += more["images"]
+    data["annotations"] += more["annotations"]
+
+
+def repeated_file(data):
+    data["images"].append({**data["images"][0], "id": 9})
+    data["annotations"][0]["image_id"] = 9
+
+
+def polygon(a):
+    return a["segmentation"][0]
+
+
+def points(a):
+    return [[polygon(a)[i : i + 2] for i in range(0, 8, 2)]]
+
+
+def changed_rle(change):
+    def edit(data):
+        with_rle(data)
+        for a in data["annotations"][:1]:
+            change(a)
+
+    return edit
+
+
+def cut_counts(a):
+    a["segmentation"]["counts"] = a["segmentation"]["counts"][:4]
+
+
+def kaggle_counts(a):
+    a["segmentation"]["counts"] = [300, 10, 340, 10, 380, 10]
+
+
+def no_pixel(a):
+    a["segmentation"]["counts"] = [HEIGHT * WIDTH]
+
+
+def turned(a):
+    a["segmentation"]["size"] = a["segmentation"]["size"][::-1]
+
+
+def corner_box(a):
+    x, y, w, h = a["bbox"]
+    return [x, y, x + w, y + h]
+
+
+def negative_box(a):
+    x, y, w, h = a["bbox"]
+    return [x + w, y + h, -w, -h]
+
+
+def relative_box(a):
+    return [v / s for v, s in zip(a["bbox"], [WIDTH, HEIGHT] * 2, strict=True)]
+
+
+NAN = float("nan")
+# What is planted, and what the first line of the error has to name beside the data set.
+REFUSED = [
+    # Segmentations
+    (each("segmentation", polygon), ["6 of 6 annotations", "flat list", "annotation 1 of image 1", "and 1 more"]),
+    (each("segmentation", lambda a: json.dumps(a["segmentation"])), ["text as segmentation"]),
+    (one("segmentation", "none"), ["text as segmentation", "'none'"]),
+    (one("segmentation", 7), ["malformed segmentation", "annotation 3", "7"]),
+    (each("segmentation", points), ["lists of points"]),
+    (one("segmentation", [["1", "2", "3", "4", "5", "6"]]), ["malformed segmentation"]),
+    (one("segmentation", [[1, 2, 3, 4, 5, None]]), ["malformed segmentation"]),
+    (one("segmentation", [[1, 2, 3, 4, 5, 6, 7]]), ["odd count"]),
+    (one("segmentation", [[5, 5, NAN, 5, 9, 9]]), ["segmentation with NaN or infinity"]),
+    (one("segmentation", [[5, 5, math.inf, 5, 9, 9]]), ["segmentation with NaN or infinity"]),
+    (one("segmentation", [[5, 5, 1e10, 5, 9, 9]]), ["segmentation", "far outside"]),
+    (one("segmentation", [[5, 5, 10**400, 5, 9, 9]]), ["segmentation"]),
+    (one("segmentation", [[5, 5, 9, 5, 9, -500]]), ["segmentation", "far outside"]),
+    (each("segmentation", lambda a: [a["bbox"]]), ["segmentation", "fewer than 3 points", "segmentation_short"]),
+    (each("segmentation", [[5, 5, 9, 9, 5, 5]]), ["empty segmentation", "mask_empty"]),
+    (each("segmentation", [[5.1, 5.1, 5.3, 5.1, 5.2, 5.3]]), ["empty segmentation", "mask_empty"]),
+    (each("segmentation", []), ["no mask", "MASK_ON"]),
+    (each("segmentation", [[]]), ["no mask", "MASK_ON"]),
+    (each("segmentation", None), ["no mask", "MASK_ON"]),
+    (one("segmentation", {}), ["1 of 6 annotations have no mask", "MASK_ON"]),
+    # RLE
+    (lambda d: with_rle(d), ["MASK_FORMAT", "'bitmask'"]),
+    (changed_rle(cut_counts), ["RLE", "corrupt|sum"]),
+    (changed_rle(kaggle_counts), ["RLE counts do not sum"]),
+    (changed_rle(turned), ["RLE has another size"]),
+    (changed_rle(lambda a: a["segmentation"].pop("size")), ["malformed RLE"]),
+    (changed_rle(lambda a: a["segmentation"].update(counts=[1, -1])), ["malformed RLE"]),
+    (changed_rle(lambda a: a["segmentation"].update(counts="né")), ["corrupt"]),
+    (changed_rle(lambda a: a["segmentation"].update(counts=[2.5, 3])), ["malformed RLE"]),
+    (changed_rle(lambda a: a.update(segmentation=[a["segmentation"]])), ["list of RLE"]),
+    (changed_rle(no_pixel), ["empty segmentation"]),
+    # Boxes
+    (one("bbox", None), ["no bbox", "annotation 3 of image 1"]),
+    (one("bbox", []), ["no bbox"]),
+    (one("bbox", ["40", "20", "15", "15"]), ["not four numbers", "'40'"]),
+    (one("bbox", [1, 2, 3]), ["not four numbers"]),
+    (one("bbox", {"x": 1}), ["not four numbers"]),
+    (one("bbox", [1, 2, None, 4]), ["not four numbers"]),
+    (one("bbox", [NAN] * 4), ["bbox with NaN"]),
+    (each("bbox", lambda a: [*a["bbox"][:2], 0, 0]), ["bbox of no width", "bbox_empty"]),
+    (each("bbox", negative_box), ["negative width"]),
+    (one("bbox", negative_box), ["negative width", "annotation 3"]),
+    (each("bbox", corner_box), ["bbox", "contradicts", "look like [x1, y1, x2, y2]", "box_mask"]),
+    (each("segmentation", lambda a: [[v / 60 for v in polygon(a)]]), ["segmentation within [0, 1]"]),
+    (each("bbox", relative_box), ["bbox within [0, 1]", "bbox_relative"]),
+    (one("bbox", [100, 5, 10, 10]), ["bbox that lies outside", "bbox_outside"]),
+    # References and fields
+    (one("category_id", 7), ["category_id 7", "annotation 3"]),
+    (each("category_id", lambda a: str(a["category_id"])), ["category_id '1'"]),
+    (one("category_id", None), ["no category_id"]),
+    (one("category_id", [1]), ["category_id [1]"]),
+    (each("image_id", lambda a: str(a["image_id"])), ["image_id '1'", "image_id_unknown"]),
+    (one("image_id", 77), ["image_id 77"]),
+    (one("image_id", None), ["no image_id"]),
+    (one("iscrowd", 2), ["iscrowd 2"]),
+    (each("iscrowd", "0"), ["text as iscrowd", "'0'", "iscrowd_text"]),
+    (one("iscrowd", "yes"), ["iscrowd 'yes'"]),
+    (one("ignore", 1), ["ignore 1", "annotation 3"]),
+    (one("ignore", "0"), ["ignore '0'"]),
+    (each("id", 4), ["unique", "annotation_id_twice"]),
+    (merged, ["image", "unique"]),
+    (repeated_file, ["'1.png'", "twice"]),
+    (add_category, ["'fork' has the ids 1 and 3", "category_names"]),
+    (put("annotations", None), ["annotations", "no list", "None"]),
+    (put("annotations", {}), ["annotations", "no list"]),
+    (put("annotations", []), ["no object"]),
+    (lambda d: d.pop("annotations"), ["no annotations"]),
+    (lambda d: d["annotations"].append([1]), ["annotations", "are no objects", "[1]"]),
+    (each("iscrowd", 1), ["no object", "6 with iscrowd 1"]),
+    (put("images", []), ["is empty: it has no image"]),
+    # Images
+    (image("height", None), ["no height", "image 2 ('2.png')"]),
+    (image("width", "60"), ["'60'", "positive integers"]),
+    (image("width", 0), ["width 0"]),
+    (image("width", NAN), ["width nan"]),
+    (image("file_name", None), ["no file_name"]),
+    (image("file_name", 5), ["no file_name", "5"]),
+    (image("id", None), ["no id"]),
+    (image("id", "2"), ["text as id"]),
+    (lambda d: d["images"].append("3.png"), ["images", "are no objects"]),
+    (image("file_name", "upload/2.png"), ["do not exist", "upload/2.png", "take the folders out"]),
+    (image("file_name", "2.png "), ["do not exist", "blank"]),
+    (image("file_name", "%32.png"), ["do not exist", "'2.png'", "URL"]),
+    (image("file_name", "2.PNG"), ["do not exist", "'2.png'", "upper and lower case"]),
+    (image("file_name", "folder\\2.png"), ["do not exist", "write / instead"]),
+    (image("width", WIDTH + 1), ["2.png is 60 x 40, width and height say 61 x 40"]),
+    (lambda d: d["images"][1].update(width=HEIGHT, height=WIDTH), ["swapped"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("edit", "words"), REFUSED)
+def test_a_fault_is_refused_in_a_line_that_names_it(sets, split, edit, words):
+    data = good()
+    edit(data)
+    if split == "val" and words[0] in ("MASK_FORMAT", "no annotations"):
+        # A test set may have them.
+        sets.check(good(), data)
+        return
+    mask_format = "polygon" if words[0] == "MASK_FORMAT" else "bitmask"
+    message = sets.refused(
+        *((data,) if split == "train" else (good(), data)), INPUT__MASK_FORMAT=mask_format
+    )
+    assert f"Data set 'my_{split}'" in message and f"{split}.json" in message
+    for word in words:
+        assert any(part in message for part in word.split("|")), message
+
+
+# What is planted, what is said, and how often the object in it is left in the data set.
+SAID = [
+    (each("area", None), ["6 of 6 annotations have no area"]),
+    (each("area", 0), ["area of 0 or less"]),
+    (one("area", "144"), ["area that is no number", "'144'"]),
+    (one("area", NAN), ["area that is no number"]),
+    (each("area", lambda a: a["area"] / 2400), ["area that contradicts"]),
+    (each("iscrowd", None), ["have no iscrowd"]),
+    (each("iscrowd", lambda a: a["id"] % 2), ["3 of 6 annotations have iscrowd 1"]),
+    (each("id", None), ["have no id"]),
+    (each("id", lambda a: f"a{a['id']}"), ["id that is no integer"]),
+    (each("id", lambda a: a["id"] - 1), ["the id 0"]),
+    (image("width", 60.0), ["width that is no integer"]),
+    (lambda d: d["annotations"].append({**d["annotations"][0], "id": 99}), ["exact copy"]),
+    (one("segmentation", [square(40, 20, 15), [41, 21, 42, 22]]), ["some polygons", "fewer than 3"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "words"), SAID)
+def test_what_is_certain_is_repaired_and_said(sets, edit, words):
+    data = good()
+    edit(data)
+    said = sets.check(good(), data)
+    (line,) = [line for line in said if "my_val" in line and "iscrowd" in line] or said
+    assert "Data set 'my_val'" in line and "val.json" in line
+    for word in words:
+        assert word in line
+    assert ap_of_ground_truth() == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
+
+
+def ap_of_ground_truth(**changes):
+    """AP of the test set's own objects as predictions, by Detectron2's evaluator."""
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.merge_from_list([item for pair in changes.items() for item in pair])
+    evaluator = build_coco_evaluator(cfg, "my_val", "")
+    evaluator.reset()
+    for d in DatasetCatalog.get("my_val"):
+        objects = [a for a in d["annotations"] if not a["iscrowd"]]
+        boxes = np.array([a["bbox"] for a in objects], dtype=np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = [GenericMask(a["segmentation"], HEIGHT, WIDTH).mask for a in objects]
+        instances = Instances((HEIGHT, WIDTH))
+        instances.pred_boxes = Boxes(torch.tensor(boxes))
+        instances.scores = torch.linspace(0.9, 0.8, len(objects))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in objects])
+        instances.pred_masks = torch.tensor(np.array(masks)).bool()
+        evaluator.process([{"image_id": d["image_id"]}], [{"instances": instances}])
+    return {task: values["AP"] for task, values in evaluator.evaluate().items()}
+
+
+def test_good_data_give_no_word(sets):
+    assert sets.check(good()) == []
+    assert sets.check(with_rle(good()), INPUT__MASK_FORMAT="bitmask") == []
+    # The files themselves are used.
+    assert MetadataCatalog.get("my_val").json_file == str(sets.folder / "val.json")
+
+
+def test_uncompressed_rle_and_text_ids_are_good(sets):
+    data = with_rle(good())
+    for a in data["annotations"]:
+        mask = mask_util.decode(a["segmentation"]).ravel(order="F")
+        edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
+        ends = [0, *edges.tolist(), HEIGHT * WIDTH]
+        a["segmentation"]["counts"] = np.diff(ends).tolist()
+        a["image_id"] = f"image {a['image_id']}"
+    for i in data["images"]:
+        i["id"] = f"image {i['id']}"
+    assert sets.check(data, data, INPUT__MASK_FORMAT="bitmask") == []
+    assert ap_of_ground_truth() == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
+
+
+def test_areas_of_many_rle(sets):
+    data = with_rle(many(50))
+    each("area", None)(data)
+    sets.check(data, data, INPUT__MASK_FORMAT="bitmask")
+    areas = [a["area"] for a in json.load(open(MetadataCatalog.get("my_val").json_file))["annotations"]]  # fmt: skip
+    assert areas == [float(side * side) for side in (10, 12, 15)] * 100
+
+
+def test_box_only_data_train_without_masks(sets):
+    for empty in ([], [[]], None, {}):
+        data = good()
+        each("segmentation", lambda a, empty=empty: copy.deepcopy(empty))(data)
+        assert sets.check(data, data, MODEL__MASK_ON=False) == []
+        assert sum(len(d["annotations"]) for d in DatasetCatalog.get("my_train")) == 6
+
+
+def test_without_masks_a_faulty_segmentation_does_no_harm(sets):
+    data = good()
+    each("segmentation", lambda a: "[[1, 2, 3]]")(data)
+    assert sets.check(data, MODEL__MASK_ON=False) == []
+    assert sum(len(d["annotations"]) for d in DatasetCatalog.get("my_train")) == 6
+
+
+def many(count):
+    data = good()
+    data["annotations"] = [
+        {**copy.deepcopy(a), "id": 6 * n + a["id"], "bbox": [*a["bbox"][:3], a["bbox"][3] + n / 1000]}
+        for n in range(count)
+        for a in good()["annotations"]
+    ]  # fmt: skip
+    return data
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("segmentation", [[5, 5, 9, 9]], "segmentation_short"),
+        ("segmentation", [[5, 5, 9, 9, 5, 5]], "mask_empty"),
+        ("bbox", [5, 5, 0, 3], "bbox_empty"),
+        ("bbox", [-9, 5, 3, 3], "bbox_outside"),
+    ],
+)
+def test_a_few_useless_objects_are_left_out_and_more_are_refused(sets, field, value, kind):
+    data = many(20)
+    data["annotations"][7][field] = value
+    said = sets.check(good(), data)
+    assert len(said) == 1 and "1 of 120" in said[0] and "left out" in said[0]
+    left = [a for d in DatasetCatalog.get("my_val") for a in d["annotations"]]
+    assert len(left) == 119
+    for index in (17, 27):
+        data["annotations"][index][field] = value
+    assert f"add '{kind}' to DATASETS.ALLOW" in sets.refused(good(), data)
+    said = sets.check(good(), data, DATASETS__ALLOW=[kind])
+    assert "3 of 120" in said[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k, v in KINDS.items() if v.level is Level.JUDGEMENT and k != "no_objects"]
+)
+def test_a_judgement_can_be_overruled(sets, kind):
+    faults = {
+        "category_names": add_category,
+        "file_name_twice": repeated_file,
+        "image_id_unknown": one("image_id", 77),
+        "category_id_unknown": one("category_id", 7),
+        "bbox_relative": each("bbox", relative_box),
+        "annotation_id_twice": each("id", 4),
+        "iscrowd_text": each("iscrowd", "0"),
+        "file_16_bit": lambda data: data["images"][1].update(
+            file_name=deep(sets.images / "2.png", np.uint16)
+        ),
+    }
+    data = good()
+    faults[kind](data)
+    allow = [kind, "box_mask"] if kind == "bbox_relative" else [kind]
+    assert f"add '{kind}' to DATASETS.ALLOW" in sets.refused(data)
+    assert sets.check(data, DATASETS__ALLOW=allow)
+    assert all(a["iscrowd"] == 0 for d in DatasetCatalog.get("my_train") for a in d["annotations"])
+    ids = [a["id"] for a in json.load(open(MetadataCatalog.get("my_train").json_file))["annotations"]]  # fmt: skip
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_test_set_without_objects_can_be_allowed(sets):
+    data = good()
+    data["annotations"] = []
+    assert "add 'no_objects' to DATASETS.ALLOW" in sets.refused(good(), data)
+    assert "no object" in sets.check(good(), data, DATASETS__ALLOW=["no_objects"])[0]
+    assert "no object" in sets.refused(data, DATASETS__ALLOW=["no_objects"])
+
+
+def test_all_faults_are_named_at_once(sets):
+    data = good()
+    one("bbox", None)(data)
+    each("category_id", 7)(data)
+    with pytest.raises(ValueError) as error:
+        sets.check(data, data)
+    lines = str(error.value).splitlines()
+    for split in ("train", "val"):
+        of_split = [line for line in lines if f"my_{split}" in line]
+        assert any("no bbox" in line for line in of_split)
+        assert any("category_id 7" in line and "and 1 more" in line for line in of_split)
+    assert "tools/check_dataset.py" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"DATASETS__CHECK": "slow"}, "DATASETS.CHECK is 'slow'.*'fast', 'full', 'off'"),
+        ({"DATASETS__ALLOW": ["bbox_form"]}, "DATASETS.ALLOW has 'bbox_form'.*'bbox_empty'"),
+    ],
+)
+def test_values_of_the_keys(sets, changes, message):
+    sets.write(good())
+    with pytest.raises(ValueError, match=message):
+        cfg = sets.config(**changes)
+        sets.register(cfg)
+        check_datasets(cfg)
+
+
+def test_off_checks_nothing(sets):
+    data = good()
+    each("bbox", negative_box)(data)
+    os.remove(sets.images / "1.png")
+    assert sets.check(data, DATASETS__CHECK="off") == []
+
+
+# Checks of stock scripts, on load
+
+
+def test_the_test_set_is_checked_when_the_train_set_is_loaded(sets):
+    data = good()
+    each("bbox", negative_box)(data)
+    sets.write(good(), data)
+    register_coco_json(sets.config().DATASETS.COCO_JSON)
+    with pytest.raises(ValueError, match="'my_val'.*negative width"):
+        DatasetCatalog.get("my_train")
+
+
+def write_yaml(sets, text=""):
+    file = sets.folder / "my.yaml"
+    entries = json.dumps(sets.config().DATASETS.COCO_JSON)
+    file.write_text(f"DATASETS:\n  COCO_JSON: {entries}\n{text}")
+    return str(file)
+
+
+def test_a_yaml_file_says_which_data_sets_are_used_and_how(sets):
+    data = good()
+    each("segmentation", [])(data)
+    sets.write(data, data)
+    mask_on = "MODEL: {MASK_ON: True}"
+    for text, refused in (
+        ("", False),
+        (mask_on, True),
+        ("MODEL: {MASK_ON: False}", False),
+        ('  TRAIN: ("my_val",)\n  TEST: ()\n' + mask_on, False),
+        ('  CHECK: "off"\n' + mask_on, False),
+    ):
+        forget()
+        register_coco_json_from_file(write_yaml(sets, text))
+        if refused:
+            with pytest.raises(ValueError, match="'my_train'.*no mask"):
+                DatasetCatalog.get("my_train")
+        else:
+            assert len(DatasetCatalog.get("my_train")) == 2
+
+
+# Encodings
+
+
+def test_a_byte_order_mark_is_taken_away(sets):
+    sets.write(good(), "\ufeff" + json.dumps(good()))
+    cfg = sets.config()
+    sets.register(cfg)
+    check_datasets(cfg)
+    assert len(DatasetCatalog.get("my_val")) == 2
+
+
+def test_names_survive_a_locale_that_is_not_utf_8(sets, monkeypatch):
+    data = good()
+    data["categories"][0]["name"] = "piéton"
+    text = json.dumps(data, ensure_ascii=False)
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ISO-8859-1")
+    sets.check(text, text)
+    content = Path(MetadataCatalog.get("my_val").json_file).read_bytes()
+    assert content.isascii() and json.loads(content)["categories"][0]["name"] == "piéton"
+
+
+# Image files
+
+
+def save_png(path, **arguments):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, "png", **arguments)
+
+
+def cut(path, share=0.5):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "bmp", "webp", "gif"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_cut_image_is_named(sets, extension, share):
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    path = sets.images / f"cut.{extension}"
+    data = good()
+    data["images"][1]["file_name"] = path.name
+    # A thumbnail's end is not that of the image.
+    Image.fromarray(pixels).save(path)
+    assert [line for line in sets.check(data) if "frames" not in line] == []
+    cut(path, share)
+    message = sets.refused(data)
+    assert str(path) in message and ("damaged" in message or "cannot be read" in message)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "it is empty"), (b"no image at all", "no format"), (None, "it is a folder")],
+)
+def test_a_file_that_is_no_image(sets, content, words):
+    path = sets.images / "2.png"
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert words in sets.refused(good())
+
+
+def test_a_damaged_middle_needs_decoding(sets, monkeypatch):
+    path = sets.images / "2.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "SECONDS_TO_DECODE", 0)
+        assert sets.check(good()) == []
+        assert "2.png" in sets.refused(good(), DATASETS__CHECK="full")
+    path.write_bytes(content + b" ")
+    assert "2.png" in sets.refused(good())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(sets, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    save_png(sets.images / "2.png", exif=exif)
+    # As Detectron2 reads it.
+    read = read_image(str(sets.images / "2.png")).shape[:2]
+    if read == (HEIGHT, WIDTH):
+        said = sets.check(good())
+        assert any("EXIF" in line for line in said) == (orientation != 1)
+    else:
+        message = sets.refused(good())
+        assert f"EXIF orientation {orientation}" in message and "40 x 60" in message
+        data = good()
+        data["images"][1].update(width=HEIGHT, height=WIDTH)
+        each("segmentation", [square(5, 5, 10)])(data)
+        each("bbox", [5, 5, 10, 10])(data)
+        sets.check(data, data)
+
+
+def test_an_image_beyond_pillows_limit(sets, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    message = sets.refused(good())
+    assert "decompression" in message and "1.png" in message
+
+
+def test_an_image_of_which_nothing_is_left(sets):
+    Image.new("L", (1200, 2)).save(sets.images / "thin.png")
+    data = good()
+    data["images"].append({"id": 3, "file_name": "thin.png", "width": 1200, "height": 2})
+    small = {"INPUT__MIN_SIZE_TRAIN": "(128,)", "INPUT__MAX_SIZE_TRAIN": 128}
+    assert "thin.png of 1200 x 2 becomes 128 x 0" in sets.refused(data, **small)
+    assert sets.check(data) == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_all_modes_of_8_bits_are_good(sets, mode):
+    path = sets.images / ("2.tif" if mode == "CMYK" else "2.png")
+    Image.open(sets.images / "1.png").convert(mode).save(path)
+    data = good()
+    data["images"][1]["file_name"] = path.name
+    assert sets.check(data) == []
+
+
+def deep(path, dtype, factor=257):
+    pixels = np.asarray(Image.open(path).convert("L")).astype(dtype) * factor
+    new = path.with_suffix(".tif")
+    Image.fromarray(pixels).save(new)
+    return new.name
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_images_are_refused_or_scaled(sets, dtype):
+    data = good()
+    grey = np.asarray(Image.open(sets.images / "2.png").convert("L"))
+    data["images"][1]["file_name"] = deep(sets.images / "2.png", dtype)
+    assert "bits" in sets.refused(data) and "INPUT.PIXEL_RANGE" in sets.refused(data)
+    assert sets.check(data, INPUT__PIXEL_RANGE="[0, 65535]") == []
+    first, second = DatasetCatalog.get("my_train")
+    assert np.array_equal(read_image(second["file_name"], "BGR"), np.stack([grey] * 3, 2))
+    # Images of 8 bits stay.
+    assert np.array_equal(
+        read_image(first["file_name"], "RGB"), np.asarray(Image.open(sets.images / "1.png"))
+    )
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_colours_of_16_bits(sets, extension, orientation):
+    cv2 = pytest.importorskip("cv2")
+    colours = np.asarray(Image.open(sets.images / "2.png"))
+    path = sets.images / f"deep.{extension}"
+    # 12 of 16 bits, of which Pillow would keep 4.
+    cv2.imwrite(str(path), colours[:, :, ::-1].astype(np.uint16) * 16)
+    if orientation != 1:
+        if extension == "tif":
+            return
+        add_exif_to_png(path, orientation)
+    data = good()
+    data["images"][1]["file_name"] = path.name
+    if orientation == 6:
+        data["images"][1].update(width=HEIGHT, height=WIDTH)
+        each("segmentation", [square(5, 5, 10)])(data)
+        each("bbox", [5, 5, 10, 10])(data)
+    assert "bits" in sets.refused(data)
+    sets.check(data, INPUT__PIXEL_RANGE="[0, 4080]")
+    read = read_image(DatasetCatalog.get("my_train")[1]["file_name"], "RGB")
+    assert np.array_equal(read, np.rot90(colours, -1) if orientation == 6 else colours)
+
+
+def add_exif_to_png(path, orientation):
+    """Puts a chunk eXIf before the pixels; Pillow would write 8 bits."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    body = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + chunk + content[place:])
+
+
+def test_pixels_are_scaled_and_cut_off():
+    pixels = np.array([[0.0, 100.0, 150.0], [200.0, np.nan, np.inf]])
+    scaled = scale_pixels(pixels, 100, 200, "value")
+    assert scaled.dtype == np.uint8 and scaled.tolist() == [[0, 0, 128], [255, 0, 255]]
+    values = np.arange(101.0)
+    scaled = scale_pixels(values, 10, 90, "percentile")
+    assert (scaled[10], scaled[50], scaled[90], scaled[100]) == (0, 128, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("limits", "unit", "message"),
+    [
+        ([1], "value", "PIXEL_RANGE is .* two numbers"),
+        ([5, 5], "value", "low < high"),
+        ([0, 101], "percentile", r"\[0, 100\]"),
+        ([0, 1], "percent", "PIXEL_RANGE_UNIT is 'percent'"),
+    ],
+)
+def test_values_of_the_pixel_range(sets, limits, unit, message):
+    cfg = sets.config(INPUT__PIXEL_RANGE=limits, INPUT__PIXEL_RANGE_UNIT=unit)
+    with pytest.raises(ValueError, match=message):
+        check_pixel_range(cfg)
+
+
+def test_a_scaled_path_is_a_file_for_detectron2(sets):
+    path = scaled_path(str(sets.images / "1.png"), [0, 1], "value")
+    from detectron2.utils.file_io import PathManager
+
+    assert PathManager.isfile(path) and not PathManager.isfile(path + "x")
+    assert PathManager.get_local_path(path) == str(sets.images / "1.png")
+
+
+# What is remembered
+
+
+def test_nothing_is_read_again_until_it_changes(sets, monkeypatch):
+    data = good()
+    each("area", None)(data)
+    said = sets.check(data, data)
+    copied = MetadataCatalog.get("my_val").json_file
+
+    def fail(*args, **kwargs):
+        raise AssertionError("it was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "read_content", fail)
+        patch.setattr(images, "look_at", fail)
+        cfg = sets.config()
+        forget()
+        sets.register(cfg)
+        sets.caplog.clear()
+        check_datasets(cfg)
+        assert [r.getMessage() for r in sets.caplog.records if "area" in r.getMessage()] == said
+        assert MetadataCatalog.get("my_val").json_file == copied
+    cut(sets.images / "2.png")
+    assert "2.png" in sets.refused(data)
+    save_png(sets.images / "2.png")
+    each("bbox", negative_box)(data)
+    assert "negative" in sets.refused(data)
+
+
+def test_when_the_time_is_up_the_rest_is_named(sets, monkeypatch):
+    monkeypatch.setattr(inspection, "SECONDS_FOR_HEADERS", -1.0)
+    said = sets.check(good())
+    assert any("2 of 2 image files were not looked at" in line for line in said)
+
+
+# Run-length encodings, against pycocotools
+
+
+@given(st.lists(st.integers(1, 2**20), min_size=1, max_size=30), st.integers(1, 3))
+def test_sums_of_compressed_counts(counts, copies):
+    total = sum(counts)
+    text = mask_util.frPyObjects({"size": [total, 1], "counts": counts}, total, 1)["counts"]
+    other = mask_util.frPyObjects({"size": [7, 1], "counts": [3, 4]}, 7, 1)["counts"]
+    sums = annotations._rle_totals([other] + [text] * copies + [other])
+    assert sums.tolist() == [7] + [total] * copies + [7]
+
+
+@given(st.data())
+def test_boxes_and_areas_of_polygons(data):
+    cv2 = pytest.importorskip("cv2")
+    coordinate = st.integers(0, HEIGHT)
+    polygons = data.draw(
+        st.lists(
+            st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=8), min_size=1, max_size=4
+        )
+    )  # fmt: skip
+    content = good()
+    content["annotations"] = []
+    for n, p in enumerate(polygons, start=1):
+        x, y, w, h = cv2.boundingRect(np.array(p, dtype=np.int32))
+        content["annotations"].append(
+            {
+                "id": n,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [x, y, w, h],
+                "iscrowd": 0,
+                "segmentation": [np.ravel(p).tolist()],
+            }
+        )
+    repaired = annotations.check_content(content).repaired
+    areas = {a["id"]: a["area"] for a in repaired["annotations"]}
+    for n, p in enumerate(polygons, start=1):
+        area = cv2.contourArea(np.array(p, dtype=np.float32))
+        assert areas.get(n, 0) == pytest.approx(area, abs=0.01)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from([10**400, -1, 0, 1, 2, "1", 1.0, 1e10, [], [[]], {}, [1, 2, 3, 4]]),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def places(value, path=()):
+    """The paths to everything in a JSON value."""
+    yield path
+    items = []
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+@settings(max_examples=int(os.environ.get("MRCNN_PLUGIN_EXAMPLES", 60)), deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(st.data())
+def test_whatever_is_not_refused_can_be_used(sets, data):
+    content = good() if data.draw(st.booleans()) else with_rle(good())
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from([p for p in places(content) if p]))
+        place = content
+        for key in path:
+            place = place[key]
+        if data.draw(st.integers(0, 4)) == 0:
+            del place[last]
+        else:
+            place[last] = copy.deepcopy(data.draw(VALUES))
+    try:
+        sets.check(content, content, INPUT__MASK_FORMAT="bitmask", INPUT__CROP__ENABLED=True)
+    except ValueError as error:
+        assert "my_train" in str(error) or "my_val" in str(error)
+        return
+    cfg = sets.config(INPUT__MASK_FORMAT="bitmask", INPUT__CROP__ENABLED=True)
+    mapper = TrainMapper(cfg, True)
+    for d in get_detection_dataset_dicts(["my_train"]):
+        mapper(d)
+    ap = ap_of_ground_truth()
+    assert all(value == pytest.approx(100) or math.isnan(value) for value in ap.values())
+
+
+def test_every_message_is_a_whole_sentence():
+    for _, _, what, then in KINDS.values():
+        assert what.split()[0] in ("has", "have", "is", "are", "of", "do", "cannot", "were")
+        assert then.endswith(".")
+
+
+def test_keypoints_stand_with_the_categories(sets):
+    data = good()
+    on = {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 2}
+    message = sets.refused(data, **on)
+    assert "my_train" in message and "keypoint_names" in message and "COCO_JSON" in message
+    for category in data["categories"]:
+        category["keypoints"] = ["left_eye", "right_eye"]
+    assert "keypoints" in sets.refused(data, data, **on)
+    each("keypoints", [6, 6, 2, 9, 9, 2])(data)
+    assert sets.check(data, data, **on) == []
+    assert MetadataCatalog.get("my_train").keypoint_flip_map == [("left_eye", "right_eye")]
+    on["MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS"] = 17
+    assert "have 2 keypoints" in sets.refused(data, data, **on)
+
+
+def test_images_of_a_class_are_counted_for_the_federated_loss(sets):
+    data = good()
+    data["annotations"] = [
+        a for a in data["annotations"] if a["image_id"] == 1 or a["category_id"] == 1
+    ]
+    data["annotations"][1]["iscrowd"] = 1
+    sets.check(data)
+    counts = MetadataCatalog.get("my_train").class_image_count
+    assert counts == [{"id": 1, "image_count": 2}, {"id": 2, "image_count": 0}]
+
+
+def test_more_objects_than_detections(sets):
+    data = many(40)
+    assert any("TEST.DETECTIONS_PER_IMAGE" in line for line in sets.check(good(), data))
+    assert sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=120) == []
+
+
+def test_images_are_kept_in_memory_only_as_long_as_they_are_read(sets):
+    facts = images.look_at(str(sets.images / "1.png"), full=True)
+    assert (facts.width, facts.height, facts.mode, facts.fault) == (WIDTH, HEIGHT, "RGB", "")
+    assert io.BytesIO((sets.images / "1.png").read_bytes()).getbuffer().nbytes == facts.bytes
