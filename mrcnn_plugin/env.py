@@ -22,7 +22,8 @@ def setup_environment() -> None:
 
     The environment variable MRCNN_PLUGIN_DATASETS may name a YAML file, such as the config file of
     the run. The data sets of its `DATASETS.COCO_JSON` are then registered too, and all are checked
-    when the first of them is loaded. Their categories are not compared with the model, because the config of the run is not known yet.
+    when the first of them is loaded. Their categories are not compared with the model, because the
+    config of the run is not known yet.
 
     Raises:
         ValueError: Detectron2 cannot read the file that MRCNN_PLUGIN_CONFIG names.

@@ -20,18 +20,29 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
+from numpy.typing import NDArray
 
 from mrcnn_plugin import load_cfg
-from mrcnn_plugin.data import check_categories, register_coco_json
+from mrcnn_plugin.checkpoint import FittingCheckpointer
+from mrcnn_plugin.data import (
+    check_categories,
+    check_pixel_range,
+    is_deep_image,
+    register_coco_json,
+    scaled_path,
+)
 
 # Files with these extensions are read from a folder. A file that --input names can have any other.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -81,6 +92,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
+    check_pixel_range(cfg)
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise ValueError(
@@ -95,6 +107,40 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+class Predictor(DefaultPredictor):
+    """DefaultPredictor for images in any INPUT.FORMAT, and for weights that must fit."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
+        FittingCheckpointer(self.model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
+        size = cfg.INPUT.MIN_SIZE_TEST
+        self.aug = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        # DefaultPredictor takes BGR for the order that needs no change.
+        self.input_format = "BGR"
+
+
+def read(path: str, cfg: CfgNode) -> NDArray[np.uint8]:
+    """Reads an image in INPUT.FORMAT, [H, W, C].
+
+    Raises:
+        ValueError: it has more than 8 bits per pixel, and INPUT.PIXEL_RANGE does not say how to scale them.
+        Others, where Pillow cannot read it.
+    """
+    limits = cfg.INPUT.PIXEL_RANGE
+    if not limits and is_deep_image(path):
+        raise ValueError(
+            "it has 16 or 32 bits or floats per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE as in "
+            "the training."
+        )
+    image: NDArray[np.uint8] = read_image(
+        scaled_path(path, limits, cfg.INPUT.PIXEL_RANGE_UNIT), format=cfg.INPUT.FORMAT
+    )
+    return image
+
+
 def find_metadata(cfg: CfgNode) -> Metadata:
     """Class names and category ids of the first test (or train) data set; empty if not known.
 
@@ -106,7 +152,12 @@ def find_metadata(cfg: CfgNode) -> Metadata:
         return Metadata()
     name = names[0]
     try:
-        register_coco_json([entry for entry in cfg.DATASETS.COCO_JSON if entry[0] == name])
+        # The categories are all that is needed of it.
+        register_coco_json(
+            [entry for entry in cfg.DATASETS.COCO_JSON if entry[0] == name],
+            check="off",
+            check_on_load=False,
+        )
     except (FileNotFoundError, ValueError) as error:
         logger.warning("Classes are shown by number, because their names are not known: %s", error)
     if name in DatasetCatalog:
@@ -203,37 +254,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_images(args.input)
     outputs = plan_outputs(args, paths)
     metadata = find_metadata(cfg)
-    predictor = DefaultPredictor(cfg)
+    predictor = Predictor(cfg)
     os.makedirs(args.output, exist_ok=True)
     if args.json:
         os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
 
     contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
     category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
+    drawn = Metadata()
+    if "thing_classes" in metadata.as_dict():
+        # Matplotlib takes what is between two dollars for mathematics.
+        drawn.thing_classes = [name.replace("$", r"\$") for name in metadata.thing_classes]
     results: list[dict[str, Any]] = []
-    unreadable: list[str] = []
+    failed: list[str] = []
     for path, output in tqdm.tqdm(outputs.items(), unit="image"):
         try:
-            image = read_image(path, format="BGR")
+            image = read(path, cfg)
+            instances = predictor(image)["instances"].to("cpu")
+            found = instances_to_coco_json(instances, image_id(path))
+            scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
+            visualizer = Visualizer(
+                convert_image_to_rgb(image, cfg.INPUT.FORMAT), drawn, scale=scale
+            )
+            visualizer.draw_instance_predictions(instances).save(output)
         except Exception as error:
-            # Pillow raises a dozen types for damaged files. None should cost the other images.
-            unreadable.append(f"{path}: {error}")
+            # Pillow raises a dozen types for damaged files, and a model may run out of memory for a
+            # large one. None should cost the other images.
+            failed.append(f"{path}: {error}")
             continue
-        instances = predictor(image)["instances"].to("cpu")
-        scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
-        visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
-        visualizer.draw_instance_predictions(instances).save(output)
-        for result in instances_to_coco_json(instances, image_id(path)):
+        for result in found:
             result["category_id"] = category_ids.get(result["category_id"], result["category_id"])
             results.append(result)
 
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(results, f)
-    if unreadable:
-        count = f"{len(unreadable)} of {len(paths)}"
-        listed = "\n  ".join(unreadable)
-        print(f"{count} files could not be read:\n  {listed}", file=sys.stderr)
+    if failed:
+        count = f"{len(failed)} of {len(paths)}"
+        listed = "\n  ".join(failed)
+        print(f"{count} files could not be read or drawn:\n  {listed}", file=sys.stderr)
         return 1
     return 0
 

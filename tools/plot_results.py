@@ -27,6 +27,7 @@ from tabulate import tabulate
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.data import register_coco_json
 from mrcnn_plugin.engine import read_metrics
+from mrcnn_plugin.evaluation import results_folder
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.5
@@ -49,7 +50,14 @@ def setup_cfg(argv: Sequence[str] | None = None) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there are no predictions to show.")
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    register_coco_json(
+        cfg.DATASETS.COCO_JSON,
+        check=cfg.DATASETS.CHECK,
+        masks=cfg.MODEL.MASK_ON,
+        pixel_range=cfg.INPUT.PIXEL_RANGE,
+        pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
+        check_on_load=False,
+    )
     return cfg
 
 
@@ -117,7 +125,8 @@ def draw(
             mask = GenericMask(annotation["segmentation"], height, width).mask
             visualizer.draw_binary_mask(mask, color)
         if len(annotations) <= MAX_LABELS:
-            label = names[category]
+            # Matplotlib takes what is between two dollars for mathematics.
+            label = names[category].replace("$", r"\$")
             if "score" in annotation:
                 label += f" {100 * annotation['score']:.0f}%"
             # The label is above the box and inside the image. A line of text is 15 px high.
@@ -154,7 +163,11 @@ def plot_predictions(
     rows = -(-len(chosen) // 2)
     figure = Figure(figsize=(16, 4.2 * rows), layout="constrained")
     for number, d in enumerate(chosen):
-        image = read_image(d["file_name"], format="RGB")
+        try:
+            image = read_image(d["file_name"], format="RGB")
+        except Exception as error:  # Pillow raises a dozen types for damaged files.
+            print(f"{d['file_name']} cannot be read and is left out: {error}")
+            continue
         detections = [
             {
                 **result,
@@ -164,7 +177,7 @@ def plot_predictions(
             for result in results.get(d["image_id"], [])
             if result["score"] >= MIN_SCORE
         ]
-        name = os.path.basename(d["file_name"])
+        name = os.path.basename(d["file_name"]).replace("$", r"\$")
         for column, (title, annotations) in enumerate(
             (
                 (f"{name}: ground truth", d["annotations"]),
@@ -196,10 +209,13 @@ def ap_table(metrics: dict[int, dict[str, float]], prefix: str = "") -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     cfg = setup_cfg(argv)
-    # If there are several test sets, the folder holds the results of the last one.
     name = cfg.DATASETS.TEST[-1]
     metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-    results = read_results(os.path.join(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json"))
+    folder = results_folder(cfg, name)
+    if not os.path.isdir(folder):
+        # Detectron2's own tool keeps the results of the last data set only.
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    results = read_results(os.path.join(folder, "coco_instances_results.json"))
     table = ap_table(metrics, f"{name}/" if len(cfg.DATASETS.TEST) > 1 else "")
 
     losses, predictions = (

@@ -279,3 +279,54 @@ def test_a_data_set_with_another_number_of_classes_is_an_error(weights, images):
     with pytest.raises(ValueError, match="NUM_CLASSES is 4, but .*'coco_2017_val' has 80"):
         run(weights, "--input", images, "--output", "out", DATASETS__TEST="('coco_2017_val',)")
     assert not os.path.exists("out")
+
+
+def test_weights_that_do_not_fit_are_refused_unless_told(weights, images):
+    arguments = ("--input", images / "000001.png", "--output", "out")
+    with pytest.raises(ValueError, match="does not fit.*MODEL.WEIGHTS.*PARTIAL_WEIGHTS"):
+        run(weights, *arguments, MODEL__ROI_BOX_HEAD__FC_DIM=48)
+    partial = {"MODEL__MRCNN_PLUGIN__PARTIAL_WEIGHTS": True}
+    assert run(weights, *arguments, MODEL__ROI_BOX_HEAD__FC_DIM=48, **partial) == 0
+
+
+def test_grey_models(images):
+    cfg = make_cfg()
+    grey = {
+        "INPUT__FORMAT": "L",
+        "MODEL__PIXEL_MEAN": [100.0],
+        "MODEL__PIXEL_STD": [50.0],
+    }
+    cfg.merge_from_list(opts(**grey))
+    torch.save({"model": build_model(cfg).state_dict()}, "grey.pth")
+    assert run("grey.pth", "--input", images, "--output", "out", **grey) == 0
+    assert len(os.listdir("out")) == 3
+
+
+def test_16_bit_images_are_refused_or_scaled(weights, images, capsys):
+    grey = cv2.imread(str(images / "000001.png"), cv2.IMREAD_GRAYSCALE)
+    os.mkdir("in")
+    cv2.imwrite("in/a.png", grey.astype(np.uint16) * 257)
+    cv2.imwrite("in/b.png", grey)
+    arguments = ("--input", "in", "--output", "out", "--json", "r.json", "--overwrite")
+    assert run(weights, *arguments) == 1
+    error = capsys.readouterr().err
+    assert "in/a.png: it has 16" in error and "INPUT.PIXEL_RANGE" in error
+    assert run(weights, *arguments, INPUT__PIXEL_RANGE=[0, 65535]) == 0
+    results = json.load(open("r.json"))
+    a, b = ([r["score"] for r in results if r["image_id"] == id] for id in "ab")
+    assert a == b and a
+
+
+def test_an_image_on_which_the_model_fails_costs_no_other(weights, images, capsys):
+    os.mkdir("in")
+    cv2.imwrite("in/line.png", np.zeros((1, 3000), np.uint8))
+    open("in/whole.png", "wb").write((images / "000001.png").read_bytes())
+    assert run(weights, "--input", "in", "--output", "out", "--json", "r.json") == 1
+    assert {r["image_id"] for r in json.load(open("r.json"))} == {"whole"}
+    assert "in/line.png: " in capsys.readouterr().err
+
+
+def test_dollars_in_class_names(weights, images, forget_cutlery):
+    categories = [{"id": i, "name": f"US$ or NZ$ {{{i}"} for i in range(4)]
+    json.dump({"images": [], "categories": categories}, open("cutlery.json", "w"))
+    assert run(weights, "--input", images, "--output", "o", **own_data("cutlery.json")) == 0

@@ -90,6 +90,27 @@ def test_several_test_sets_show_the_last_one(output, capsys):
     assert "mrcnn_shapes_val:" in printed and "50.0" in printed and "segm" not in printed
 
 
+def test_each_of_several_test_sets_has_a_folder_of_its_own(output):
+    own = output / "inference" / "mrcnn_shapes_val"
+    own.mkdir()
+    names = "('mrcnn_shapes_train', 'mrcnn_shapes_val')"
+    with pytest.raises(FileNotFoundError, match="inference/mrcnn_shapes_val/coco_instances"):
+        run("DATASETS.TEST", names)
+
+
+def test_an_image_that_cannot_be_read_costs_no_other(output, capsys, monkeypatch):
+    read_image, first = plot_results.read_image, []
+
+    def read(path, format):
+        first.append(path)
+        return read_image("missing.png" if path == first[0] else path, format)
+
+    monkeypatch.setattr(plot_results, "read_image", read)
+    run()
+    assert f"{first[0]} cannot be read and is left out" in capsys.readouterr().out
+    assert cv2.imread(str(output / "predictions.png")).std() > 10
+
+
 # metrics.json
 
 
@@ -235,6 +256,7 @@ def test_images_without_detections_and_masks_are_drawn():
     assert plot_results.draw(image, [], ["a"]).std() == 0
     box = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "score": 1.0}
     assert plot_results.draw(image, [box], ["a"]).std() > 0
+    assert plot_results.draw(image, [box], ["US$ or NZ$ {"]).std() > 0
 
 
 def test_a_crowd_has_no_labels():
