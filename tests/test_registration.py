@@ -71,16 +71,16 @@ import detectron2.modeling
 before = set(sys.modules)
 import mrcnn_plugin
 print(*sorted(set(sys.modules) - before))
+print(*sys.modules)
 """
-    alone = run("-W", "ignore", "-c", program, cwd=tmp_path).stdout.split()
+    result = run("-W", "ignore", "-c", program, cwd=tmp_path)
+    alone, imported = (line.split() for line in result.stdout.splitlines())
     # These modules are light: each takes about a millisecond.
     light = {"numpy._typing._add_docstring", "numpy.typing"}
     light |= {"torch.utils.flop_counter", "torch.utils.module_tracker"}
     others = {name for name in alone if not name.startswith("mrcnn_plugin")} - light
     assert "mrcnn_plugin.modeling" in alone and not others
     heavy = ("matplotlib", "scipy", "tensorboard", "detectron2.engine", "detectron2.evaluation")
-    program = "import sys, mrcnn_plugin; print(*sys.modules)"
-    imported = run("-W", "ignore", "-c", program, cwd=tmp_path).stdout.split()
     assert "mrcnn_plugin.engine" not in imported and not set(heavy) & set(imported)
 
 

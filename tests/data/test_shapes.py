@@ -366,16 +366,6 @@ def test_a_scene_is_registered_under_its_name(registered):
     assert os.path.isfile(metadata.json_file)
 
 
-def test_import_registers_only_the_data_sets_of_the_quickstart():
-    program = """
-from detectron2.data import DatasetCatalog
-before = set(DatasetCatalog.list())
-import mrcnn_plugin
-assert set(DatasetCatalog.list()) - before == {"mrcnn_shapes_train", "mrcnn_shapes_val"}
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 @pytest.mark.parametrize(
     "environment, folder",
     [
@@ -384,30 +374,52 @@ assert set(DatasetCatalog.list()) - before == {"mrcnn_shapes_train", "mrcnn_shap
         ({}, "home/.torch/iopath_cache"),
     ],
 )
-def test_loading_generates_them_beside_data_sets_or_downloads(environment, folder, tmp_path):
+def test_loading_generates_them_beside_data_sets_or_downloads(
+    environment, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("DETECTRON2_DATASETS", "FVCORE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    for name in ("mrcnn_shapes_train", "mrcnn_shapes_val"):
+        # What `import mrcnn_plugin` registered.
+        monkeypatch.delitem(DatasetCatalog.data, name)
+        monkeypatch.delitem(MetadataCatalog.data, name)
+    register_shapes()
+    expected = tmp_path / folder / "mrcnn_shapes" / "val"
+    assert MetadataCatalog.get("mrcnn_shapes_val").json_file == str(expected / "instances.json")
+    assert os.listdir(tmp_path) == ["work"]
+    DatasetCatalog.get("mrcnn_shapes_val")
+    assert os.listdir(".") == []
+    assert len(list((expected / "images").iterdir())) == 60
+
+
+def test_import_registers_only_the_data_sets_of_the_quickstart_and_writes_nothing(tmp_path):
     (tmp_path / "work").mkdir()
     program = """
-import os, sys
-import mrcnn_plugin
+import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
+before = set(DatasetCatalog.list())
+import mrcnn_plugin
+assert set(DatasetCatalog.list()) - before == {"mrcnn_shapes_train", "mrcnn_shapes_val"}
 print(os.path.dirname(MetadataCatalog.get("mrcnn_shapes_val").json_file))
-print(len(os.listdir("..")))
-DatasetCatalog.get("mrcnn_shapes_val")
-print(os.listdir("."))
+print(os.listdir("..") + os.listdir("."))
 """
-    variables = ("DETECTRON2_DATASETS", "FVCORE_CACHE")
-    inherited = {k: v for k, v in os.environ.items() if k not in variables}
-    folders = {name: str(tmp_path / value) for name, value in environment.items()}
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    for name in ("DETECTRON2_DATASETS", "FVCORE_CACHE"):
+        environment.pop(name, None)
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         cwd=tmp_path / "work",
-        env={**inherited, **folders, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
     )
-    expected = tmp_path / folder / "mrcnn_shapes" / "val"
-    assert result.stdout.splitlines() == [str(expected), "1", "[]"], result.stderr
-    assert len(list((expected / "images").iterdir())) == 60
+    expected = tmp_path / "home/.torch/iopath_cache/mrcnn_shapes/val"
+    assert result.stdout.splitlines() == [str(expected), "['work']"], result.stderr
 
 
 def test_a_data_set_of_the_user_under_the_same_name_stays(monkeypatch):
