@@ -5,6 +5,8 @@
 #include "cuda/roi_align_launch.cu"
 #include "cuda/roi_align_operators.h"
 #include "roi_align.h"
+// The headers of torch take longer to compile than this file, so they are compiled once for both.
+#include "checks.cpp"
 
 #include <Python.h>
 #include <torch/library.h>
