@@ -130,18 +130,20 @@ def test_the_kernels_for_any_cpu_pass_these_tests():
     """This runs the file again with the kernels for a CPU without AVX2."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
 
-    def run(*arguments):
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    result = run("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
-    assert result.returncode == 0, result.stdout
+    program = f"""
+import pytest, sys
+status = pytest.main(["-q", "-p", "no:cacheprovider", {__file__!r}])
+from tests.layers.test_roi_align_cpu import bits
+print(bits())
+sys.exit(status)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
     assert "1 skipped" in result.stdout
     # These kernels have no fused multiply-adds, so different bits show that they ran.
-    program = "from tests.layers.test_roi_align_cpu import bits; print(bits())"
-    result = run("-c", program)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() != bits()
+    assert result.stdout.splitlines()[-1] != bits()
 
 
 def bits():
