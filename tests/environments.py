@@ -12,9 +12,8 @@ from typing import Any
 import detectron2
 import pytest
 
-needs_compiler = pytest.mark.skipif(
-    "CXX" not in os.environ and shutil.which("c++") is None, reason="needs a C++ compiler"
-)
+HAS_COMPILER = "CXX" in os.environ or shutil.which("c++") is not None
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 
 
 def run(*command: Any, **options: Any) -> str:
@@ -31,13 +30,13 @@ def run(*command: Any, **options: Any) -> str:
     return result.stdout
 
 
-def create_environment(folder: Path, with_pip: bool = False) -> tuple[Path, Path]:
+def create_environment(folder: Path) -> tuple[Path, Path]:
     """Creates a virtual environment that has the installed packages except this one.
 
     Returns:
         The interpreter of the environment, and its folder site-packages.
     """
-    venv.create(folder, symlinks=True, with_pip=with_pip)
+    venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     # Python reads .pth files only in the site-packages of the environment. An editable package needs

@@ -84,7 +84,7 @@ def test_without_torch_the_error_says_how_to_build():
 
 
 def test_a_detectron2_that_is_there_is_not_touched(tmp_path):
-    _, site = create_environment(tmp_path / "environment", with_pip=True)
+    _, site = create_environment(tmp_path / "environment")
     (site / "detectron2").mkdir()
     (site / "detectron2" / "__init__.py").write_text("mine = True")
     before = {path: path.stat().st_mtime_ns for path in site.iterdir()}
