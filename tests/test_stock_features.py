@@ -1,6 +1,7 @@
 """Tests of Detectron2's features with the models of this package. docs/detectron2.md lists them."""
 
 import ast
+import functools
 import json
 import logging
 import math
@@ -86,10 +87,15 @@ def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+# A forked process has imported everything, but on macOS torch may crash in it.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
 SIX_STEPS = {"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2}
 
 
 def train_until_killed(folder, entry):
+    # Threads of the process that was forked are not there.
+    torch.set_num_threads(1)
     register_coco_json([entry])
     trainer = make_trainer(folder, entry[0], **SIX_STEPS)
 
@@ -104,7 +110,7 @@ def train_until_killed(folder, entry):
 @needs_saved_optimizer
 def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path, four_images):
     metadata = MetadataCatalog.get(four_images)
-    killed = multiprocessing.get_context("spawn").Process(
+    killed = multiprocessing.get_context(START_METHOD).Process(
         target=train_until_killed,
         args=(tmp_path / "killed", [four_images, metadata.json_file, metadata.image_root]),
     )
@@ -336,6 +342,7 @@ def test_visualize_data_draws_the_annotations(environment, monkeypatch, tmp_path
 
 def distributed_steps(folder):
     """Takes two steps in one of two processes, with an image of its own, and saves the gradients."""
+    torch.set_num_threads(1)
     rank = comm.get_rank()
     torch.manual_seed(rank)
     model = build_model(small.config(**DISTRIBUTED))
@@ -362,7 +369,11 @@ DISTRIBUTED = {**small.ALL_SAMPLES, "SOLVER.BASE_LR": 1e-3}
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="with GPUs, launch wants one for each process"
 )
-def test_two_processes_without_gpus_average_their_gradients(tmp_path):
+def test_two_processes_without_gpus_average_their_gradients(tmp_path, monkeypatch):
+    start_processes = functools.partial(
+        torch.multiprocessing.start_processes, start_method=START_METHOD
+    )
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", start_processes)
     launch(distributed_steps, 2, dist_url="auto", args=(tmp_path,))
     (start, gradients), (other_start, other_gradients) = (
         torch.load(tmp_path / f"{rank}.pth") for rank in range(2)
