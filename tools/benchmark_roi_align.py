@@ -65,6 +65,8 @@ COLORS = ["#1f6fb4", "#e07b1a", "#8ab8de", "#f2bd8c"]
 
 # Calls on a GPU use copies of their input in turn. These have more bytes than the caches hold.
 COLD_BYTES = 150_000_000
+# Turns that a measurement on the host takes at least.
+LEAST_TURNS = 5
 # The profiler records so many calls at a time.
 CALLS = 12
 
@@ -242,7 +244,7 @@ def grid_sample_roi_align(features: Tensor, boxes: Tensor, size: int, scale: flo
 
 
 def milliseconds(functions: Functions, seconds: float, device: str) -> dict[str, float]:
-    """Measures the median time of each function. They take at least five turns, and `seconds`."""
+    """Measures the median time of each function. They take LEAST_TURNS turns or more, and `seconds`."""
 
     def run(function: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -258,7 +260,7 @@ def milliseconds(functions: Functions, seconds: float, device: str) -> dict[str,
         run(function)
     end = time.perf_counter() + seconds
     turns = 0
-    while turns < 5 or time.perf_counter() < end:
+    while turns < LEAST_TURNS or time.perf_counter() < end:
         for name, function in functions.items():
             times[name].append(run(function))
         turns += 1

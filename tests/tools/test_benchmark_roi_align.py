@@ -21,6 +21,7 @@ def benchmark(monkeypatch):
     monkeypatch.setattr(tool, "HIGH", 100)
     monkeypatch.setattr(tool, "POOLINGS", dict.fromkeys(tool.POOLINGS, [(7, 10, 2)]))
     monkeypatch.setattr(tool, "COLD_BYTES", 1_000_000)
+    monkeypatch.setattr(tool, "LEAST_TURNS", 1)
 
     def mask_rcnn(device):
         changes = {"MODEL__DEVICE": device, "MODEL__ROI_HEADS__NUM_CLASSES": 80}
