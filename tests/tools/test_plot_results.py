@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrcnn_plugin.analysis import charts, images
 from mrcnn_plugin.data.shapes import CLASSES
 from tests import small
 from tests.conftest import load_tool
@@ -18,6 +19,17 @@ from tests.conftest import load_tool
 plot_results = load_tool("plot_results")
 
 AP = {"AP": 50.04, "AP50": 80.25, "AP75": 60.0, "APs": 40.5, "APm": 55.0, "APl": float("nan")}
+
+
+PICTURES = (
+    "ap_over_time.png",
+    "predictions.png",
+    "precision_recall_boxes.png",
+    "precision_recall_masks.png",
+    "average_precision.png",
+    "confusion_matrix.png",
+    "worst_images.png",
+)
 
 
 @pytest.fixture
@@ -99,16 +111,76 @@ def test_each_of_several_test_sets_has_a_folder_of_its_own(output):
 
 
 def test_an_image_that_cannot_be_read_costs_no_other(output, capsys, monkeypatch):
-    read_image, first = plot_results.read_image, []
+    read_image, first = images.read_image, []
 
     def read(path, format):
         first.append(path)
         return read_image("missing.png" if path == first[0] else path, format)
 
-    monkeypatch.setattr(plot_results, "read_image", read)
+    monkeypatch.setattr(images, "read_image", read)
     run()
     assert f"{first[0]} cannot be read and is left out" in capsys.readouterr().out
     assert cv2.imread(str(output / "predictions.png")).std() > 10
+
+
+def test_each_test_set_has_a_folder_of_pictures(output, capsys, monkeypatch):
+    names = ("mrcnn_shapes_train", "mrcnn_shapes_val")
+    both = {f"{name}/bbox/{k}": v for name in names for k, v in AP.items()}
+    with open("run/metrics.json", "a") as f:
+        f.write(json.dumps({"iteration": 41, **both}) + "\n")
+    for name in names:
+        write_results(DatasetCatalog.get(name)[:20])
+        os.makedirs(f"run/inference/{name}")
+        file = "coco_instances_results.json"
+        os.rename(f"run/inference/{file}", f"run/inference/{name}/{file}")
+    run("DATASETS.TEST", str(names))
+    printed = capsys.readouterr().out
+    for name in names:
+        assert sorted(os.listdir(output / name)) == sorted(PICTURES)
+        assert f"run/{name}/worst_images.png" in printed
+    # One without results does not cost the other its pictures.
+    os.remove("run/inference/mrcnn_shapes_train/coco_instances_results.json")
+    drawn = []
+    monkeypatch.setattr(
+        plot_results, "plot_test_set", lambda cfg, name, *rest: drawn.append(name) or []
+    )
+    run("DATASETS.TEST", str(names))
+    assert drawn == ["mrcnn_shapes_val"]
+    assert "mrcnn_shapes_train: there is no run/inference/mrcnn_shapes_train/coco" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_model_that_finds_nothing_has_pictures_too(output, capsys):
+    json.dump([], open("run/inference/coco_instances_results.json", "w"))
+    run()
+    assert set(PICTURES) < set(os.listdir(output))
+    # The same holds if all scores are low.
+    write_results(DatasetCatalog.get("mrcnn_shapes_val"), 0.25)
+    run()
+    assert (
+        "no detection has a score of 0.5; the highest is 0.250. To see detections, add --min-score"
+        in (capsys.readouterr().out)
+    )
+
+
+def test_results_of_boxes_alone_are_drawn(output):
+    write_results(DatasetCatalog.get("mrcnn_shapes_val"))
+    file = "run/inference/coco_instances_results.json"
+    results = json.load(open(file))
+    for result in results:
+        del result["segmentation"]
+    json.dump(results, open(file, "w"))
+    run()
+    assert "precision_recall_boxes.png" in os.listdir(output)
+    assert "precision_recall_masks.png" not in os.listdir(output)
+
+
+@pytest.mark.parametrize("score", ["-0.1", "1.5", "nan"])
+def test_a_score_outside_of_0_to_1_is_an_error(output, score):
+    config = str(small.CONFIGS / "quickstart.yaml")
+    with pytest.raises(ValueError, match=r"--min-score is .*; it must be in \[0, 1\]"):
+        plot_results.main(["--config-file", config, "--min-score", score, "OUTPUT_DIR", "run"])
 
 
 # metrics.json
@@ -175,7 +247,7 @@ def test_only_the_run_that_counts_is_left(tmp_path_factory, starts, lengths):
 def test_every_loss_is_plotted_against_its_iterations(monkeypatch, tmp_path):
     saved = []
     monkeypatch.setattr(
-        plot_results.Figure, "savefig", lambda figure, file, **kwargs: saved.append(figure)
+        charts.Figure, "savefig", lambda figure, file, **kwargs: saved.append(figure)
     )
     metrics = {
         39: {"loss_cls": 2.0, "total_loss": 3.0, "lr": 0.1},
@@ -183,7 +255,7 @@ def test_every_loss_is_plotted_against_its_iterations(monkeypatch, tmp_path):
         40: {"bbox/AP": 3.0},
         59: {"loss_mask": 1.0},
     }
-    plot_results.plot_losses(metrics, str(tmp_path / "losses.png"))
+    charts.plot_losses(metrics, str(tmp_path / "losses.png"))
     (axes,) = saved[0].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
     assert lines == {
@@ -198,16 +270,16 @@ def test_every_loss_is_plotted_against_its_iterations(monkeypatch, tmp_path):
 
 def test_ground_truth_and_predictions_stand_side_by_side(output, monkeypatch):
     drawn = []
-    draw = plot_results.draw
+    draw = images.draw
 
     def record(image, annotations, names):
         drawn.append(annotations)
         assert names == list(CLASSES)
         return draw(image, annotations, names)
 
-    monkeypatch.setattr(plot_results, "draw", record)
+    monkeypatch.setattr(images, "draw", record)
     run()
-    assert len(drawn) == 2 * plot_results.NUM_IMAGES
+    assert len(drawn) == 2 * images.NUM_IMAGES
     for truth, prediction in zip(drawn[::2], drawn[1::2], strict=True):
         assert [a["category_id"] for a in truth] == [a["category_id"] for a in prediction]
         assert [a["bbox"][0] + 2 for a in truth] == [a["bbox"][0] for a in prediction]
@@ -220,7 +292,7 @@ def test_unlikely_predictions_are_left_out(output, monkeypatch, score, left_out)
     write_results(DatasetCatalog.get("mrcnn_shapes_val"), score)
     drawn = []
     monkeypatch.setattr(
-        plot_results,
+        images,
         "draw",
         lambda image, annotations, names: drawn.append(annotations) or image,
     )
@@ -240,9 +312,9 @@ def test_a_mask_is_drawn_where_it_is_with_its_hole():
         "segmentation": mask_util.encode(np.asfortranarray(mask)),
     }
     grey = np.full((60, 90, 3), 100, np.uint8)
-    picture = plot_results.draw(grey, [annotation], ["ring", "disc"])
-    factor = plot_results.PICTURE_SIZE / 90
-    assert picture.shape == (round(60 * factor), plot_results.PICTURE_SIZE, 3)
+    picture = images.draw(grey, [annotation], ["ring", "disc"])
+    factor = images.PICTURE_SIZE / 90
+    assert picture.shape == (round(60 * factor), images.PICTURE_SIZE, 3)
 
     def is_colored(y, x):
         return np.ptp(picture[int(y * factor), int(x * factor)].astype(int)) > 20
@@ -253,20 +325,20 @@ def test_a_mask_is_drawn_where_it_is_with_its_hole():
 
 def test_images_without_detections_and_masks_are_drawn():
     image = np.full((50, 50, 3), 100, np.uint8)
-    assert plot_results.draw(image, [], ["a"]).std() == 0
+    assert images.draw(image, [], ["a"]).std() == 0
     box = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "score": 1.0}
-    assert plot_results.draw(image, [box], ["a"]).std() > 0
-    assert plot_results.draw(image, [box], ["US$ or NZ$ {"]).std() > 0
+    assert images.draw(image, [box], ["a"]).std() > 0
+    assert images.draw(image, [box], ["US$ or NZ$ {"]).std() > 0
 
 
 def test_a_crowd_has_no_labels():
     def black(number):
         box = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-        picture = plot_results.draw(np.full((50, 50, 3), 200, np.uint8), [box] * number, ["a", "b"])
+        picture = images.draw(np.full((50, 50, 3), 200, np.uint8), [box] * number, ["a", "b"])
         return (picture.max(axis=2) < 60).any()
 
-    assert black(1) and black(plot_results.MAX_LABELS)
-    assert not black(plot_results.MAX_LABELS + 1)
+    assert black(1) and black(images.MAX_LABELS)
+    assert not black(images.MAX_LABELS + 1)
 
 
 # Errors

@@ -1,0 +1,253 @@
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
+from mrcnn_plugin.analysis import coco
+from mrcnn_plugin.data import generate_shapes
+from tests.analysis.made import ground_truth, results
+
+A, B, C = (5, 5, 20, 20), (50, 10, 40, 30), (10, 60, 30, 30)
+OBJECTS = [(1, 3, A), (1, 7, B), (2, 3, C), (2, 7, A)]
+PERFECT = [(*one, 0.9 - 0.1 * n) for n, one in enumerate(OBJECTS)]
+
+both = pytest.mark.parametrize("task", ["bbox", "segm"])
+
+
+def confusion(truth, found, task="segm", min_score=0.5):
+    outcomes = coco.match(truth, found, task, min_score)
+    assert [outcome.image_id for outcome in outcomes] == sorted(truth.imgs)
+    return coco.confusion_matrix(outcomes, sorted(truth.cats)).tolist()
+
+
+# Matching. Rows are what is there, columns what was found: classes 3, 7, 9, background.
+
+
+@both
+def test_a_perfect_result(task):
+    truth = ground_truth(OBJECTS)
+    found = results(*PERFECT)
+    assert confusion(truth, found, task) == [[2, 0, 0, 0], [0, 2, 0, 0], [0] * 4, [0] * 4]
+    evaluated = coco.evaluate(truth, found, task)
+    assert evaluated.ap() == evaluated.ap(0.75, index=0) == pytest.approx(100)
+    np.testing.assert_allclose(evaluated.curve()[:, :2], 1)
+
+
+@both
+def test_everything_is_missed(task):
+    truth = ground_truth(OBJECTS)
+    # Where no object is.
+    found = results((1, 3, (70, 70, 20, 20), 0.9), (2, 9, (70, 70, 20, 20), 0.8))
+    expected = [[0, 0, 0, 2], [0, 0, 0, 2], [0] * 4, [1, 0, 1, 0]]
+    assert confusion(truth, found, task) == expected
+    assert coco.evaluate(truth, found, task).ap() == 0
+
+
+@both
+def test_no_detection_at_all(task):
+    truth = ground_truth(OBJECTS)
+    assert confusion(truth, [], task) == [[0, 0, 0, 2], [0, 0, 0, 2], [0] * 4, [0] * 4]
+    evaluated = coco.evaluate(truth, [], task)
+    assert evaluated.ap() == evaluated.ap(0.5, "small") == 0
+    assert evaluated.curve(0.5)[:, 0].tolist() == [0] * 101
+
+
+@both
+def test_two_classes_swapped(task):
+    truth = ground_truth(OBJECTS)
+    found = results(*[(i, {3: 7, 7: 3}[c], box, score) for i, c, box, score in PERFECT])
+    assert confusion(truth, found, task) == [[0, 2, 0, 0], [2, 0, 0, 0], [0] * 4, [0] * 4]
+    outcomes = coco.match(truth, found, task, 0.5)
+    assert [len(o.swapped) for o in outcomes] == [2, 2] and not any(o.right for o in outcomes)
+    assert coco.evaluate(truth, found, task).ap() == 0
+
+
+@both
+def test_duplicates_are_false_detections(task):
+    truth = ground_truth(OBJECTS)
+    found = results(*PERFECT, (1, 3, A, 0.55), (1, 9, A, 0.95))
+    assert confusion(truth, found, task) == [[2, 0, 0, 0], [0, 2, 0, 0], [0] * 4, [1, 0, 1, 0]]
+
+
+def test_the_higher_score_has_the_first_choice():
+    truth = ground_truth([(1, 3, A)])
+    # Both match, and the one with the smaller IoU has the higher score.
+    better, worse = (5, 5, 20, 19), (5, 5, 20, 14)
+    (outcome, _) = coco.match(truth, results((1, 3, better, 0.6), (1, 3, worse, 0.9)), "bbox", 0.5)
+    ((detection, _, iou),) = outcome.pairs
+    assert detection["bbox"] == list(worse) and iou == pytest.approx(0.7)
+    assert [d["bbox"] for d in outcome.false] == [list(better)]
+
+
+@pytest.mark.parametrize("height, matches", [(10, True), (9, False)])
+def test_matches_begin_at_half_overlap(height, matches):
+    truth = ground_truth([(1, 3, A)])
+    found = results((1, 3, (5, 5, 20, height), 0.9))
+    assert confusion(truth, found)[0] == ([1, 0, 0, 0] if matches else [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("score, counts", [(0.5, True), (0.499, False)])
+def test_detections_of_low_scores_do_not_count(score, counts):
+    truth = ground_truth([(1, 3, A)])
+    assert confusion(truth, results((1, 3, A, score)))[0] == (
+        [1, 0, 0, 0] if counts else [0, 0, 0, 1]
+    )
+
+
+@both
+def test_detections_in_a_crowd_of_their_class_do_not_count(task):
+    truth = ground_truth([(1, 3, B, True), (1, 7, A)])
+    inside = (55, 12, 10, 10)
+    found = results((1, 3, inside, 0.9), (1, 3, B, 0.8), (1, 7, A, 0.7))
+    assert confusion(truth, found, task) == [[0] * 4, [0, 1, 0, 0], [0] * 4, [0] * 4]
+    # One of another class is false, as for COCO's AP.
+    found = results((1, 9, inside, 0.9), (1, 9, B, 0.8))
+    assert confusion(truth, found, task) == [[0] * 4, [0, 0, 0, 1], [0] * 4, [0, 0, 2, 0]]
+    assert coco.evaluate(truth, found, task).num_objects[:, 0].tolist() == [0, 1, 0]
+
+
+def test_a_class_without_objects():
+    truth = ground_truth(OBJECTS)
+    evaluated = coco.evaluate(truth, results(*PERFECT, (1, 9, A, 0.9)), "segm")
+    assert math.isnan(evaluated.ap(index=2)) and np.isnan(evaluated.curve()[:, 2]).all()
+    assert evaluated.num_objects.tolist() == [[2, 2, 0, 0], [2, 1, 1, 0], [0] * 4]
+    # COCO leaves it out of the mean.
+    assert evaluated.ap() == pytest.approx(100)
+    assert math.isnan(evaluated.ap(size="large"))
+
+
+def test_the_iou_of_masks_is_not_that_of_boxes():
+    truth = ground_truth([(1, 3, (0, 0, 40, 40))])
+    (found,) = results((1, 3, (0, 0, 40, 40), 0.9))
+    found["segmentation"] = results((1, 3, (0, 0, 40, 24), 0.9))[0]["segmentation"]
+    for task, iou in (("bbox", 1.0), ("segm", 0.6)):
+        outcome = coco.match(truth, [found], task, 0.5)[0]
+        assert outcome.pairs[0][2] == pytest.approx(iou)
+
+
+def test_results_are_left_as_they_are():
+    found = results(*PERFECT)
+    before = json.dumps(found)
+    truth = ground_truth(OBJECTS)
+    coco.evaluate(truth, found, "segm")
+    coco.match(truth, found, "bbox", 0.5)
+    assert json.dumps(found) == before
+
+
+# Against COCOEvaluator
+
+
+@pytest.fixture
+def shapes(tmp_path, register):
+    register("shapes_to_evaluate", generate_shapes(str(tmp_path / "shapes"), 8, seed=3))
+    return "shapes_to_evaluate"
+
+
+@pytest.mark.parametrize("max_detections", [100, 3])
+def test_ap_is_that_of_coco_evaluator(tmp_path, shapes, max_detections):
+    rng = np.random.default_rng(0)
+    evaluator = COCOEvaluator(
+        shapes, output_dir=str(tmp_path), max_dets_per_image=max_detections, distributed=False
+    )
+    evaluator.reset()
+    truth = coco.load_ground_truth(shapes, str(tmp_path))
+    for d in DatasetCatalog.get(shapes):
+        instances = Instances((d["height"], d["width"]))
+        objects = truth.imgToAnns[d["image_id"]]
+        masks = np.stack(
+            [np.roll(truth.annToMask(a), rng.integers(0, 5, 2), (0, 1)) for a in objects]
+        )
+        boxes = np.array([a["bbox"] for a in objects]) + rng.uniform(-3, 3, (len(objects), 4))
+        boxes[:, 2:] += boxes[:, :2]
+        instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        instances.scores = torch.tensor(rng.uniform(0.1, 1, len(objects)))
+        classes = [a["category_id"] - 1 for a in objects]
+        classes[0] = int(rng.integers(4))
+        instances.pred_classes = torch.tensor(classes)
+        instances.pred_masks = torch.tensor(masks.astype(bool))
+        evaluator.process([{"image_id": d["image_id"]}], [{"instances": instances}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = evaluator.evaluate()
+
+    file = str(tmp_path / "coco_instances_results.json")
+    found = coco.read_results(file)
+    coco.check_results(truth, found, file)
+    assert coco.tasks(found) == ["bbox", "segm"]
+    names = coco.class_names(truth)
+    assert names == MetadataCatalog.get(shapes).thing_classes
+    for task in ("bbox", "segm"):
+        evaluated = coco.evaluate(truth, found, task, max_detections)
+        actual = {
+            "AP": evaluated.ap(),
+            "AP50": evaluated.ap(0.5),
+            "AP75": evaluated.ap(0.75),
+            "APs": evaluated.ap(size="small"),
+            "APm": evaluated.ap(size="medium"),
+            "APl": evaluated.ap(size="large"),
+            **{f"AP-{name}": evaluated.ap(index=i) for i, name in enumerate(names)},
+        }
+        assert actual == pytest.approx(expected[task], nan_ok=True)
+        assert 0 < actual["AP"] < 100
+        # AP is the mean of the curve that is drawn.
+        drawn = 100 * evaluated.curve().mean(axis=0)
+        assert drawn.tolist() == pytest.approx([expected[task][f"AP-{name}"] for name in names])
+
+
+# Files
+
+
+def test_without_a_results_file(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"evaluate first \(tools/train_net.py --eval-only\)"
+    ):
+        coco.read_results(str(tmp_path / "coco_instances_results.json"))
+
+
+@pytest.mark.parametrize("content, message", [('[{"image_id"', "is no JSON"), ("{}", "is no list")])
+def test_a_damaged_results_file(tmp_path, content, message):
+    file = tmp_path / "coco_instances_results.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f"results.json {message}.*evaluate again"):
+        coco.read_results(str(file))
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_results_of_another_data_set(key):
+    truth = ground_truth(OBJECTS)
+    found = results(*PERFECT)
+    found[1][key] = 50
+    with pytest.raises(ValueError, match=f"r.json has 1 values of {key} .* the first 50"):
+        coco.check_results(truth, found, "r.json")
+
+
+def test_a_data_set_without_a_json_file(tmp_path, shapes):
+    dicts = DatasetCatalog.get(shapes)
+    name = "shapes_from_a_function"
+    DatasetCatalog.register(name, lambda: dicts)
+    try:
+        MetadataCatalog.get(name).set(thing_classes=MetadataCatalog.get(shapes).thing_classes)
+        truth = coco.load_ground_truth(name, str(tmp_path))
+        original = coco.load_ground_truth(shapes, str(tmp_path))
+        assert len(truth.anns) == len(original.anns) > 0
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_a_data_set_without_annotations(tmp_path):
+    file = tmp_path / "test.json"
+    file.write_text('{"images": [], "categories": []}')
+    name = "no_annotations"
+    try:
+        MetadataCatalog.get(name).set(json_file=str(file))
+        with pytest.raises(ValueError, match="'no_annotations' has no annotations"):
+            coco.load_ground_truth(name, str(tmp_path))
+    finally:
+        MetadataCatalog.remove(name)
