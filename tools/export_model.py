@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+"""Exports a trained model to TorchScript or ONNX, and checks the file on images.
+
+    python tools/export_model.py --config-file my.yaml --format torchscript \\
+        --input images/*.jpg --output model.ts --opts MODEL.WEIGHTS output/model_final.pth
+
+The check runs the file and the model itself on every image and prints the largest differences of
+boxes, scores and masks. The exit status is 1 if one is larger than its tolerance, or if there was
+nothing to compare. docs/after_training.md says what goes in and what comes out.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from tabulate import tabulate
+
+from mrcnn_plugin import load_cfg
+from mrcnn_plugin.checkpoint import FittingCheckpointer
+from mrcnn_plugin.data import check_pixel_range, scaled_path
+from mrcnn_plugin.export import (
+    OPSETS,
+    TOLERANCES,
+    Traceable,
+    check_onnx,
+    differences,
+    operator_library,
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--format", required=True, choices=("torchscript", "onnx"))
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="IMAGE",
+        help="images with objects, best of several sizes; the first one is traced",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=17,
+        choices=OPSETS,
+        metavar="NUMBER",
+        help=f"of ONNX, from {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
+    )
+    return parser.parse_args(argv)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The config of the model. All that could go wrong late is checked here.
+
+    Raises:
+        ValueError: `MODEL.WEIGHTS` is empty.
+        FileNotFoundError: an image, the weights or the folder of `--output` is not there.
+        FileExistsError: `--output` is there, and `--overwrite` is not given.
+        ImportError: onnx or onnxruntime is not installed.
+    """
+    if args.format == "onnx":
+        check_onnx()
+    cfg = load_cfg(args.config_file, args.opts)
+    check_pixel_range(cfg)
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
+        )
+    if "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
+    for path in args.input:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"--input: {path} is no file.")
+    folder = os.path.dirname(os.path.abspath(args.output))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"--output: there is no folder {folder}.")
+    if os.path.exists(args.output) and not args.overwrite:
+        raise FileExistsError(
+            f"--output: {args.output} is there already; give --overwrite to replace it."
+        )
+    # A TorchScript file stays on the device that it was traced on, and ONNX is checked on the CPU.
+    if args.format == "onnx" or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def read(path: str, cfg: CfgNode) -> torch.Tensor:
+    """An image as the model takes it: float32 [C, H, W], resized as at test time."""
+    image = read_image(
+        scaled_path(path, cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT),
+        format=cfg.INPUT.FORMAT,
+    )
+    size = cfg.INPUT.MIN_SIZE_TEST
+    resize = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+    resized = resize.get_transform(image).apply_image(image)
+    return torch.as_tensor(resized.astype("float32").transpose(2, 0, 1)).to(cfg.MODEL.DEVICE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    cfg = setup_cfg(args)
+    images = {path: read(path, cfg) for path in args.input}
+    model = build_model(cfg).eval()
+    must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
+    FittingCheckpointer(model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
+
+    traceable = Traceable(model, images[args.input[0]])
+    if args.format == "onnx":
+        exported = traceable.to_onnx(args.output, args.opset)
+    else:
+        exported = traceable.to_torchscript(args.output)
+    print(f"{args.output}: {', '.join(traceable.names)} of an image of {cfg.INPUT.FORMAT} values")
+    library = operator_library()
+    if args.format == "torchscript" and library:
+        print(f"Before it is loaded, call torch.ops.load_library with a copy of {library}")
+
+    rows: list[list[Any]] = []
+    failed, compared = [], 0
+    kinds = [name for name in traceable.names if name in TOLERANCES]
+    for path, image in images.items():
+        expected = traceable.detect(image)
+        found = differences(expected, exported(image))
+        compared += len(expected["boxes"])
+        rows.append([path, "x".join(map(str, image.shape[1:])), len(expected["boxes"])])
+        rows[-1] += [f"{found[kind]:.2g}" for kind in kinds]
+        if any(found[kind] > TOLERANCES[kind] for kind in kinds):
+            failed.append(path)
+    rows.append(["tolerance", "", "", *(f"{TOLERANCES[kind]:g}" for kind in kinds)])
+    units = {"boxes": "boxes (px)", "keypoints": "keypoints (px)"}
+    headers = ["image", "height x width", "detections", *(units.get(k, k) for k in kinds)]
+    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    if failed:
+        print(
+            f"{len(failed)} of {len(images)} images differ by more than the tolerance, the first {failed[0]}; do not "
+            f"use {args.output}. inf: another number of detections, or another class.",
+            file=sys.stderr,
+        )
+        return 1
+    if not compared:
+        print(
+            "The model finds nothing in these images, so that the check says nothing; name images with objects, or "
+            "add --opts MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.01",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
