@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -98,7 +100,7 @@ class Traceable:
         check_onnx()
         import onnxruntime
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_empty_batches(self._adapter.model):
             warnings.simplefilter("ignore")
             # The newer exporter keeps the number of boxes of `image`.
             torch.onnx.export(
@@ -124,6 +126,29 @@ class Traceable:
             return {name: torch.from_numpy(x) for name, x in zip(self.names, found, strict=True)}
 
         return detect
+
+
+@contextlib.contextmanager
+def _without_empty_batches(model: Any) -> Iterator[None]:
+    """Gives one more row, of zeros, to the layers of heads that run once for each detection.
+
+    In an ONNX file a GroupNorm fails where there is no row, and so does a whole image without detections.
+    """
+    heads: list[Any] = [
+        getattr(model.roi_heads, name, None) for name in ("mask_head", "keypoint_head")
+    ]
+    heads = [head for head in heads if callable(getattr(head, "layers", None))]
+
+    def padded(layers: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return layers(torch.cat([x, x.new_zeros(1, *x.shape[1:])]))[:-1]
+
+    for head in heads:
+        head.layers = functools.partial(padded, head.layers)
+    try:
+        yield
+    finally:
+        for head in heads:
+            del head.layers
 
 
 def check_onnx() -> None:

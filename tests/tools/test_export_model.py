@@ -121,6 +121,39 @@ def test_a_file_that_differs_is_refused(trained, tmp_path, monkeypatch, capsys, 
     assert bool(re.search(expected, printed.err)) == (change > 0)
 
 
+def test_a_file_that_fails(trained, tmp_path, monkeypatch, capsys):
+    def to_torchscript(self, file):
+        def exported(image):
+            if image.std() < 100:
+                raise RuntimeError("no such operator")
+            return self.detect(image)
+
+        return exported
+
+    monkeypatch.setattr(export.Traceable, "to_torchscript", to_torchscript)
+    opts = ("--opts", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    assert run(trained, tmp_path / "model.ts", *opts) == 1
+    printed = capsys.readouterr()
+    assert "model.ts fails for a blank image: no such operator" in printed.err
+    assert re.search(r"a blank image *\| 64x96 *\| 0 *\| inf", printed.out)
+
+
+def test_onnx_of_an_image_without_detections(tmp_path):
+    """GroupNorm in the mask head, as in Base-R18-GN-Small.yaml, fails in ONNX where it gets no detection."""
+    pytest.importorskip("onnxruntime")
+    detectron2_module("export")
+    cfg = small.config()
+    model = build_model(cfg).eval()
+    assert any(isinstance(m, torch.nn.GroupNorm) for m in model.roi_heads.mask_head.modules())
+    (image,) = small.batch((64, 96))
+    traceable = export.Traceable(model, image["image"].float())
+    detect = traceable.to_onnx(str(tmp_path / "model.onnx"), 17)
+    nothing = torch.full((3, 64, 64), torch.nan)
+    assert len(traceable.detect(nothing)["boxes"]) == 0
+    assert set(export.differences(traceable.detect(nothing), detect(nothing)).values()) == {0.0}
+    assert "layers" not in vars(model.roi_heads.mask_head)
+
+
 def test_nothing_to_compare(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export.Traceable, "to_torchscript", lambda self, file: self.detect)
     opts = ("--opts", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
