@@ -1,4 +1,4 @@
-"""TorchScript and ONNX files of trained models, and how far their detections are from those of the model."""
+"""Export of trained models to TorchScript and ONNX, and comparison of their detections with those of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 # In the order in which an exported model returns them.
 _FIELDS = ("pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints")
-# Largest differences that count as equal: boxes and keypoints in px, scores and masks from 0 to 1.
+# The largest differences that are accepted: boxes and keypoints in px, scores and masks from 0 to 1.
 TOLERANCES = {"boxes": 0.1, "scores": 1e-3, "masks": 1e-2, "keypoints": 0.1}
 OPSETS = range(11, 21)
 
@@ -59,7 +59,7 @@ class Traceable:
         self.detect(image)
 
     def detect(self, image: torch.Tensor) -> Detections:
-        """Detections of the model itself."""
+        """Returns the detections of the model itself."""
         found = self._adapter(image)
         return dict(zip(self.names, found, strict=True))
 
@@ -71,13 +71,13 @@ class Traceable:
         return tuple(getattr(field, "tensor", field) for field in found)
 
     def to_torchscript(self, file: str) -> Detector:
-        """Writes a TorchScript file by tracing, and loads it.
+        """Writes a TorchScript file by tracing, loads it, and returns its detector.
 
         The file computes on the device of the model. It needs torchvision's operators and those of this
         package, see :func:`operator_library`.
         """
         with warnings.catch_warnings():
-            # Of Python values that become constants; comparing other images is the check.
+            # The warnings are about Python values that become constants. Comparing other images finds what matters.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(self._adapter, (self.image,), check_trace=False)
             torch.jit.save(traced, file)
@@ -90,9 +90,9 @@ class Traceable:
         return detect
 
     def to_onnx(self, file: str, opset: int) -> Detector:
-        """Writes an ONNX file, and loads it with onnxruntime on the CPU.
+        """Writes an ONNX file, loads it with onnxruntime on the CPU, and returns its detector.
 
-        The file has standard operators only. Its input is called "image" and its outputs as in `names`.
+        The file has standard operators only. Its input is called "image", and its outputs have the names in `names`.
 
         Raises:
             ImportError: onnx or onnxruntime is not installed.
@@ -102,7 +102,7 @@ class Traceable:
 
         with warnings.catch_warnings(), _without_empty_batches(self._adapter.model):
             warnings.simplefilter("ignore")
-            # The newer exporter keeps the number of boxes of `image`.
+            # The newer exporter (dynamo) fixes the number of boxes to that of `image`.
             torch.onnx.export(
                 self._adapter,
                 (self.image,),
@@ -117,7 +117,7 @@ class Traceable:
                 },
             )
         options = onnxruntime.SessionOptions()
-        # Errors only: it warns of every constant that it folds.
+        # Only errors are logged, because there is a warning for every folded constant.
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
@@ -166,13 +166,13 @@ def check_onnx() -> None:
 
 
 def operator_library() -> str | None:
-    """The file that a program gives to torch.ops.load_library before it loads a TorchScript file; None if not built."""
+    """Returns the library that a TorchScript file needs, for torch.ops.load_library. It is None if it was not built."""
     extension = sys.modules.get("mrcnn_plugin._C")
     return None if extension is None else extension.__file__
 
 
 def differences(expected: Detections, actual: Detections) -> dict[str, float]:
-    """How far detections of an exported model are from those of the model.
+    """Compares the detections of an exported model with those of the model.
 
     Detections of nearly equal scores may come in another order, so each is compared with the nearest of its class.
 

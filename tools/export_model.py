@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer
-from mrcnn_plugin.data import check_pixel_range, scaled_path
+from mrcnn_plugin.data import check_pixel_range, is_deep_image, scaled_path
 from mrcnn_plugin.export import (
     OPSETS,
     TOLERANCES,
@@ -66,12 +66,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """The config of the model. All that could go wrong late is checked here.
+    """Returns the config of the model, and checks all arguments.
 
     Raises:
         ValueError: `MODEL.WEIGHTS` is empty.
-        FileNotFoundError: an image, the weights or the folder of `--output` is not there.
-        FileExistsError: `--output` is there, and `--overwrite` is not given.
+        FileNotFoundError: an image, the weights or the folder of `--output` does not exist.
+        FileExistsError: `--output` exists, and `--overwrite` is not given.
         ImportError: onnx or onnxruntime is not installed.
     """
     if args.format == "onnx":
@@ -95,7 +95,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         raise FileExistsError(
             f"--output: {args.output} is there already; give --overwrite to replace it."
         )
-    # A TorchScript file stays on the device that it was traced on, and ONNX is checked on the CPU.
+    # A TorchScript file stays on the device of its export, and an ONNX file is checked on the CPU.
     if args.format == "onnx" or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
@@ -103,7 +103,16 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 
 def read(path: str, cfg: CfgNode) -> torch.Tensor:
-    """An image as the model takes it: float32 [C, H, W], resized as at test time."""
+    """Reads an image in the form that the model takes: float32 [C, H, W], resized as at test time.
+
+    Raises:
+        ValueError: the image has more than 8 bits per pixel, and INPUT.PIXEL_RANGE is not set.
+    """
+    if not cfg.INPUT.PIXEL_RANGE and is_deep_image(path):
+        raise ValueError(
+            f"--input: {path} has more than 8 bits per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE "
+            f"as in the training."
+        )
     image = read_image(
         scaled_path(path, cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT),
         format=cfg.INPUT.FORMAT,
@@ -141,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, image in [*images.items(), ("a blank image", blank)]:
         expected = traceable.detect(image)
         if image is blank and len(expected["boxes"]):
-            # Its scores are equal, so that which are the best is left to chance.
+            # All its scores are equal, so the best ones are a matter of chance.
             continue
         try:
             found = differences(expected, exported(image))

@@ -69,7 +69,7 @@ print("loaded")
 
 
 @needs_extension
-def test_torchscript(trained, tmp_path, capsys):
+def test_torchscript_detects_what_the_model_does(trained, tmp_path, capsys):
     file = tmp_path / "model.ts"
     assert run(trained, file) == 0
     printed = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_torchscript(trained, tmp_path, capsys):
     assert done.stdout == "loaded\n", done.stderr
 
 
-def test_onnx(trained, tmp_path, capsys):
+def test_onnx_detects_what_the_model_does(trained, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     file = tmp_path / "model.onnx"
@@ -121,7 +121,7 @@ def test_a_file_that_differs_is_refused(trained, tmp_path, monkeypatch, capsys, 
     assert bool(re.search(expected, printed.err)) == (change > 0)
 
 
-def test_a_file_that_fails(trained, tmp_path, monkeypatch, capsys):
+def test_a_file_that_fails_is_refused(trained, tmp_path, monkeypatch, capsys):
     def to_torchscript(self, file):
         def exported(image):
             if image.std() < 100:
@@ -138,7 +138,7 @@ def test_a_file_that_fails(trained, tmp_path, monkeypatch, capsys):
     assert re.search(r"a blank image *\| 64x96 *\| 0 *\| inf", printed.out)
 
 
-def test_onnx_of_an_image_without_detections(tmp_path):
+def test_onnx_takes_an_image_without_detections(tmp_path):
     """GroupNorm in the mask head, as in Base-R18-GN-Small.yaml, fails in ONNX where it gets no detection."""
     pytest.importorskip("onnxruntime")
     detectron2_module("export")
@@ -154,7 +154,7 @@ def test_onnx_of_an_image_without_detections(tmp_path):
     assert "layers" not in vars(model.roi_heads.mask_head)
 
 
-def test_nothing_to_compare(trained, tmp_path, monkeypatch, capsys):
+def test_nothing_to_compare_is_a_failure(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export.Traceable, "to_torchscript", lambda self, file: self.detect)
     opts = ("--opts", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
     assert run(trained, tmp_path / "model.ts", *opts) == 1
@@ -200,11 +200,11 @@ def test_the_order_does_not_matter():
         detections(A, A),
     ],
 )
-def test_other_detections(actual):
+def test_other_detections_differ_infinitely(actual):
     assert export.differences(detections(A, B), actual) == INFINITE
 
 
-def test_no_detections():
+def test_no_detections_do_not_differ():
     assert set(export.differences(detections(), detections()).values()) == {0.0}
 
 
@@ -217,7 +217,7 @@ def nothing_built(monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
-def test_onnxruntime_is_not_installed(trained, tmp_path, monkeypatch, nothing_built, missing):
+def test_a_missing_onnxruntime_is_an_error(trained, tmp_path, monkeypatch, nothing_built, missing):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else find(name) or True
@@ -235,7 +235,7 @@ def test_a_file_that_is_there_is_kept(trained, tmp_path, nothing_built):
         run(trained, file)
 
 
-def test_bad_paths(trained, tmp_path, nothing_built):
+def test_bad_paths_are_errors(trained, tmp_path, nothing_built):
     with pytest.raises(FileNotFoundError, match="--output: there is no folder .*nowhere"):
         run(trained, tmp_path / "nowhere" / "model.ts")
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS is 'none.pth', which is no file"):
@@ -248,6 +248,16 @@ def test_bad_paths(trained, tmp_path, nothing_built):
             run(trained, tmp_path / "model.ts")
     finally:
         (trained / "away.png").rename(trained / "high.png")
+
+
+def test_images_of_16_bits_are_refused(trained, tmp_path, nothing_built):
+    path = str(tmp_path / "deep.png")
+    cv2.imwrite(path, np.full((64, 64), 4095, np.uint16))
+    cfg = export_model.load_cfg(str(trained / "config.yaml"))
+    with pytest.raises(ValueError, match="deep.png has more than 8 bits .* set INPUT.PIXEL_RANGE"):
+        export_model.read(path, cfg)
+    cfg.INPUT.PIXEL_RANGE = [0, 8190]
+    assert export_model.read(path, cfg).unique().tolist() == [128.0]
 
 
 def test_other_architectures_are_refused():
