@@ -87,8 +87,10 @@ def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-# A forked process has imported everything, but on macOS torch may crash in it.
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+# A forked process has imported everything. On macOS torch may crash in it, and with a GPU autograd has
+# threads that do not survive.
+FORKS = sys.platform == "linux" and not torch.cuda.is_available()
+START_METHOD = "fork" if FORKS else "spawn"
 
 SIX_STEPS = {"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2}
 
