@@ -26,6 +26,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_argument_parser
+from detectron2.evaluation import COCOEvaluator
 from tqdm import tqdm
 
 import mrcnn_plugin
@@ -57,6 +58,14 @@ class CPUTimer(HookBase):
 
 
 class AblationTrainer(Trainer):
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> COCOEvaluator:
+        # The AP of all lines counts COCO's 100 detections of an image, even if the model may have more.
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder)
+
     def build_hooks(self) -> list[HookBase | None]:
         # The last hook writes the values, so that this one must come before it.
         return [CPUTimer(), *super().build_hooks()]

@@ -15,7 +15,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from ablations import run as run_module
 from ablations.__main__ import main, parse
-from ablations.cells import Cell
+from ablations.cells import Cell, load
 from ablations.lines import read_lines
 from tests.conftest import load_tool
 
@@ -31,6 +31,14 @@ def refused(*arguments):
 
 def lines(folder):
     return read_lines(str(folder / "output" / "ablations" / "results.jsonl"))
+
+
+def test_ap_counts_100_detections_whatever_the_model_may_have(tmp_path):
+    cfg = load("nuclei/stock", ["OUTPUT_DIR", str(tmp_path)])
+    assert cfg.TEST.DETECTIONS_PER_IMAGE > 100
+    name = "mrcnn_shapes_val"
+    evaluator = run_module.AblationTrainer.build_evaluator(cfg, name)
+    assert evaluator._max_dets_per_image in (None, [1, 10, 100])
 
 
 def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, capsys):
@@ -123,7 +131,7 @@ def test_a_resumed_cell_starts_from_its_last_checkpoint(folder, finished):
     script = f"""
 import os
 from ablations import run
-from ablations.cells import Cell
+from ablations.cells import Cell, load
 def die(*_):
     os._exit(9)
 run.CPUTimer.after_step = lambda self: self.trainer.iter == 2 and die()
