@@ -95,8 +95,17 @@ START_METHOD = "fork" if FORKS else "spawn"
 SIX_STEPS = {"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2}
 
 
+@pytest.fixture
+def one_thread():
+    """Several threads add up gradients with different rounding, which the steps of a training amplify."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def train_until_killed(folder, entry):
-    # Threads of the process that was forked are not there.
+    # A forked process has no other threads than the one that called fork.
     torch.set_num_threads(1)
     register_coco_json([entry])
     trainer = make_trainer(folder, entry[0], **SIX_STEPS)
@@ -110,7 +119,7 @@ def train_until_killed(folder, entry):
 
 
 @needs_saved_optimizer
-def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path, four_images):
+def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path, four_images, one_thread):
     metadata = MetadataCatalog.get(four_images)
     killed = multiprocessing.get_context(START_METHOD).Process(
         target=train_until_killed,
