@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation.testing import flatten_results_dict
 
@@ -37,6 +38,7 @@ def test_ap_counts_100_detections_whatever_the_model_may_have(tmp_path):
     cfg = load("nuclei/stock", ["OUTPUT_DIR", str(tmp_path)])
     assert cfg.TEST.DETECTIONS_PER_IMAGE > 100
     name = "mrcnn_shapes_val"
+    DatasetCatalog.get(name)  # generates it
     evaluator = run_module.AblationTrainer.build_evaluator(cfg, name)
     assert evaluator._max_dets_per_image in (None, [1, 10, 100])
 

@@ -42,7 +42,7 @@ def distributions(tmp_path_factory):
         compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
         compiler.chmod(0o755)
         environment["CXX"] = str(compiler)
-    build = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check"]
+    build = [sys.executable, "-m", "build", "--no-isolation"]
     run(*build, "--outdir", folder, ROOT, cwd=folder, env=environment)
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")

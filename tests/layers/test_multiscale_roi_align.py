@@ -673,14 +673,13 @@ class TestOnnx:
         )
 
     def test_an_export_through_torch_export_computes_the_same(self, tmp_path):
-        # Each tap of each level adds to the time that such an export takes. The tests of a single map
-        # have bicubic interpolation.
+        # Each level adds to the time that such an export takes.
         def of_two_levels(**sizes):
             p2, p3, _, rois, levels = inputs(**sizes)
             return p2, p3, rois, levels.clamp(max=1)
 
         num_rois = torch.export.Dim("num_rois")
         shapes = dict.fromkeys(("p2", "p3")) | {"rois": {0: num_rois}, "levels": {0: num_rois}}
-        model = ModelOfTwoLevels(interpolation="bilinear")
+        model = ModelOfTwoLevels(interpolation="bicubic")
         path = tmp_path / "model.onnx"
         self.check(path, model, of_two_levels, dynamo=True, dynamic_shapes=shapes)
