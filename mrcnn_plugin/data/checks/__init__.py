@@ -202,8 +202,6 @@ def judge(finding: Finding, usage: Usage, *, train: bool, test: bool) -> Level |
         return None
     if kind == "annotations_missing" and train:
         return Level.ERROR
-    if kind == "no_objects" and train:
-        level = Level.ERROR
     share = finding.count / max(finding.total, 1)
     if level is Level.LEFT_OUT and share > _FEW_LEFT_OUT:
         level = Level.JUDGEMENT

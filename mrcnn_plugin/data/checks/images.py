@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import tqdm
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Modes of which Pillow's conversion to 8 bits cuts off what is above 255.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -169,7 +169,7 @@ def pixel_mode(image: Any) -> str:
         # Pillow's decoders are named after what they decode, such as "RGB;16B".
         decoder = image.tile[0].args if image.tile else ""
         depth = 16 if ";16" in str(decoder) else 8
-    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+    elif image.format == "TIFF":
         depth = max(_tuple(image.tag_v2.get(_TIFF_BITS, 8)))
     mode: str = image.mode
     return mode if depth <= 8 or mode in _DEEP_MODES else f"{mode};16"
@@ -233,9 +233,7 @@ def _ends_as_it_should(file: BinaryIO, size: int) -> bool:
 def _tiff_is_whole(file: BinaryIO, size: int) -> bool:
     file.seek(0)
     with Image.open(file) as image:
-        if not isinstance(image, TiffImagePlugin.TiffImageFile):
-            return False
-        tags = image.tag_v2
+        tags = getattr(image, "tag_v2", {})
         for offsets, counts in ((273, 279), (324, 325)):
             if offsets in tags and counts in tags:
                 pairs = zip(_tuple(tags[offsets]), _tuple(tags[counts]), strict=False)
