@@ -13,7 +13,7 @@ of this study's pages again.
 
 A config is a name of ablations/cells.py, a pattern of such names, or a YAML file. A file is compared
 with its _BASE_ if that lies in the same folder and is not called Base-*.yaml, as Detectron2 calls
-what is not a model yet. What a config is compared with is run and shown too.
+what is not a model yet. The config that it is compared with is run and shown too.
 """
 
 import argparse

@@ -76,8 +76,8 @@ class FittingCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         super()._log_incompatible_keys(incompatible)
-        loaded = len(self.model.state_dict()) - len(incompatible.missing_keys)
-        if loaded <= len(incompatible.incorrect_shapes):
+        # The missing keys include those of another shape.
+        if len(incompatible.missing_keys) >= len(self.model.state_dict()):
             unknown = [str(name) for name in incompatible.unexpected_keys]
             raise ValueError(
                 f"The checkpoint {self._path} has no parameter of the model of the config, but others: "
@@ -90,7 +90,12 @@ class FittingCheckpointer(DetectionCheckpointer):
             f"{name} has the shape {list(in_file)} in the checkpoint and {list(in_model)} in the model"
             for name, in_file, in_model in incompatible.incorrect_shapes
         ]
-        missing = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
+        misshapen = {name for name, *_ in incompatible.incorrect_shapes}
+        missing = [
+            key
+            for key in incompatible.missing_keys
+            if key not in misshapen and not key.endswith("num_batches_tracked")
+        ]
         if not shapes and not missing:
             return
         parts = [_listed(shapes)] if shapes else []

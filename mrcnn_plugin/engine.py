@@ -17,6 +17,7 @@ from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.utils import comm
 
 from .checkpoint import FittingCheckpointer
 from .config import load_cfg
@@ -83,10 +84,12 @@ def check(cfg: CfgNode, args: Namespace) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
             f"To run on the CPU, add: MODEL.DEVICE cpu"
         )
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+    has_checkpoint = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if args.eval_only and not cfg.MODEL.WEIGHTS and not (args.resume and has_checkpoint):
         raise ValueError(
-            "MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
-            "trained one, or add --resume for the last checkpoint of OUTPUT_DIR"
+            f"MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
+            f"trained one, or add --resume with an OUTPUT_DIR that has a checkpoint, which "
+            f"{cfg.OUTPUT_DIR!r} {'has' if has_checkpoint else 'has not'}"
         )
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError(
@@ -166,10 +169,34 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     Raises:
         As :func:`check_datasets`.
     """
+    trains = not getattr(args, "eval_only", False)
+    holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     default_setup(cfg, args)
+    logger = logging.getLogger("detectron2")
+    if trains and holds_another and not args.resume:
+        logger.warning(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds another training, and this one starts anew: it adds "
+            f"to its metrics.json and replaces its checkpoints. Add --resume to go on with the other "
+            f"one, or choose another OUTPUT_DIR to keep both."
+        )
     for sentence in find_unused_keys(cfg):
-        logging.getLogger("detectron2").warning(sentence)
-    check_datasets(cfg, train=not getattr(args, "eval_only", False))
+        logger.warning(sentence)
+    _check_datasets_once(cfg, trains)
+
+
+def _check_datasets_once(cfg: CfgNode, train: bool) -> None:
+    """Checks in the first process only, so that all processes go on, or all raise the error."""
+    error = None
+    if comm.is_main_process():
+        try:
+            check_datasets(cfg, train=train)
+        except Exception as caught:
+            error = caught
+    message = comm.all_gather(error and f"{error}")[0]
+    if error is not None:
+        raise error
+    if message is not None:
+        raise ValueError(message)
 
 
 def read_metrics(file: str) -> dict[int, dict[str, float]]:

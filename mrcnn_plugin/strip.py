@@ -46,6 +46,9 @@ def strip_config(cfg: CfgNode) -> CfgNode:
         for node, part in zip(reversed(nodes), reversed(path), strict=True):
             if not node[part]:
                 del node[part]
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith("mrcnn_")]
+    if names:
+        read.append(f"DATASETS.TRAIN and DATASETS.TEST ({', '.join(names)})")
     if read:
         raise ValueError(
             f"strip_config: this config needs mrcnn_plugin, which reads {', '.join(read)}; only a "

@@ -1,4 +1,4 @@
-"""Detectron2's mapper, for data that it does not take."""
+"""Detectron2's mapper, which also accepts images without objects and polygons in random crops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class TrainMapper(DatasetMapper):
             del dataset_dict["annotations"]
             dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
             return
-        if self.use_instance_mask and self.instance_mask_format == "bitmask":
+        # It is on exactly if images with masks are cropped.
+        if self.recompute_boxes and self.instance_mask_format == "bitmask":
             size = (dataset_dict["height"], dataset_dict["width"])
             for annotation in objects:
                 segmentation = annotation.get("segmentation")

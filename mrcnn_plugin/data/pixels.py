@@ -105,7 +105,7 @@ def check_pixel_range(cfg: CfgNode) -> None:
     """Checks `INPUT.PIXEL_RANGE` and `INPUT.PIXEL_RANGE_UNIT`.
 
     Raises:
-        ValueError: one is none that it can have.
+        ValueError: a value is not allowed.
     """
     limits, unit = cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT
     if unit not in ("value", "percentile"):

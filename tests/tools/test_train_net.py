@@ -75,8 +75,18 @@ def test_resume_goes_on_where_the_run_ended(run, tmp_path):
 
 
 def test_evaluation_needs_weights(run, tmp_path):
-    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
-        run("--eval-only")
+    for arguments in (["--eval-only"], ["--eval-only", "--resume"]):
+        with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+            run(*arguments)
+
+
+def test_a_folder_with_another_run_is_not_mixed_up_without_a_word(run, tmp_path, caplog):
+    run(SOLVER__MAX_ITER=1)
+    assert "holds another training" not in caplog.text
+    run("--resume", SOLVER__MAX_ITER=1)
+    assert "holds another training" not in caplog.text
+    run(SOLVER__MAX_ITER=1)
+    assert "holds another training" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,7 @@ def test_weights_that_do_not_fit_are_not_evaluated(run, tmp_path):
     ) as error:
         run("--eval-only", **larger)
     assert "box_head.fc1.weight has the shape [32, " in str(error.value)
+    assert "missing" not in str(error.value)
     # A training may start from it.
     run(SOLVER__MAX_ITER=1, OUTPUT_DIR=tmp_path / "other", DATASETS__TEST="()", **larger)
     assert run("--eval-only", MODEL__MRCNN_PLUGIN__PARTIAL_WEIGHTS=True, **larger)

@@ -128,7 +128,7 @@ def check_values(check: str, allow: Sequence[str]) -> None:
     """Checks the values of `DATASETS.CHECK` and `DATASETS.ALLOW`.
 
     Raises:
-        ValueError: one is none that it can have.
+        ValueError: a value is not allowed.
     """
     if check not in CHECKS:
         raise ValueError(

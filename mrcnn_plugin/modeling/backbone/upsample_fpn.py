@@ -37,9 +37,9 @@ def build_upsample(upsample: str, channels: int) -> nn.Module:
 class UpsampleFPN(Pyramid, FPN):
     """Detectron2's FPN (arXiv 1612.03144) with a choice of upsampling in its top-down path.
 
-    With "nearest", it gives exactly the numbers of Detectron2's FPN. "carafe" adds the parameters
-    `upsample.{stage}`, which belong to the step that computes the level p{stage}. The other values
-    add no parameters.
+    With "nearest", it gives exactly the numbers of Detectron2's FPN. "carafe" and "gated_carafe" add
+    the parameters `upsample.{stage}`, which belong to the step that computes the level p{stage}. The
+    other values add no parameters.
 
     Detectron2 makes its FPN scriptable with an attribute of the class, which subclasses inherit. A
     subclass stays scriptable if its own modules are in module containers whose names do not begin
