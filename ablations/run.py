@@ -325,13 +325,16 @@ def check_lines(cell: Cell, settings: Settings, lines: Sequence[Line], args: Nam
             )
 
 
+def cell_arguments(cell: Cell, args: Namespace) -> list[str]:
+    """Returns the arguments of the process that runs only this cell."""
+    arguments = ["run", "--only-this-cell", "--config", cell.config, "--seeds", str(cell.seed)]
+    return [*arguments, "--output-dir", args.output_dir, "--opts", *cell.opts]
+
+
 def start_process(cell: Cell, args: Namespace) -> subprocess.Popen[bytes]:
     folder = cell.folder(args.output_dir)
     os.makedirs(folder, exist_ok=True)
-    command = [sys.executable, "-m", "ablations", "run", "--only-this-cell"]
-    command += ["--config", cell.config, "--seeds", str(cell.seed)]
-    command += ["--output-dir", args.output_dir]
-    command += ["--opts", *cell.opts]
+    command = [sys.executable, "-m", "ablations", *cell_arguments(cell, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     with open(os.path.join(folder, LOG), "ab") as f:
         return subprocess.Popen(command, env=environment, stdout=f, stderr=f)

@@ -1,4 +1,4 @@
-"""Helpers of tests that need a virtual environment or a build."""
+"""Helpers of tests that need a virtual environment, a build or a process of their own."""
 
 import os
 import shutil
@@ -11,9 +11,15 @@ from typing import Any
 
 import detectron2
 import pytest
+import torch
 
 HAS_COMPILER = "CXX" in os.environ or shutil.which("c++") is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
+
+# A forked process has imported everything. On macOS torch may crash in it, and with a GPU autograd has
+# threads that do not survive.
+FORKS = sys.platform == "linux" and not torch.cuda.is_available()
+START_METHOD = "fork" if FORKS else "spawn"
 
 
 def run(*command: Any, **options: Any) -> str:

@@ -28,6 +28,7 @@ from mrcnn_plugin.data import generate_shapes, register_coco_json
 from mrcnn_plugin.env import setup_environment
 from tests import small
 from tests.conftest import load_tool
+from tests.environments import START_METHOD
 from tests.features import detectron2_module, needs_saved_optimizer
 
 NUM_CLASSES = 4  # the number of classes of the generated shapes
@@ -86,11 +87,6 @@ def four_images(tmp_path, register):
 def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
-
-# A forked process has imported everything. On macOS torch may crash in it, and with a GPU autograd has
-# threads that do not survive.
-FORKS = sys.platform == "linux" and not torch.cuda.is_available()
-START_METHOD = "fork" if FORKS else "spawn"
 
 SIX_STEPS = {"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2}
 

@@ -1,10 +1,13 @@
 import pytest
+import torch
 import yaml
 
+from ablations import run as run_module
 from mrcnn_plugin.data import generate_shapes
+from tests.environments import FORKS
 from tests.small import ROOT, TINY
 
-from .helpers import tree, write_other
+from .helpers import ForkedCell, tree, write_other
 
 
 @pytest.fixture
@@ -28,3 +31,15 @@ def folder(tmp_path, monkeypatch):
     # Programs that tests start find this package from any folder.
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
     return tmp_path
+
+
+@pytest.fixture
+def forked_cells(monkeypatch):
+    """Lets cells start as forks of this process, where that is possible."""
+    threads = torch.get_num_threads()
+    # A forked process has no other threads than the one that called fork.
+    torch.set_num_threads(1)
+    if FORKS:
+        monkeypatch.setattr(run_module, "start_process", ForkedCell)
+    yield
+    torch.set_num_threads(threads)

@@ -1,9 +1,9 @@
 """Cells are trained, resumed and recorded."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,9 +18,16 @@ from ablations import run as run_module
 from ablations.__main__ import main, parse
 from ablations.cells import Cell, load
 from ablations.lines import read_lines
+from mrcnn_plugin.engine import read_metrics
 from tests.conftest import load_tool
+from tests.environments import START_METHOD
 
 from .helpers import COMMAND, run, write_other
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(run_module, "POLL_SECONDS", 0.1)
 
 
 def refused(*arguments):
@@ -43,12 +50,14 @@ def test_ap_counts_100_detections_whatever_the_model_may_have(tmp_path):
     assert evaluator._max_dets_per_image in (None, [1, 10, 100])
 
 
-def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, capsys):
+def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(
+    folder, forked_cells, capsys
+):
     train_net = load_tool("train_net")
     cell = folder / "output" / "ablations" / "other" / "seed4"
     cell.mkdir(parents=True)
     (cell / "of_the_user.pth").write_text("")
-    code, printed = run("--config", "other.yaml", "--seeds", "3", "4", "--jobs", "2")
+    code, printed = run(capsys, "--config", "other.yaml", "--seeds", "3", "4", "--jobs", "2")
     assert code == 0, printed
     found = {(line["name"], line["seed"]): line for line in lines(folder)}
     assert found.keys() == {(name, seed) for name in ("base", "other") for seed in (3, 4)}
@@ -74,6 +83,12 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, c
             assert line["metrics"][name] is None
         else:
             assert line["metrics"][name] == pytest.approx(value, abs=1e-3)
+    # So short a training detects next to nothing, but its loss depends on the seed.
+    curves = run_module.curves(read_metrics("alone/metrics.json"), 4)
+    for (_, loss), (_, expected) in zip(
+        line["curves"]["total_loss"], curves["total_loss"], strict=True
+    ):
+        assert loss == pytest.approx(expected, abs=1e-2)
 
     assert {p.name for p in cell.glob("*.pth")} == {"model_final.pth", "of_the_user.pth"}
     trained = {p: p.stat().st_mtime_ns for p in (folder / "output").rglob("*")}
@@ -84,7 +99,7 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, c
     # A line that was lost is written again without training, on a line of its own.
     results = folder / "output" / "ablations" / "results.jsonl"
     results.write_text("\n".join(results.read_text().splitlines()[:-1]))
-    assert run("--config", "other.yaml", "--seeds", "3", "4")[0] == 0
+    assert run(capsys, "--config", "other.yaml", "--seeds", "3", "4")[0] == 0
     assert {(line["name"], line["seed"]): line for line in lines(folder)} == found
 
     # So it is if another process was faster to do so.
@@ -105,17 +120,17 @@ def test_a_cell_is_the_training_of_its_config_and_seed_and_is_run_once(folder, c
     assert "SMOOTH_L1_BETA 0.5 instead of 0.25" in printed and "folder" in printed
 
 
-def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(folder):
+def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(folder, capsys):
     # So long that it is still under way when the test has done with it.
     opts = ["SOLVER.MAX_ITER", "400", "TEST.EVAL_PERIOD", "0"]
-    arguments = ["--config", "base.yaml", "--seeds", "1", "--opts", *opts]
+    arguments = ["--config", "base.yaml", "--seeds", "1", "--threads", "1", "--opts", *opts]
     output = folder / "output" / "ablations"
     cell = Path(Cell("base.yaml", tuple(opts), 1).folder(str(output)))
     first = subprocess.Popen([*COMMAND, "run", *arguments], stderr=subprocess.DEVNULL)
     while not (cell / "last_checkpoint").exists():
         assert first.poll() is None
         time.sleep(0.1)
-    code, printed = run(*arguments)
+    code, printed = run(capsys, *arguments)
     assert code and "FAILED" in printed
     assert "Another process works in" in (cell / "output.txt").read_text()
     first.terminate()
@@ -125,26 +140,30 @@ def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(
     assert not lines(folder) and list(cell.glob("model_*.pth"))
 
 
+def train_until_killed(cell, output, finished):
+    def die(*_):
+        os._exit(9)
+
+    if finished:
+        os.rename = die
+    else:
+        run_module.CPUTimer.after_step = lambda self: self.trainer.iter == 2 and die()
+    run_module.run_cell(cell, output)
+
+
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_resumed_cell_starts_from_its_last_checkpoint(folder, finished):
+def test_a_resumed_cell_starts_from_its_last_checkpoint(folder, forked_cells, capsys, finished):
     cell = Cell("base.yaml", (), 1)
     output = folder / "output" / "ablations"
     out = cell.folder(str(output))
-    script = f"""
-import os
-from ablations import run
-from ablations.cells import Cell, load
-def die(*_):
-    os._exit(9)
-run.CPUTimer.after_step = lambda self: self.trainer.iter == 2 and die()
-if {finished}:
-    run.CPUTimer.after_step = lambda self: None
-    os.rename = die
-run.run_cell(Cell("base.yaml", (), 1), {str(output)!r})
-"""
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 9
+    killed = multiprocessing.get_context(START_METHOD).Process(
+        target=train_until_killed, args=(cell, str(output), finished)
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9
     assert not os.path.exists(os.path.join(out, "result.json"))
-    code, printed = run("--config", "base.yaml", "--seeds", "1")
+    code, printed = run(capsys, "--config", "base.yaml", "--seeds", "1")
     assert code == 0, printed
     log = (folder / out / "output.txt").read_text()
     assert f"Starting training from iteration {4 if finished else 2}" in log
@@ -158,10 +177,12 @@ run.run_cell(Cell("base.yaml", (), 1), {str(output)!r})
     )
 
 
-def test_a_cell_that_fails_does_not_stop_the_others(folder):
+def test_a_cell_that_fails_does_not_stop_the_others(folder, forked_cells, capsys):
     content = {"_BASE_": "base.yaml", "MODEL": {"FPN": {"NORM": "no such norm"}}}
     (folder / "broken.yaml").write_text(yaml.safe_dump(content))
-    code, printed = run("--config", "broken.yaml", "other.yaml", "--seeds", "1", "--jobs", "2")
+    code, printed = run(
+        capsys, "--config", "broken.yaml", "other.yaml", "--seeds", "1", "--jobs", "2"
+    )
     log = "output/ablations/broken/seed1/output.txt"
     assert code and f"FAILED broken, seed 1: exit code 1; see {log}" in printed
     assert sorted(line["name"] for line in lines(folder)) == ["base", "other"]
@@ -169,11 +190,12 @@ def test_a_cell_that_fails_does_not_stop_the_others(folder):
 
 def test_a_cell_that_diverges_has_an_ap_of_zero_and_is_not_run_again(folder, capsys):
     opts = ["SOLVER.BASE_LR", "1e8", "SOLVER.WARMUP_ITERS", "0"]
-    arguments = ["--config", "base.yaml", "--seeds", "1", "--opts", *opts]
-    code, printed = run(*arguments)
+    arguments = ["--config", "base.yaml", "--seeds", "1", "--threads", "1", "--opts", *opts]
+    code, printed = run(capsys, *arguments)
     assert code == 0, printed
     assert "bbox/AP 0.0, segm/AP 0.0, diverged at iteration " in printed
     (line,) = lines(folder)
+    assert line["threads"] == 1
     assert line["diverged_at"] < 4 and line["metrics"]["segm/AP"] == 0.0
     main(["run", *arguments])
     assert "1 of 1 cells have a line" in capsys.readouterr().out
