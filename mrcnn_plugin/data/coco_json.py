@@ -18,7 +18,7 @@ from ..renamed import VALUES
 from .checks import Usage, check_usage, check_values
 from .checks.inspection import Inspection, inspect_json
 from .checks.read import keypoint_names, read_categories, read_content
-from .pixels import scaled_path
+from .pixels import check_pixel_range, scaled_path
 
 _KEY = "DATASETS.COCO_JSON"
 # Those whose number of classes is MODEL.ROI_HEADS.NUM_CLASSES.
@@ -39,7 +39,8 @@ def register_coco_json(
 
     A data set's class names and category ids are put into its metadata at once, so that they are
     known without loading it; so are the names of its keypoints, if its categories have them. An
-    entry that is registered already, with the same name and paths, is left as it is.
+    entry that this function has registered already is left as it is where the other arguments give
+    the same data set, and registered anew where they do not, for example with another `pixel_range`.
 
     Where something in a JSON file can be repaired, the data set is registered with a repaired copy
     of it. All `entries` are checked when one of them is loaded first, so that a test set is
@@ -88,17 +89,25 @@ def register_coco_json(
 
         json_file = _expand(entry[1], f"the json file of {where}")
         image_root = _expand(entry[2], f"the image root of {where}")
+        scaled_root = scaled_path(image_root, pixel_range, pixel_range_unit)
         if name in DatasetCatalog:
             metadata: Any = MetadataCatalog.get(name)
             source = metadata.get("coco_json_source", metadata.get("json_file"))
             registered = (source, metadata.get("coco_json_root", metadata.get("image_root")))
-            if registered == (json_file, image_root):
+            if registered != (json_file, image_root):
+                raise ValueError(
+                    f"{where}: a data set of this name is registered already, with json file "
+                    f"{registered[0]!r} and image root {registered[1]!r} instead of {json_file!r} "
+                    f"and {image_root!r}. Use another name."
+                )
+            arguments = metadata.get("coco_json_arguments")
+            if arguments is None and pixel_range:
+                raise ValueError(
+                    f"{where}: other code has registered a data set of this name, which does not "
+                    f"scale images, but INPUT.PIXEL_RANGE is {list(pixel_range)!r}. Use another name."
+                )
+            if arguments in (None, (scaled_root, check != "off", masks)):
                 continue
-            raise ValueError(
-                f"{where}: a data set of this name is registered already, with json file "
-                f"{registered[0]!r} and image root {registered[1]!r} instead of {json_file!r} and "
-                f"{image_root!r}. Use another name."
-            )
         local, inspection = _inspect(json_file, where, check, masks)
         if not _may_be_dir(image_root):
             raise FileNotFoundError(
@@ -108,7 +117,7 @@ def register_coco_json(
         new[name] = {
             # A file that needed no repair keeps its name, which may be a remote one.
             "json_file": json_file if inspection.json_file == local else inspection.json_file,
-            "image_root": scaled_path(image_root, pixel_range, pixel_range_unit),
+            "image_root": scaled_root,
             "evaluator_type": "coco",
             # As Detectron2 sets them when it loads the data set.
             "thing_classes": list(categories.values()),
@@ -117,6 +126,7 @@ def register_coco_json(
             "coco_json_source": json_file,
             "coco_json_local": local,
             "coco_json_root": image_root,
+            "coco_json_arguments": (scaled_root, check != "off", masks),
         }
         if inspection.images_of_category:
             # For MODEL.ROI_BOX_HEAD.USE_FED_LOSS.
@@ -129,13 +139,30 @@ def register_coco_json(
             new[name]["keypoint_flip_map"] = _flip_map(inspection.keypoints)
     if usage is None:
         usage = Usage(
-            train=list(new), test=list(new), check=check, mask_on=None if masks else False
+            train=list(new),
+            test=list(new),
+            check=check,
+            mask_on=None if masks else False,
+            scaled=bool(pixel_range),
         )
     first_load = _FirstLoad(usage) if check_on_load else None
     for name, metadata in new.items():
-        DatasetCatalog.register(
-            name, _Loader(name, metadata["json_file"], metadata["image_root"], first_load)
+        if name in DatasetCatalog:
+            # An earlier registration of this function. Metadata cannot be changed, so they are made
+            # anew, with what others have added.
+            DatasetCatalog.remove(name)
+            metadata = {**MetadataCatalog.get(name).as_dict(), **metadata}
+            del metadata["name"]
+            MetadataCatalog.remove(name)
+        loader = _Loader(
+            name,
+            metadata["json_file"],
+            metadata["coco_json_root"],
+            first_load,
+            pixel_range,
+            pixel_range_unit,
         )
+        DatasetCatalog.register(name, loader)
         MetadataCatalog.get(name).set(**metadata)
 
 
@@ -153,20 +180,33 @@ class _FirstLoad:
 
 
 class _Loader:
-    """Loads a data set as Detectron2's `register_coco_instances` does."""
+    """Loads a data set as Detectron2's `register_coco_instances` does, with images to be scaled."""
 
     def __init__(
-        self, name: str, json_file: str, image_root: str, first_load: Callable[[str], None] | None
+        self,
+        name: str,
+        json_file: str,
+        image_root: str,
+        first_load: Callable[[str], None] | None,
+        pixel_range: Sequence[float],
+        pixel_range_unit: str,
     ) -> None:
         self.name = name
         self.json_file = json_file
         self.image_root = image_root
         self.first_load = first_load
+        self.pixel_range = pixel_range
+        self.pixel_range_unit = pixel_range_unit
 
     def __call__(self) -> list[dict[str, Any]]:
         if self.first_load is not None:
             self.first_load(self.name)
         dicts: list[dict[str, Any]] = load_coco_json(self.json_file, self.image_root, self.name)
+        # Only now, because an absolute file_name replaces the image root.
+        for record in dicts:
+            record["file_name"] = scaled_path(
+                record["file_name"], self.pixel_range, self.pixel_range_unit
+            )
         return dicts
 
 
@@ -201,8 +241,8 @@ def register_coco_json_from_file(path: str) -> None:
 
     They are checked when one of them is loaded first. If the file has `DATASETS.TRAIN` and
     `DATASETS.TEST`, only those that are named there; `DATASETS.CHECK` and `DATASETS.ALLOW` count as
-    well. If it is a config file, with a node `MODEL`, then so do `MODEL.MASK_ON` and
-    `INPUT.MASK_FORMAT`.
+    well, and so do `INPUT.PIXEL_RANGE` and `INPUT.PIXEL_RANGE_UNIT`. If it is a config file, with a
+    node `MODEL`, then so do `MODEL.MASK_ON` and `INPUT.MASK_FORMAT`.
 
     Args:
         path: a Detectron2 config file, `_BASE_` included, or a file that holds only this key.
@@ -210,7 +250,7 @@ def register_coco_json_from_file(path: str) -> None:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it has no `DATASETS.COCO_JSON`.
-        As :func:`register_coco_json`.
+        As :func:`register_coco_json` and :func:`check_pixel_range`.
     """
     if not PathManager.isfile(path):
         raise FileNotFoundError(
@@ -224,30 +264,43 @@ def register_coco_json_from_file(path: str) -> None:
             f"{path} has no {_KEY}; expected a list of (name, json file, image root) there."
         ) from None
     usage = _usage(content)
-    register_coco_json(entries, check=usage.check, masks=usage.mask_on is not False, usage=usage)
+    pixels = CfgNode({"INPUT": {}})
+    pixels.INPUT.PIXEL_RANGE = _value(content, "INPUT", "PIXEL_RANGE", [])
+    pixels.INPUT.PIXEL_RANGE_UNIT = _value(content, "INPUT", "PIXEL_RANGE_UNIT", "value")
+    check_pixel_range(pixels)
+    usage.scaled = bool(pixels.INPUT.PIXEL_RANGE)
+    register_coco_json(
+        entries,
+        check=usage.check,
+        masks=usage.mask_on is not False,
+        usage=usage,
+        pixel_range=pixels.INPUT.PIXEL_RANGE,
+        pixel_range_unit=pixels.INPUT.PIXEL_RANGE_UNIT,
+    )
+
+
+def _value(content: dict[str, Any], node: str, key: str, default: Any) -> Any:
+    """The value of a key of a YAML file, or the default."""
+    found = content.get(node)
+    found = found.get(key, default) if isinstance(found, dict) else default
+    if isinstance(found, str) and found.startswith("("):
+        # As yacs does: YAML knows no tuples.
+        found = ast.literal_eval(found)
+    return found
 
 
 def _usage(content: dict[str, Any]) -> Usage:
     """How the data sets of a YAML file are used, as far as it says so."""
-
-    def value(node: str, key: str, default: Any) -> Any:
-        found = content.get(node)
-        found = found.get(key, default) if isinstance(found, dict) else default
-        if isinstance(found, str) and found.startswith("("):
-            # As yacs does: YAML knows no tuples.
-            found = ast.literal_eval(found)
-        return found
-
     entries = content["DATASETS"]["COCO_JSON"]
     names = [entry[0] for entry in entries if isinstance(entry, (list, tuple)) and entry]
     is_config = isinstance(content.get("MODEL"), dict)
     return Usage(
-        train=value("DATASETS", "TRAIN", names),
-        test=value("DATASETS", "TEST", names),
-        check=value("DATASETS", "CHECK", "fast"),
-        allow=value("DATASETS", "ALLOW", ()),
-        mask_on=value("MODEL", "MASK_ON", False) if is_config else None,
-        mask_format=value("INPUT", "MASK_FORMAT", "polygon") if is_config else None,
+        train=_value(content, "DATASETS", "TRAIN", names),
+        test=_value(content, "DATASETS", "TEST", names),
+        check=_value(content, "DATASETS", "CHECK", "fast"),
+        allow=_value(content, "DATASETS", "ALLOW", ()),
+        mask_on=_value(content, "MODEL", "MASK_ON", False) if is_config else None,
+        mask_format=_value(content, "INPUT", "MASK_FORMAT", "polygon") if is_config else None,
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import GenericMask
@@ -754,6 +755,68 @@ def test_deep_images_are_refused_or_scaled(sets, dtype):
     assert np.array_equal(
         read_image(first["file_name"], "RGB"), np.asarray(Image.open(sets.images / "1.png"))
     )
+
+
+def scaled_grey(sets, data, absolute=False):
+    """Makes the second image a deep one; returns what it shall be once it is scaled."""
+    grey = np.asarray(Image.open(sets.images / "2.png").convert("L"))
+    name = deep(sets.images / "2.png", np.uint16)
+    data["images"][1]["file_name"] = str(sets.images / name) if absolute else name
+    return np.stack([grey] * 3, 2)
+
+
+def test_a_registration_with_a_range_replaces_our_own_without_one(sets):
+    data = good()
+    expected = scaled_grey(sets, data)
+    sets.write(data, data)
+    register_coco_json_from_file(write_yaml(sets))
+    MetadataCatalog.get("my_train").thing_colors = [(1, 2, 3), (4, 5, 6)]
+    cfg = sets.config(INPUT__PIXEL_RANGE="[0, 65535]")
+    with pytest.raises(ValueError, match="bits"):
+        check_datasets(cfg)
+    sets.register(cfg)
+    check_datasets(cfg)
+    record = DatasetCatalog.get("my_train")[1]
+    assert np.array_equal(read_image(record["file_name"], "BGR"), expected)
+    assert MetadataCatalog.get("my_train").thing_colors == [(1, 2, 3), (4, 5, 6)]
+
+
+def test_a_registration_without_masks_replaces_our_own_with_them(sets):
+    data = good()
+    each("segmentation", lambda a: "[[1, 2, 3]]")(data)
+    sets.write(data, data)
+    sets.register(sets.config())
+    cfg = sets.config(MODEL__MASK_ON=False)
+    sets.register(cfg)
+    assert "segmentation" not in DatasetCatalog.get("my_train")[0]["annotations"][0]
+
+
+def test_a_data_set_of_other_code_is_not_replaced(sets):
+    sets.write(good())
+    cfg = sets.config(INPUT__PIXEL_RANGE="[0, 65535]")
+    register_coco_instances("my_train", {}, *cfg.DATASETS.COCO_JSON[0][1:])
+    with pytest.raises(ValueError, match="my_train.*other code.*PIXEL_RANGE"):
+        sets.register(cfg)
+
+
+def test_a_yaml_file_may_have_a_range(sets):
+    data = good()
+    expected = scaled_grey(sets, data)
+    sets.write(data, data)
+    register_coco_json_from_file(write_yaml(sets, "INPUT: {PIXEL_RANGE: [0, 65535]}"))
+    record = DatasetCatalog.get("my_train")[1]
+    assert np.array_equal(read_image(record["file_name"], "BGR"), expected)
+    forget()
+    with pytest.raises(ValueError, match="PIXEL_RANGE is .* two numbers"):
+        register_coco_json_from_file(write_yaml(sets, "INPUT: {PIXEL_RANGE: [0]}"))
+
+
+def test_absolute_names_are_scaled_too(sets):
+    data = good()
+    expected = scaled_grey(sets, data, absolute=True)
+    sets.check(data, INPUT__PIXEL_RANGE="[0, 65535]")
+    record = DatasetCatalog.get("my_train")[1]
+    assert np.array_equal(read_image(record["file_name"], "BGR"), expected)
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])

@@ -242,7 +242,10 @@ def sentence(finding: Finding, *, refused: bool, examples: bool = True) -> str:
 
 def _check_dataset(name: str, usage: Usage) -> list[str]:
     """Logs what is to be said of a data set; returns what is refused."""
-    source = MetadataCatalog.get(name).coco_json_source
+    metadata = MetadataCatalog.get(name)
+    source = metadata.coco_json_source
+    # What was registered counts, not what the config says.
+    usage = dataclasses.replace(usage, scaled=metadata.image_root != metadata.coco_json_root)
     errors: list[str] = _check_keypoints(name, usage)
     for finding in find_problems(name, usage):
         level = judge(finding, usage, train=name in usage.train, test=name in usage.test)
