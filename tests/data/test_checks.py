@@ -1046,6 +1046,25 @@ def test_more_objects_than_detections(sets):
     assert sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=120) == []
 
 
+def test_all_images_with_more_objects_than_detections_are_counted(sets):
+    data = good()
+    # Image 1 has 3 objects, and so has each of 29 more; image 2 has 2.
+    del data["annotations"][-1]
+    for i in range(3, 32):
+        data["images"].append({**data["images"][0], "id": i, "file_name": f"{i}.png"})
+        data["annotations"] += [
+            {**a, "id": 10 * i + a["id"], "image_id": i} for a in data["annotations"][:3]
+        ]
+        Image.open(sets.images / "1.png").save(sets.images / f"{i}.png")
+    (said,) = sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=2)
+    assert "30 of 31 images have more objects" in said and "and 25 more" in said
+    # From memory, with another limit.
+    sets.caplog.clear()
+    check_datasets(sets.config(TEST__DETECTIONS_PER_IMAGE=1))
+    assert "31 of 31 images have more objects" in sets.caplog.text
+    assert sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=3) == []
+
+
 def test_images_are_kept_in_memory_only_as_long_as_they_are_read(sets):
     facts = images.look_at(str(sets.images / "1.png"), full=True)
     assert (facts.width, facts.height, facts.mode, facts.fault) == (WIDTH, HEIGHT, "RGB", "")

@@ -155,10 +155,12 @@ def find_problems(name: str, usage: Usage, *, limit: int | None = 5) -> list[Fin
     )
     findings = list(inspection.findings)
     if usage.detections is not None and usage.detections >= 0:
-        many = [(n, id) for n, id in inspection.crowded if n > usage.detections]
-        if many:
-            examples = [f"image {id!r} has {n}" for n, id in many[:limit]]
-            findings.append(Finding("many_objects", len(many), len(inspection.images), examples))
+        count = sum(images for n, images in inspection.objects.items() if n > usage.detections)
+        if count:
+            examples = [
+                f"image {id!r} has {n}" for n, id in inspection.crowded if n > usage.detections
+            ]
+            findings.append(Finding("many_objects", count, len(inspection.images), examples))
     # A remote folder is not looked at: every image would have to be fetched.
     if "://" not in root:
         findings += inspect_images(

@@ -63,13 +63,15 @@ class Checked:
         repaired: the content with what can be repaired repaired, and without the objects that cannot be used; None
             where nothing had to change.
         images: (file name, width, height) of each image that has all three. Sizes are in px.
-        crowded: (number of objects, image id) of the images with more than 100 objects, most first; only the first.
+        objects: number of objects -> number of images with as many; images without any are left out.
+        crowded: (number of objects, image id) of the images with the most objects, most first; as many as examples.
         images_of_category: category id -> number of images with an object of it.
     """
 
     findings: list[Finding]
     repaired: dict[str, Any] | None
     images: list[tuple[str, int, int]]
+    objects: dict[int, int]
     crowded: list[tuple[int, Any]]
     images_of_category: dict[int, int]
 
@@ -130,6 +132,7 @@ class _Checker:
             list(self.findings.found.values()),
             self.repaired(),
             self.usable_images,
+            dict(Counter(self.objects_of_image.values())),
             self.crowded_images(),
             self.count_images_of_categories(),
         )
@@ -550,8 +553,7 @@ class _Checker:
         images = self.content["images"]
         return [
             (number, images[i]["id"])
-            for i, number in self.objects_of_image.most_common(20)
-            if number > 100
+            for i, number in self.objects_of_image.most_common(self.findings.limit)
         ]
 
     def count_images_of_categories(self) -> dict[int, int]:

@@ -21,7 +21,7 @@ from .images import Facts, is_deep, look_at_images
 from .read import keypoint_names, read_categories, read_content
 
 # To be raised with every change of what is found or how it is stored.
-_VERSION = 3
+_VERSION = 4
 # How long the headers of the images of a data set are read, in s. What is missing is done at the next start.
 SECONDS_FOR_HEADERS = 60.0
 # How long images are decoded that were not seen before, in s. The others are not decoded, unless all are to be.
@@ -41,7 +41,8 @@ class Inspection:
         images_of_category: category id -> number of images with an object of it.
         findings: the faults in its content.
         images: (file name, width, height) of its images, in px.
-        crowded: (number of objects, image id) of images with more than 100, most first.
+        objects: number of objects -> number of images with as many; images without any are left out.
+        crowded: (number of objects, image id) of the images with the most, most first; as many as examples.
     """
 
     json_file: str
@@ -50,6 +51,7 @@ class Inspection:
     images_of_category: dict[int, int]
     findings: list[Finding]
     images: list[tuple[str, int, int]]
+    objects: dict[int, int] = dataclasses.field(default_factory=dict)
     crowded: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -90,6 +92,7 @@ def inspect_json(
                 images_of_category=dict(stored["images_of_category"]),
                 findings=[Finding(**finding) for finding in stored["findings"]],
                 images=[(name, width, height) for name, width, height in stored["images"]],
+                objects=dict(stored["objects"]),
                 crowded=[(number, id) for number, id in stored["crowded"]],
             )
         content, readable = read_content(path, shown, where)
@@ -105,11 +108,12 @@ def inspect_json(
             images_of_category=checked.images_of_category,
             findings=checked.findings,
             images=checked.images,
+            objects=checked.objects,
             crowded=checked.crowded,
         )
         if limit is not None:
             stored = {**dataclasses.asdict(inspection), "source": source}
-            for field in ("categories", "images_of_category"):
+            for field in ("categories", "images_of_category", "objects"):
                 # The keys of JSON are texts.
                 stored[field] = list(stored[field].items())
             _write(cache, stored)
