@@ -915,6 +915,25 @@ def test_nothing_is_read_again_until_it_changes(sets, monkeypatch):
     assert "negative" in sets.refused(data)
 
 
+def test_a_cache_that_cannot_be_written_is_not_a_fault_of_the_data_set(sets, monkeypatch, tmp_path):
+    # A file in place of the folder. The rights of a folder do not stop root.
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setattr(inspection, "_folder", lambda: str(tmp_path / "cache"))
+    sets.write(good())
+    cfg = sets.config()
+    with sets.caplog.at_level(logging.WARNING):
+        sets.register(cfg)
+        check_datasets(cfg)
+    said = sets.caplog.text
+    assert "cannot be remembered" in said and str(tmp_path / "cache") in said
+    assert len(DatasetCatalog.get("my_train")) == 2
+    data = good()
+    each("area", None)(data)
+    message = sets.refused(data)
+    assert "repaired copy" in message and str(tmp_path / "cache") in message
+    assert "FVCORE_CACHE" in message and "cannot be read" not in message
+
+
 def test_when_the_time_is_up_the_rest_is_named(sets, monkeypatch):
     monkeypatch.setattr(inspection, "SECONDS_FOR_HEADERS", -1.0)
     said = sets.check(good())

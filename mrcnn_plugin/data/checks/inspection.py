@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,7 @@ import logging
 import os
 import urllib.parse
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,8 @@ def inspect_json(
     """Checks a COCO JSON file, or remembers what was found when it was checked last.
 
     Where something in it can be repaired, a repaired copy is written to the cache folder of iopath ($FVCORE_CACHE, by
-    default ~/.torch/iopath_cache), so that Detectron2, pycocotools and every tool read the same.
+    default ~/.torch/iopath_cache), so that Detectron2, pycocotools and every tool read the same. If that folder cannot
+    be written to, nothing is remembered, which is logged.
 
     Args:
         path: a file of the local file system.
@@ -71,6 +73,7 @@ def inspect_json(
         limit: how many examples of a fault are kept; None for all, which are not remembered.
 
     Raises:
+        ValueError: a repaired copy is needed, and the cache folder cannot be written to.
         As :func:`read_content`.
     """
     stat = os.stat(path)
@@ -78,7 +81,7 @@ def inspect_json(
     key = _key(source[0], masks, limit, locale.getpreferredencoding(False))
     base = os.path.splitext(os.path.basename(path))[0]
     cache = os.path.join(_folder(), f"{base}-{key}.inspection")
-    with file_lock(cache):
+    with _locked(cache):
         stored = _load(cache)
         if (
             limit is not None
@@ -100,7 +103,13 @@ def inspect_json(
         json_file = path
         if checked.repaired is not None or not readable:
             json_file = os.path.join(_folder(), f"{base}-{key}.json")
-            _write(json_file, content if checked.repaired is None else checked.repaired)
+            try:
+                _write(json_file, content if checked.repaired is None else checked.repaired)
+            except OSError as error:
+                raise ValueError(
+                    f"{where}: {shown} has to be repaired, but the repaired copy {json_file} cannot "
+                    f"be written: {error}. Set $FVCORE_CACHE to a folder that can be written to."
+                ) from error
         inspection = Inspection(
             json_file=json_file,
             categories=read_categories(content, shown, where),
@@ -116,7 +125,7 @@ def inspect_json(
             for field in ("categories", "images_of_category", "objects"):
                 # The keys of JSON are texts.
                 stored[field] = list(stored[field].items())
-            _write(cache, stored)
+            _remember(cache, stored)
         return inspection
 
 
@@ -143,7 +152,7 @@ def inspect_images(
     """
     cache = os.path.join(_folder(), f"images-{_key(os.path.abspath(root))}.inspection")
     paths = list(dict.fromkeys(os.path.join(root, file_name) for file_name, _, _ in images))
-    with file_lock(cache):
+    with _locked(cache):
         stored = {path: Facts(*facts) for path, facts in _load(cache).get("facts", {}).items()}
         facts = look_at_images(
             paths,
@@ -156,7 +165,7 @@ def inspect_images(
         )
         new = {p: f for p, f in facts.items() if f is not None and f.bytes and stored.get(p) != f}
         if new:
-            _write(cache, {"facts": {**stored, **new}})
+            _remember(cache, {"facts": {**stored, **new}})
 
     findings: dict[str, Finding] = {}
 
@@ -235,9 +244,32 @@ def _hint_of_missing(names: Sequence[str], root: str) -> str:
 
 
 def _folder() -> str:
-    folder = os.path.join(get_cache_dir(), "mrcnn_plugin")
-    os.makedirs(folder, exist_ok=True)
-    return folder
+    return os.path.join(get_cache_dir(), "mrcnn_plugin")
+
+
+@contextlib.contextmanager
+def _locked(cache: str) -> Iterator[None]:
+    """Makes the folder of a file, and keeps other processes from it, if that can be written to."""
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(os.path.dirname(cache), exist_ok=True)
+            stack.enter_context(file_lock(cache))
+        except OSError as error:
+            # The check itself needs no lock. What cannot be remembered is logged when it is to be written.
+            logger.debug("%s cannot be locked: %s", cache, error)
+        yield
+
+
+def _remember(cache: str, content: dict[str, Any]) -> None:
+    try:
+        _write(cache, content)
+    except OSError as error:
+        logger.warning(
+            "What the checks of data sets found cannot be remembered in %s, so that they look at everything again at "
+            "the next start: %s. Set $FVCORE_CACHE to a folder that can be written to.",
+            cache,
+            error,
+        )
 
 
 def _key(*parts: Any) -> str:
