@@ -58,6 +58,44 @@ def test_a_config_says_more(data, capsys):
     assert run(data, "--only", "test", *config, *polygons) == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 3), "MODEL.ROI_HEADS.NUM_CLASSES is 3"),
+        (("MODEL.KEYPOINT_ON", True), "has no keypoint_names"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_the_config_is_refused(data, capsys, tmp_path, options, words):
+    config = ("--config-file", CONFIGS / "quickstart.yaml")
+    assert run(data, "--json", tmp_path / "report.json", *config, "--opts", *options) == 1
+    out = capsys.readouterr().out
+    assert f"REFUSED: {out[9:].splitlines()[0]}" in out and words in out
+    assert "1 kinds of faults are refused" in out
+    (entry,) = json.loads((tmp_path / "report.json").read_text())
+    assert entry["level"] == "error" and words in entry["hint"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        (None, (), "config.yaml cannot be read"),
+        ("a: [", (), "config.yaml cannot be read"),
+        ("- 1", (), "config.yaml cannot be read"),
+        ("MODEL: {MASK_OM: True}\nVERSION: 2", (), "MASK_OM"),
+        ("VERSION: 2", ("DATASETS.CHECK",), "config.yaml cannot be read"),
+        ("VERSION: 2", ("DATASETS.CHECK", "some"), "DATASETS.CHECK is 'some'"),
+        ("VERSION: 2", ("DATASETS.ALLOW", "['some']"), "DATASETS.ALLOW has 'some'"),
+        ("VERSION: 2", ("INPUT.PIXEL_RANGE", "[1]"), "INPUT.PIXEL_RANGE is [1]"),
+    ],
+)
+def test_a_config_that_cannot_be_used(data, capsys, tmp_path, text, options, words):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    assert run(data, "--config-file", tmp_path / "config.yaml", "--opts", *options) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
 def test_files_that_are_none(data, capsys):
     assert check_dataset.main([str(data / "no.json"), str(data)]) == 2
     (data / "instances.json").write_text("{}")

@@ -248,7 +248,7 @@ def _check_dataset(name: str, usage: Usage) -> list[str]:
     source = metadata.coco_json_source
     # What was registered counts, not what the config says.
     usage = dataclasses.replace(usage, scaled=metadata.image_root != metadata.coco_json_root)
-    errors: list[str] = _check_keypoints(name, usage)
+    errors: list[str] = check_keypoints(name, usage)
     for finding in find_problems(name, usage):
         level = judge(finding, usage, train=name in usage.train, test=name in usage.test)
         if level is None:
@@ -264,7 +264,7 @@ def _check_dataset(name: str, usage: Usage) -> list[str]:
     return errors
 
 
-def _check_keypoints(name: str, usage: Usage) -> list[str]:
+def check_keypoints(name: str, usage: Usage) -> list[str]:
     """What is wrong with the names of the keypoints, which stand with the categories."""
     if not usage.keypoints:
         return []
