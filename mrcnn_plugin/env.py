@@ -42,7 +42,12 @@ def setup_environment() -> None:
     if path:
         from .data import register_coco_json_from_file
 
-        register_coco_json_from_file(path)
+        try:
+            register_coco_json_from_file(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"MRCNN_PLUGIN_DATASETS is {path!r}. {error}") from error
+        except ValueError as error:
+            raise ValueError(f"MRCNN_PLUGIN_DATASETS is {path!r}. {error}") from error
 
 
 def _prefer(file: str) -> None:

@@ -142,7 +142,7 @@ def test_a_data_set_file_that_is_missing_is_an_error(tmp_path):
         DETECTRON2_ENV_MODULE="mrcnn_plugin.env",
         MRCNN_PLUGIN_DATASETS="nowhere.yaml",
     )
-    assert result.returncode != 0 and "nowhere.yaml" in result.stderr
+    assert result.returncode != 0 and "MRCNN_PLUGIN_DATASETS is 'nowhere.yaml'" in result.stderr
 
 
 def test_the_version_is_that_of_the_distribution():

@@ -43,6 +43,7 @@ from mrcnn_plugin.data import (
     register_coco_json,
     scaled_path,
 )
+from mrcnn_plugin.data.coco_json import check_entries
 
 # Files with these extensions are read from a folder. A file that --input names can have any other.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -152,6 +153,7 @@ def find_metadata(cfg: CfgNode) -> Metadata:
         return Metadata()
     name = names[0]
     try:
+        check_entries(cfg.DATASETS.COCO_JSON)
         # The categories are all that is needed of it.
         register_coco_json(
             [entry for entry in cfg.DATASETS.COCO_JSON if entry[0] == name],

@@ -64,25 +64,13 @@ def register_coco_json(
             not set, or the file is not COCO JSON with images and categories.
         FileNotFoundError: the json file or the image root does not exist or cannot be read.
     """
-    if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence):
-        raise ValueError(
-            f"{_KEY} is {entries!r}; it must be a list of (name, json file, image root)."
-        )
+    check_entries(entries)
     check_values(check, usage.allow if usage else ())
     new: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
     for index, entry in enumerate(entries):
-        where = f"{_KEY}[{index}]"
-        if (
-            not isinstance(entry, (list, tuple))
-            or len(entry) != 3
-            or not all(isinstance(part, str) and part for part in entry)
-        ):
-            raise ValueError(
-                f"{where} is {entry!r}; it must be three strings: name, json file, image root."
-            )
         name = entry[0]
-        where = f"{where} ({name!r})"
+        where = f"{_KEY}[{index}] ({name!r})"
         if name in seen:
             raise ValueError(f"{where} has the same name as {_KEY}[{seen[name]}]; use another.")
         seen[name] = index
@@ -164,6 +152,28 @@ def register_coco_json(
         )
         DatasetCatalog.register(name, loader)
         MetadataCatalog.get(name).set(**metadata)
+
+
+def check_entries(entries: Any) -> None:
+    """Checks that the value of `DATASETS.COCO_JSON` is a list of triples of strings.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence):
+        raise ValueError(
+            f"{_KEY} is {entries!r}; it must be a list of (name, json file, image root)."
+        )
+    for index, entry in enumerate(entries):
+        if (
+            not isinstance(entry, (list, tuple))
+            or len(entry) != 3
+            or not all(isinstance(part, str) and part for part in entry)
+        ):
+            raise ValueError(
+                f"{_KEY}[{index}] is {entry!r}; it must be three strings: name, json file, image "
+                f"root."
+            )
 
 
 class _FirstLoad:
@@ -249,7 +259,7 @@ def register_coco_json_from_file(path: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no `DATASETS.COCO_JSON`.
+        ValueError: it has no `DATASETS.COCO_JSON`, or another key has a value that it cannot have.
         As :func:`register_coco_json` and :func:`check_pixel_range`.
     """
     if not PathManager.isfile(path):
@@ -263,6 +273,7 @@ def register_coco_json_from_file(path: str) -> None:
         raise ValueError(
             f"{path} has no {_KEY}; expected a list of (name, json file, image root) there."
         ) from None
+    check_entries(entries)
     usage = _usage(content)
     pixels = CfgNode({"INPUT": {}})
     pixels.INPUT.PIXEL_RANGE = _value(content, "INPUT", "PIXEL_RANGE", [])
@@ -280,19 +291,28 @@ def register_coco_json_from_file(path: str) -> None:
 
 
 def _value(content: dict[str, Any], node: str, key: str, default: Any) -> Any:
-    """The value of a key of a YAML file, or the default."""
+    """The value of a key of a YAML file, or the default.
+
+    Raises:
+        ValueError: the value is a tuple that cannot be read, or no list where the default is one.
+    """
     found = content.get(node)
     found = found.get(key, default) if isinstance(found, dict) else default
     if isinstance(found, str) and found.startswith("("):
         # As yacs does: YAML knows no tuples.
-        found = ast.literal_eval(found)
+        try:
+            found = ast.literal_eval(found)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{node}.{key} is {found!r}, which is no tuple of Python.") from error
+    if isinstance(default, (list, tuple)) and not isinstance(found, (list, tuple)):
+        raise ValueError(f"{node}.{key} is {found!r}; it must be a list.")
     return found
 
 
 def _usage(content: dict[str, Any]) -> Usage:
     """How the data sets of a YAML file are used, as far as it says so."""
     entries = content["DATASETS"]["COCO_JSON"]
-    names = [entry[0] for entry in entries if isinstance(entry, (list, tuple)) and entry]
+    names = [entry[0] for entry in entries]
     is_config = isinstance(content.get("MODEL"), dict)
     return Usage(
         train=_value(content, "DATASETS", "TRAIN", names),

@@ -83,7 +83,7 @@ def test_detectron2_loads_a_registered_data_set(coco):
 @given(
     categories=st.dictionaries(
         st.integers(0, 10**6), st.text(string.ascii_letters, min_size=1), min_size=1, max_size=8
-    )
+    ).filter(lambda categories: len(set(categories.values())) == len(categories))
 )
 def test_categories_are_known_before_loading_just_as_after(tmp_path_factory, categories):
     listed = [{"id": id, "name": name} for id, name in categories.items()]
@@ -283,6 +283,23 @@ def test_a_config_file_inherits_its_data_sets(coco, tmp_path):
 def test_a_yaml_file_without_data_sets_is_an_error(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match="config.yaml has no DATASETS.COCO_JSON"):
+        register_coco_json_from_file(str(tmp_path / "config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ('TRAIN: ("q"', r"DATASETS.TRAIN is '\(\"q\"', which is no tuple"),
+        ("TEST: (q,)", r"DATASETS.TEST is '\(q,\)', which is no tuple"),
+        ("TEST: q", "DATASETS.TEST is 'q'; it must be a list"),
+        ("COCO_JSON: [[]]", r"DATASETS.COCO_JSON\[0\] is \[\]; it must be three strings"),
+        ("COCO_JSON: 3", "DATASETS.COCO_JSON is 3; it must be a list"),
+    ],
+)
+def test_a_wrong_value_in_a_yaml_file_is_named(tmp_path, value, message):
+    content = value if "COCO_JSON" in value else f"COCO_JSON: []\n  {value}"
+    (tmp_path / "config.yaml").write_text(f"DATASETS:\n  {content}\n")
+    with pytest.raises(ValueError, match=message):
         register_coco_json_from_file(str(tmp_path / "config.yaml"))
 
 

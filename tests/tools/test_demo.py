@@ -270,6 +270,13 @@ def test_data_set_files_are_not_needed(weights, images, forget_cutlery, json_fil
     assert len(os.listdir("out")) == 3
 
 
+def test_an_entry_that_is_none_is_named(caplog):
+    cfg = make_cfg()
+    cfg.DATASETS.COCO_JSON, cfg.DATASETS.TEST = [[]], ("cutlery",)
+    demo.find_metadata(cfg)
+    assert "DATASETS.COCO_JSON[0] is []" in caplog.text
+
+
 def test_no_data_set_is_needed(weights, images):
     arguments = ("--input", images / "000001.png", "--output", "out")
     assert run(weights, *arguments, DATASETS__TEST="()", DATASETS__TRAIN="()") == 0
