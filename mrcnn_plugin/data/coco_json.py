@@ -127,11 +127,7 @@ def register_coco_json(
             new[name]["keypoint_flip_map"] = _flip_map(inspection.keypoints)
     if usage is None:
         usage = Usage(
-            train=list(new),
-            test=list(new),
-            check=check,
-            mask_on=None if masks else False,
-            scaled=bool(pixel_range),
+            train=list(new), test=list(new), check=check, mask_on=None if masks else False
         )
     first_load = _FirstLoad(usage) if check_on_load else None
     for name, metadata in new.items():
@@ -279,7 +275,6 @@ def register_coco_json_from_file(path: str) -> None:
     pixels.INPUT.PIXEL_RANGE = _value(content, "INPUT", "PIXEL_RANGE", [])
     pixels.INPUT.PIXEL_RANGE_UNIT = _value(content, "INPUT", "PIXEL_RANGE_UNIT", "value")
     check_pixel_range(pixels)
-    usage.scaled = bool(pixels.INPUT.PIXEL_RANGE)
     register_coco_json(
         entries,
         check=usage.check,

@@ -246,7 +246,7 @@ def _check_dataset(name: str, usage: Usage) -> list[str]:
     """Logs what is to be said of a data set; returns what is refused."""
     metadata = MetadataCatalog.get(name)
     source = metadata.coco_json_source
-    # What was registered counts, not what the config says.
+    # The registration decides how images are read, not the config.
     usage = dataclasses.replace(usage, scaled=metadata.image_root != metadata.coco_json_root)
     errors: list[str] = check_keypoints(name, usage)
     for finding in find_problems(name, usage):
