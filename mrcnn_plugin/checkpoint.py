@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
 _SHOWN = 5
@@ -121,6 +122,22 @@ class FittingCheckpointer(DetectionCheckpointer):
         if self._resumes:
             return "write its name into the file last_checkpoint of this folder."
         return "set MODEL.WEIGHTS to it."
+
+
+def check_weights(cfg: CfgNode) -> None:
+    """Checks that `MODEL.WEIGHTS` names a trained model.
+
+    Raises:
+        ValueError: it is empty.
+        FileNotFoundError: it is a local file that does not exist.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
+        )
+    if "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
 
 
 def _listed(items: list[str]) -> str:

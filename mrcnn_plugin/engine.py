@@ -77,7 +77,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
         ValueError: the config asks for a device that is not there, for test-time augmentation, or
             for the evaluation of a model without weights, for training without data, or for
             components that do not go together.
-        As :func:`check_pixel_range`, :func:`register_coco_json` and :func:`check_categories`.
+        As :func:`register_datasets` and :func:`check_categories`.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -88,8 +88,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     if args.eval_only and not cfg.MODEL.WEIGHTS and not (args.resume and has_checkpoint):
         raise ValueError(
             f"MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
-            f"trained one, or add --resume with an OUTPUT_DIR that has a checkpoint, which "
-            f"{cfg.OUTPUT_DIR!r} {'has' if has_checkpoint else 'has not'}"
+            f"trained one, or add --resume if there is a checkpoint in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError(
@@ -102,8 +101,18 @@ def check(cfg: CfgNode, args: Namespace) -> None:
             "Detectron2's own tools/train_net.py does"
         )
     _check_roi_heads(cfg)
+    register_datasets(cfg)
+    check_categories(cfg)
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Registers the data sets of a config, without checking what is in them.
+
+    Raises:
+        As :func:`check_pixel_range` and :func:`register_coco_json`.
+    """
     check_pixel_range(cfg)
-    # start() checks the data sets, since there is no log before.
+    # A check on load would come too early for a tool that only draws. start() checks for a training.
     register_coco_json(
         cfg.DATASETS.COCO_JSON,
         check=cfg.DATASETS.CHECK,
@@ -112,7 +121,6 @@ def check(cfg: CfgNode, args: Namespace) -> None:
         pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
         check_on_load=False,
     )
-    check_categories(cfg)
 
 
 def _check_roi_heads(cfg: CfgNode) -> None:

@@ -25,6 +25,12 @@ def results_folder(cfg: CfgNode, name: str) -> str:
     return os.path.join(folder, re.sub(r"[^\w.+-]", "_", name).lstrip("."))
 
 
+def max_detections(cfg: CfgNode) -> int:
+    """How many detections of an image count: those of `TEST.DETECTIONS_PER_IMAGE`, but at least COCO's 100."""
+    limit = int(cfg.TEST.DETECTIONS_PER_IMAGE)
+    return _ALL_DETECTIONS if limit < 0 else max(limit, _COCO_DETECTIONS)
+
+
 def build_coco_evaluator(
     cfg: CfgNode, name: str, output_folder: str | None = None
 ) -> COCOEvaluator:
@@ -39,9 +45,7 @@ def build_coco_evaluator(
         name: the test set.
         output_folder: where to write results; by default :func:`results_folder`.
     """
-    limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    if limit < 0:
-        limit = _ALL_DETECTIONS
+    limit = max_detections(cfg)
     if limit > _COCO_DETECTIONS:
         logger.info(
             "AP of %s counts up to %s detections in an image, as TEST.DETECTIONS_PER_IMAGE says; COCO's counts %d.",
@@ -52,6 +56,6 @@ def build_coco_evaluator(
     return COCOEvaluator(
         name,
         output_dir=output_folder or results_folder(cfg, name),
-        max_dets_per_image=max(limit, _COCO_DETECTIONS),
+        max_dets_per_image=limit,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )

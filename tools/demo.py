@@ -20,28 +20,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
-from numpy.typing import NDArray
 
 from mrcnn_plugin import load_cfg
-from mrcnn_plugin.checkpoint import FittingCheckpointer
+from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
 from mrcnn_plugin.data import (
     check_categories,
     check_pixel_range,
-    is_deep_image,
+    read_input,
     register_coco_json,
-    scaled_path,
 )
 from mrcnn_plugin.data.coco_json import check_entries
 
@@ -94,13 +91,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     check_pixel_range(cfg)
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        raise ValueError(
-            "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
-        )
-    if "://" not in weights and not os.path.isfile(weights):
-        raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
+    check_weights(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -121,25 +112,6 @@ class Predictor(DefaultPredictor):
         self.aug = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
         # DefaultPredictor takes BGR for the order that needs no change.
         self.input_format = "BGR"
-
-
-def read(path: str, cfg: CfgNode) -> NDArray[np.uint8]:
-    """Reads an image in INPUT.FORMAT, [H, W, C].
-
-    Raises:
-        ValueError: it has more than 8 bits per pixel, and INPUT.PIXEL_RANGE does not say how to scale them.
-        Others, where Pillow cannot read it.
-    """
-    limits = cfg.INPUT.PIXEL_RANGE
-    if not limits and is_deep_image(path):
-        raise ValueError(
-            "it has 16 or 32 bits or floats per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE as in "
-            "the training."
-        )
-    image: NDArray[np.uint8] = read_image(
-        scaled_path(path, limits, cfg.INPUT.PIXEL_RANGE_UNIT), format=cfg.INPUT.FORMAT
-    )
-    return image
 
 
 def find_metadata(cfg: CfgNode) -> Metadata:
@@ -271,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[str] = []
     for path, output in tqdm.tqdm(outputs.items(), unit="image"):
         try:
-            image = read(path, cfg)
+            image = read_input(path, cfg)
             instances = predictor(image)["instances"].to("cpu")
             found = instances_to_coco_json(instances, image_id(path))
             scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))

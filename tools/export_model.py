@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from mrcnn_plugin import load_cfg
-from mrcnn_plugin.checkpoint import FittingCheckpointer
-from mrcnn_plugin.data import check_pixel_range, is_deep_image, scaled_path
+from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
+from mrcnn_plugin.data import check_pixel_range, read_input
 from mrcnn_plugin.export import (
     OPSETS,
     TOLERANCES,
@@ -78,13 +77,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         check_onnx()
     cfg = load_cfg(args.config_file, args.opts)
     check_pixel_range(cfg)
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        raise ValueError(
-            "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
-        )
-    if "://" not in weights and not os.path.isfile(weights):
-        raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
+    check_weights(cfg)
     for path in args.input:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"--input: {path} is no file.")
@@ -108,15 +101,10 @@ def read(path: str, cfg: CfgNode) -> torch.Tensor:
     Raises:
         ValueError: the image has more than 8 bits per pixel, and INPUT.PIXEL_RANGE is not set.
     """
-    if not cfg.INPUT.PIXEL_RANGE and is_deep_image(path):
-        raise ValueError(
-            f"--input: {path} has more than 8 bits per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE "
-            f"as in the training."
-        )
-    image = read_image(
-        scaled_path(path, cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT),
-        format=cfg.INPUT.FORMAT,
-    )
+    try:
+        image = read_input(path, cfg)
+    except ValueError as error:
+        raise ValueError(f"--input: {path}: {error}") from error
     size = cfg.INPUT.MIN_SIZE_TEST
     resize = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
     resized = resize.get_transform(image).apply_image(image)

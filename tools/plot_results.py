@@ -28,9 +28,8 @@ from tabulate import tabulate
 
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
-from mrcnn_plugin.data import register_coco_json
-from mrcnn_plugin.engine import read_metrics
-from mrcnn_plugin.evaluation import results_folder
+from mrcnn_plugin.engine import read_metrics, register_datasets
+from mrcnn_plugin.evaluation import max_detections, results_folder
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -61,14 +60,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there are no predictions to show.")
-    register_coco_json(
-        cfg.DATASETS.COCO_JSON,
-        check=cfg.DATASETS.CHECK,
-        masks=cfg.MODEL.MASK_ON,
-        pixel_range=cfg.INPUT.PIXEL_RANGE,
-        pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
-        check_on_load=False,
-    )
+    register_datasets(cfg)
     return cfg
 
 
@@ -157,9 +149,7 @@ def plot_test_set(
         metrics, picture("ap_over_time"), prefix, f"AP of every evaluation\n{title}"
     )
     images.plot_predictions(dicts, results, metadata, picture("predictions"), min_score)
-    limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    # As build_coco_evaluator.
-    limit = 10**6 if limit < 0 else max(limit, 100)
+    limit = max_detections(cfg)
     evaluated = [coco.evaluate(truth, results, task, limit) for task in tasks(cfg, results)]
     for one in evaluated:
         charts.plot_precision_recall(

@@ -3,7 +3,7 @@
 from .checks import check_datasets
 from .coco_json import check_categories, register_coco_json, register_coco_json_from_file
 from .mapper import TrainMapper
-from .pixels import check_pixel_range, is_deep_image, scaled_path
+from .pixels import check_pixel_range, read_input, scaled_path
 from .shapes import generate_shapes, register_shapes
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "check_datasets",
     "check_pixel_range",
     "generate_shapes",
-    "is_deep_image",
+    "read_input",
     "register_coco_json",
     "register_coco_json_from_file",
     "register_shapes",

@@ -10,7 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathHandler, PathManager
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .checks.images import is_deep, pixel_mode
@@ -92,13 +94,32 @@ def scale_pixels(pixels: Any, low: float, high: float, unit: str) -> Any:
     return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
 
 
-def is_deep_image(path: str) -> bool:
+def _is_deep_image(path: str) -> bool:
     """Whether an image has more than 8 bits per pixel; False if it cannot be read."""
     try:
         with PathManager.open(path, "rb") as f, Image.open(f) as image:
             return is_deep(pixel_mode(image))
     except Exception:  # Pillow raises a dozen types for damaged files.
         return False
+
+
+def read_input(path: str, cfg: CfgNode) -> NDArray[np.uint8]:
+    """Reads an image as training reads it: uint8 in `INPUT.FORMAT`, [H, W] or [H, W, C].
+
+    Raises:
+        ValueError: the image has more than 8 bits per pixel, and `INPUT.PIXEL_RANGE` is not set.
+        Others, if Pillow cannot read it.
+    """
+    limits = cfg.INPUT.PIXEL_RANGE
+    if not limits and _is_deep_image(path):
+        raise ValueError(
+            "it has 16 or 32 bits or floats per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE as in "
+            "the training."
+        )
+    image: NDArray[np.uint8] = read_image(
+        scaled_path(path, limits, cfg.INPUT.PIXEL_RANGE_UNIT), format=cfg.INPUT.FORMAT
+    )
+    return image
 
 
 def check_pixel_range(cfg: CfgNode) -> None:

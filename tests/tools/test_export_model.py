@@ -254,7 +254,7 @@ def test_images_of_16_bits_are_refused(trained, tmp_path, nothing_built):
     path = str(tmp_path / "deep.png")
     cv2.imwrite(path, np.full((64, 64), 4095, np.uint16))
     cfg = export_model.load_cfg(str(trained / "config.yaml"))
-    with pytest.raises(ValueError, match="deep.png has more than 8 bits .* set INPUT.PIXEL_RANGE"):
+    with pytest.raises(ValueError, match="deep.png: it has 16 .* set INPUT.PIXEL_RANGE"):
         export_model.read(path, cfg)
     cfg.INPUT.PIXEL_RANGE = [0, 8190]
     assert export_model.read(path, cfg).unique().tolist() == [128.0]
