@@ -58,6 +58,8 @@ class CPUTimer(HookBase):
 
 
 class AblationTrainer(Trainer):
+    extra_checkpoints = False
+
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None

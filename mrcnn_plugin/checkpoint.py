@@ -1,10 +1,13 @@
-"""Loading of checkpoints that must fit the model."""
+"""Checkpoints that are never half written, and that must fit the model when they are loaded."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
@@ -13,7 +16,10 @@ _SHOWN = 5
 
 
 class FittingCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which names a damaged file and can refuse one that does not fit.
+    """Detectron2's checkpointer, whose files are whole at any time, and which can refuse one that does not fit.
+
+    A checkpoint is written as `checkpoint.partial` first. So a kill or a full disk never leaves half of one under the
+    name of a checkpoint, and `last_checkpoint` names one that is whole.
 
     Detectron2 skips parameters of another shape with a warning, which is right where a training starts from another
     model. Where a training goes on, or a model is evaluated, the skipped parameters would be random.
@@ -23,16 +29,51 @@ class FittingCheckpointer(DetectionCheckpointer):
         save_dir: as in Detectron2.
         must_fit: whether :meth:`load` refuses a checkpoint in which parameters of the model are missing or have
             another shape. It always does when a training is resumed.
+        tags_last: whether the file `last_checkpoint` names what :meth:`save` saves.
         **kwargs: as in Detectron2.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, must_fit: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        must_fit: bool = False,
+        tags_last: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.must_fit = must_fit
+        self.tags_last = tags_last
         self._resumes = False
         self._path = ""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As in Detectron2.
+
+        Raises:
+            OSError: the checkpoint cannot be written. The earlier ones are as they were.
+        """
+        if "://" in self.save_dir:  # iopath writes it, and cannot rename everywhere.
+            super().save(name, **kwargs)
+            return
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **data, **kwargs}
+        file = f"{name}.pth"
+        path = os.path.join(self.save_dir, file)
+        self.logger.info(f"Saving checkpoint to {path}")
+        contents: dict[str, Callable[[IO[bytes]], Any]] = {file: lambda f: torch.save(data, f)}
+        if self.tags_last:
+            contents["last_checkpoint"] = lambda f: f.write(file.encode())
+        try:
+            _replace(self.save_dir, contents)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk.
+            raise OSError(
+                f"The checkpoint {path} cannot be written: {error}. The earlier checkpoints are whole. If the disk is "
+                f"full, make room and go on with --resume."
+            ) from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As in Detectron2.
@@ -122,6 +163,27 @@ class FittingCheckpointer(DetectionCheckpointer):
         if self._resumes:
             return "write its name into the file last_checkpoint of this folder."
         return "set MODEL.WEIGHTS to it."
+
+
+def _replace(folder: str, contents: dict[str, Callable[[IO[bytes]], Any]]) -> None:
+    """Writes files whole: each under another name first, and all are renamed at the end, in their order."""
+    partial = {
+        os.path.join(folder, "checkpoint.partial" if i == 0 else f"{name}.partial"): name
+        for i, name in enumerate(contents)
+    }
+    try:
+        for path, name in partial.items():
+            with open(path, "wb") as f:
+                contents[name](f)
+                f.flush()
+                os.fsync(f.fileno())
+        for path, name in partial.items():
+            os.replace(path, os.path.join(folder, name))
+    except BaseException:
+        for path in partial:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+        raise
 
 
 def check_weights(cfg: CfgNode) -> None:

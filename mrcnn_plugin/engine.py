@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import multiprocessing
 import os
 import platform
+import signal
+import tempfile
 import weakref
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
+import detectron2.engine
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    default_setup,
+)
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import EvalHook
+from detectron2.engine.launch import _distributed_worker
 from detectron2.evaluation import COCOEvaluator
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    GeneralizedRCNNWithTTA,
+)
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from .checkpoint import FittingCheckpointer
 from .config import load_cfg
@@ -28,13 +50,46 @@ from .data import (
     check_pixel_range,
     register_coco_json,
 )
-from .evaluation import build_coco_evaluator
+from .evaluation import build_coco_evaluator, results_folder
+from .hooks import BestModel, SaveOnSignal
 from .modeling import find_unused_keys
 from .modeling.unused_keys import is_ours
 
+# What a full disk, a quota and a folder that has become read-only give.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Keys of SOLVER that may well be changed when a training is resumed.
+_MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
+
+logger = logging.getLogger("detectron2.mrcnn_plugin.engine")
+
 
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer, with a COCO evaluation of every test set."""
+    """Detectron2's DefaultTrainer, with a COCO evaluation of every test set and more that is kept.
+
+    SIGINT and SIGTERM leave a checkpoint, and the best evaluation leaves `model_best.pth`. Several processes can
+    train without GPUs.
+    """
+
+    # Whether there are checkpoints in addition to those of SOLVER.CHECKPOINT_PERIOD.
+    extra_checkpoints = True
+
+    def __init__(self, cfg: CfgNode) -> None:
+        if comm.get_world_size() == 1 or cfg.MODEL.DEVICE != "cpu":
+            super().__init__(cfg)
+            return
+        # DefaultTrainer would give DistributedDataParallel the number of a GPU. All else is as there.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
+            create_ddp_model(model, broadcast_buffers=False, device_ids=None),
+            self.build_train_loader(cfg),
+            optimizer,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -46,13 +101,107 @@ class Trainer(DefaultTrainer):
     ) -> COCOEvaluator:
         return build_coco_evaluator(cfg, dataset_name, output_folder)
 
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: Any) -> dict[str, Any]:
+        """Evaluates with the augmentation of `TEST.AUG`, as Detectron2's tools/train_net.py does."""
+        logger.info("Running inference with test-time augmentation ...")
+        evaluators = [
+            cls.build_evaluator(cfg, name, results_folder(cfg, name, "inference_TTA"))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": values for name, values in results.items()}
+
     def build_hooks(self) -> list[Any]:
         # Before the hooks that save with it.
         self.checkpointer: Any = FittingCheckpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         hooks: list[Any] = super().build_hooks()
-        return hooks
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        before, after = [], []
+        if self.extra_checkpoints:
+            before.append(SaveOnSignal(self.checkpointer))
+            if comm.is_main_process() and self.cfg.DATASETS.TEST and self.cfg.TEST.EVAL_PERIOD > 0:
+                after.append(BestModel(self.cfg, self._trainer.model))
+        if self.cfg.TEST.AUG.ENABLED and self.cfg.DATASETS.TEST:
+            after.append(EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._trainer.model)))
+        return [*hooks[:evaluation], *before, hooks[evaluation], *after, *hooks[evaluation + 1 :]]
+
+    def build_writers(self) -> list[Any]:
+        _cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        writers: list[Any] = super().build_writers()
+        return writers
+
+    def train(self) -> Any:
+        """As in Detectron2.
+
+        Raises:
+            OSError: `OUTPUT_DIR` cannot be written to any more.
+        """
+        try:
+            return super().train()
+        except OSError as error:
+            if error.errno not in _NOT_WRITTEN:
+                raise
+            last = self.checkpointer.get_checkpoint_file()
+            raise OSError(
+                error.errno,
+                f"{os.strerror(error.errno)}; the training ends, and "
+                + (f"its last whole checkpoint is {last}" if last else "it has no checkpoint")
+                + ". Make room, and run the same command with --resume. OUTPUT_DIR is",
+                self.cfg.OUTPUT_DIR,
+            ) from error
+
+
+def launch(main: Callable[[Namespace], Any], args: Namespace) -> None:
+    """Runs `main(args)` in as many processes as the arguments say, or in one of those that torchrun started.
+
+    Detectron2's `launch` does the same, but knows nothing of torchrun, and SIGTERM would end it before its processes.
+
+    Args:
+        main: a function of a module, which other processes can import.
+        args: the parsed arguments of Detectron2's `default_argument_parser`.
+
+    Raises:
+        ValueError: torchrun and `--num-gpus` or `--num-machines` both start processes.
+        SystemExit: SIGINT or SIGTERM ended the training.
+    """
+    several = args.num_gpus * args.num_machines > 1
+    if torch.distributed.is_torchelastic_launched():
+        if several:
+            raise ValueError(
+                f"torchrun starts the processes, so that --num-gpus {args.num_gpus} and --num-machines "
+                f"{args.num_machines} must be left out; use its own --nproc-per-node and --nnodes."
+            )
+        local_rank, size, local_size, machine = (
+            int(os.environ[name])
+            for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+        )
+        if size > 1:
+            _distributed_worker(local_rank, main, size, local_size, machine, "env://", (args,))
+            return
+
+    def forward(number: int, frame: Any) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, number)
+
+    if several:
+        signal.signal(signal.SIGINT, forward)
+        signal.signal(signal.SIGTERM, forward)
+    try:
+        detectron2.engine.launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:
+        if error.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise SystemExit(error.exit_code) from None
+        raise
 
 
 def load_config(args: Namespace) -> CfgNode:
@@ -74,9 +223,9 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     """Registers the data sets of a config and checks that it can be run with these arguments.
 
     Raises:
-        ValueError: the config asks for a device that is not there, for test-time augmentation, or
-            for the evaluation of a model without weights, for training without data, or for
-            components that do not go together.
+        ValueError: the config asks for a device that is not there, for the evaluation of a model
+            without weights, for training without data, for test-time augmentation of a model
+            for which there is none, or for components that do not go together.
         As :func:`register_datasets` and :func:`check_categories`.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -96,10 +245,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
             "DATASETS.TEST"
         )
     if cfg.TEST.AUG.ENABLED:
-        raise ValueError(
-            "TEST.AUG.ENABLED is True, but this script does not augment at test time; "
-            "Detectron2's own tools/train_net.py does"
-        )
+        _check_augmentation(cfg)
     _check_roi_heads(cfg)
     register_datasets(cfg)
     check_categories(cfg)
@@ -121,6 +267,29 @@ def register_datasets(cfg: CfgNode) -> None:
         pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
         check_on_load=False,
     )
+
+
+def _check_augmentation(cfg: CfgNode) -> None:
+    """Refuses what GeneralizedRCNNWithTTA cannot augment.
+
+    Raises:
+        ValueError: it cannot augment the model.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    reason = ""
+    # A panoptic model is one too, but detects in another way.
+    if name in META_ARCH_REGISTRY and (
+        getattr(META_ARCH_REGISTRY.get(name), "inference", None) is not GeneralizedRCNN.inference
+    ):
+        reason = f"MODEL.META_ARCHITECTURE {name!r}; it can for 'GeneralizedRCNN'"
+    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
+        if cfg.MODEL[key]:
+            reason = f"MODEL.{key} True"
+    if reason:
+        raise ValueError(
+            f"TEST.AUG.ENABLED is True, but Detectron2 cannot augment at test time with {reason}. Set TEST.AUG.ENABLED "
+            f"to False."
+        )
 
 
 def _check_roi_heads(cfg: CfgNode) -> None:
@@ -172,39 +341,94 @@ def setup(args: Namespace) -> CfgNode:
 
 
 def start(cfg: CfgNode, args: Namespace) -> None:
-    """Sets up logging and seeds, warns of keys that nothing reads, and checks the data sets.
+    """Checks `OUTPUT_DIR`, sets up logging and seeds, warns of what may be an oversight, and checks the data sets.
 
     Raises:
+        OSError: `OUTPUT_DIR` cannot be written to.
+        ValueError: a new training would overwrite the checkpoints of another one in `OUTPUT_DIR`.
         As :func:`check_datasets`.
     """
     trains = not getattr(args, "eval_only", False)
+    starts_anew = trains and not args.resume
     holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+    _run_once(comm.is_main_process(), lambda: _check_output_dir(cfg, starts_anew))
+    changes = _changes(cfg) if trains and args.resume and comm.is_main_process() else []
     default_setup(cfg, args)
-    logger = logging.getLogger("detectron2")
-    if trains and holds_another and not args.resume:
+    if starts_anew and holds_another:
         logger.warning(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds another training, and this one starts anew: it adds "
-            f"to its metrics.json and replaces its checkpoints. Add --resume to go on with the other "
-            f"one, or choose another OUTPUT_DIR to keep both."
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds another training, which left no checkpoint. This one "
+            f"starts anew, and adds to its metrics.json."
+        )
+    if changes:
+        logger.warning(
+            f"The training in OUTPUT_DIR {cfg.OUTPUT_DIR!r} had another config: {'; '.join(changes)}. It goes on with "
+            f"what the checkpoint holds, which includes the learning rate, and otherwise with the new config. If this "
+            f"is to be another training, choose another OUTPUT_DIR."
         )
     for sentence in find_unused_keys(cfg):
         logger.warning(sentence)
-    _check_datasets_once(cfg, trains)
+    # Each machine has its own files.
+    _run_once(comm.get_local_rank() == 0, lambda: check_datasets(cfg, train=trains))
 
 
-def _check_datasets_once(cfg: CfgNode, train: bool) -> None:
-    """Checks in the first process only, so that all processes go on, or all raise the error."""
+def _check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
+    folder = cfg.OUTPUT_DIR
+    if starts_anew and os.path.isfile(os.path.join(folder, "last_checkpoint")):
+        raise ValueError(
+            f"OUTPUT_DIR {folder!r} holds another training, whose checkpoints a new one would overwrite. Add --resume "
+            f"to go on with it, choose another OUTPUT_DIR to keep both, or delete the folder. To start anew in it all "
+            f"the same, delete its file last_checkpoint."
+        )
+    if "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(b"a")
+    except OSError as error:
+        raise OSError(
+            f"OUTPUT_DIR {folder!r} cannot be written to: {error}. Choose another folder, or mend this one."
+        ) from error
+
+
+def _changes(cfg: CfgNode) -> list[str]:
+    """How the keys that make it another training differ from those of the checkpoint in `OUTPUT_DIR`."""
+    if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return []
+    try:
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), encoding="utf-8") as f:
+            old = _flatten(yaml.safe_load(f))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [
+        f"{key} was {old[key]!r} and is {value!r}"
+        for key, value in _flatten(yaml.safe_load(cfg.dump())).items()
+        if key.startswith(("MODEL.", "SOLVER.", "DATASETS.TRAIN"))
+        and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", *_MAY_CHANGE)
+        and old.get(key, value) != value
+    ]
+
+
+def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix[:-1]: content}
+    parts = [_flatten(value, f"{prefix}{key}.") for key, value in content.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _run_once(here: bool, check: Callable[[], None]) -> None:
+    """Runs a check in some processes only, so that all processes go on, or all raise an error."""
     error = None
-    if comm.is_main_process():
+    if here:
         try:
-            check_datasets(cfg, train=train)
+            check()
         except Exception as caught:
             error = caught
-    message = comm.all_gather(error and f"{error}")[0]
+    messages = [message for message in comm.all_gather(error and f"{error}") if message is not None]
     if error is not None:
         raise error
-    if message is not None:
-        raise ValueError(message)
+    if messages:
+        raise ValueError(messages[0])
 
 
 def read_metrics(file: str) -> dict[int, dict[str, float]]:
@@ -213,7 +437,8 @@ def read_metrics(file: str) -> dict[int, dict[str, float]]:
     Detectron2 appends to the file. If the iteration number of a training line is lower than before,
     the training was resumed from a checkpoint or started again. Values of later iterations are then
     dropped. Lines of an evaluation are no such sign, because Detectron2 writes them together with
-    those of a later iteration.
+    those of a later iteration. A last line that is torn, as a kill leaves it, is left out with a
+    warning.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -230,6 +455,9 @@ def read_metrics(file: str) -> dict[int, dict[str, float]]:
                 values = json.loads(line)
                 iteration = values.pop("iteration")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not line.endswith("\n"):
+                    logger.warning("%s ends in a torn line, which is left out.", file)
+                    break
                 raise ValueError(
                     f"{file}, line {number} is not a JSON object with an iteration; delete the line "
                     f"if it comes from a training that was killed."
@@ -239,6 +467,18 @@ def read_metrics(file: str) -> dict[int, dict[str, float]]:
                     del metrics[later]
             metrics.setdefault(iteration, {}).update(values)
     return metrics
+
+
+def _cut_torn_line(file: str) -> None:
+    """Cuts a last line without an end, behind which Detectron2 would write the next one."""
+    if not os.path.isfile(file):
+        return
+    with open(file, "rb+") as f:
+        content = f.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            logger.warning("%s ended in a torn line, which is cut.", file)
+            f.truncate(whole)
 
 
 def processor(device: str) -> str:

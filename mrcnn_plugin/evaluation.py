@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
 
 # COCO's own limit of detections per image.
 _COCO_DETECTIONS = 100
@@ -17,9 +19,30 @@ _ALL_DETECTIONS = 10**6
 logger = logging.getLogger("detectron2.mrcnn_plugin.evaluation")
 
 
-def results_folder(cfg: CfgNode, name: str) -> str:
+class WholeResults(COCOEvaluator):
+    """Detectron2's COCOEvaluator, whose results are written to a folder `partial`, and moved when they are whole."""
+
+    def evaluate(self, img_ids: Any = None) -> Any:
+        folder = self._output_dir
+        if not folder or "://" in folder:
+            return super().evaluate(img_ids)
+        self._output_dir = partial = os.path.join(folder, "partial")
+        try:
+            results = super().evaluate(img_ids)
+        finally:
+            self._output_dir = folder
+        # The other processes write nothing.
+        if comm.is_main_process() and os.path.isdir(partial):
+            for name in os.listdir(partial):
+                os.replace(os.path.join(partial, name), os.path.join(folder, name))
+            os.rmdir(partial)
+            logger.info("The results are whole, and moved to %s.", folder)
+        return results
+
+
+def results_folder(cfg: CfgNode, name: str, folder: str = "inference") -> str:
     """Where the results of a test set are: `OUTPUT_DIR/inference`, or a folder in it for each if there are several."""
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    folder = os.path.join(cfg.OUTPUT_DIR, folder)
     if len(cfg.DATASETS.TEST) <= 1:
         return folder
     return os.path.join(folder, re.sub(r"[^\w.+-]", "_", name).lstrip("."))
@@ -53,7 +76,7 @@ def build_coco_evaluator(
             "all" if limit == _ALL_DETECTIONS else limit,
             _COCO_DETECTIONS,
         )
-    return COCOEvaluator(
+    return WholeResults(
         name,
         output_dir=output_folder or results_folder(cfg, name),
         max_dets_per_image=limit,

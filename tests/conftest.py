@@ -1,4 +1,5 @@
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
@@ -27,6 +28,17 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("FVCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Captures the messages of Detectron2 and fvcore, which do not reach the root logger."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
 
 
 def load_tool(name: str, folder: Path = ROOT / "tools") -> Any:

@@ -3,7 +3,6 @@
 import ast
 import functools
 import json
-import logging
 import math
 import multiprocessing
 import os
@@ -299,17 +298,6 @@ def test_augmentation_at_test_time_works(environment, tmp_path, four_images):
             for name in ("inference", "inference_TTA")
         )
         assert plain and (plain == augmented) == (not flip)
-
-
-@pytest.fixture
-def log(caplog):
-    """Captures the messages of Detectron2 and fvcore, which do not reach the root logger."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
-    for logger in loggers:
-        logger.addHandler(caplog.handler)
-    yield caplog
-    for logger in loggers:
-        logger.removeHandler(caplog.handler)
 
 
 def run_script(monkeypatch, name, *arguments):

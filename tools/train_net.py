@@ -9,14 +9,14 @@ checks that they fit together before it starts.
 from argparse import Namespace
 from typing import Any
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 
 # load_config: for scripts that take it from here, as they take the trainer.
-from mrcnn_plugin.engine import Trainer, load_config, setup  # noqa: F401
+from mrcnn_plugin.engine import Trainer, launch, load_config, setup  # noqa: F401
 
 
 def main(args: Namespace) -> dict[str, Any]:
@@ -28,6 +28,8 @@ def main(args: Namespace) -> dict[str, Any]:
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
@@ -37,12 +39,4 @@ def main(args: Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, default_argument_parser().parse_args())

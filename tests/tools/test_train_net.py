@@ -3,44 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-import yaml
-from detectron2.engine import default_argument_parser
+from PIL import Image
 
 from mrcnn_plugin import get_cfg, load_cfg
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.evaluation import build_coco_evaluator
-from tests.small import CONFIGS, TINY
-
-
-@pytest.fixture
-def run(train_net, tmp_path):
-    """Runs the main function of the script with a config, flags and changed keys. Returns its results."""
-    json_file = generate_shapes(str(tmp_path / "data"), 4, seed=5)
-    name = f"shapes_of_{tmp_path.name}"
-    content = {
-        "_BASE_": str(CONFIGS / "quickstart.yaml"),
-        "DATASETS": {
-            "COCO_JSON": [[name, json_file, str(tmp_path / "data" / "images")]],
-            "TRAIN": [name],
-            "TEST": [name],
-        },
-        "SOLVER": {"MAX_ITER": 2, "IMS_PER_BATCH": 2, "CHECKPOINT_PERIOD": 1},
-        "DATALOADER": {"NUM_WORKERS": 0},
-        "OUTPUT_DIR": str(tmp_path / "out"),
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-
-    def main(*flags, **changes):
-        settings = {**TINY, "MODEL.ROI_HEADS.NUM_CLASSES": 4}
-        settings.update({key.replace("__", "."): value for key, value in changes.items()})
-        opts = [str(item) for pair in settings.items() for item in pair]
-        args = default_argument_parser().parse_args(["--config-file", str(path), *flags, *opts])
-        return train_net.main(args)
-
-    return main
 
 
 def same(a, b):
@@ -80,13 +50,45 @@ def test_evaluation_needs_weights(run, tmp_path):
             run(*arguments)
 
 
-def test_a_folder_with_another_run_is_not_mixed_up_without_a_word(run, tmp_path, caplog):
-    run(SOLVER__MAX_ITER=1)
-    assert "holds another training" not in caplog.text
-    run("--resume", SOLVER__MAX_ITER=1)
-    assert "holds another training" not in caplog.text
-    run(SOLVER__MAX_ITER=1)
-    assert "holds another training" in caplog.text
+def test_a_folder_with_another_run_is_not_mixed_up_without_a_word(run, tmp_path, log):
+    no_test = {"DATASETS__TEST": "()"}
+    run(SOLVER__MAX_ITER=1, **no_test)
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    with pytest.raises(ValueError, match="OUTPUT_DIR .*out' holds another training.*--resume"):
+        run(SOLVER__MAX_ITER=1, **no_test)
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
+    assert "holds another training" not in log.text
+    run("--resume", SOLVER__MAX_ITER=1, **no_test)
+    assert "holds another training" not in log.text and "had another config" not in log.text
+    (out / "last_checkpoint").unlink()
+    run(SOLVER__MAX_ITER=1, **no_test)
+    assert "holds another training" in log.text
+
+
+def test_a_resume_with_another_config_says_what_differs(run, tmp_path, log):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    run(
+        "--resume",
+        DATASETS__TEST="()",
+        SOLVER__MAX_ITER=2,
+        SOLVER__BASE_LR=0.5,
+        MODEL__RPN__NMS_THRESH=0.5,
+    )
+    (said,) = [r.getMessage() for r in log.records if "had another config" in r.getMessage()]
+    assert "MODEL.RPN.NMS_THRESH was 0.7 and is 0.5" in said
+    assert "SOLVER.BASE_LR was" in said and "MAX_ITER" not in said
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(
+    run, tmp_path, train_net, monkeypatch
+):
+    monkeypatch.setattr(train_net.Trainer, "build_model", None)
+    (tmp_path / "out").write_text("a file in the place of the folder")
+    with pytest.raises(OSError, match=r"OUTPUT_DIR .*out' cannot be written to.*Choose another"):
+        run()
+    with pytest.raises(OSError, match="cannot be written to"):
+        run("--eval-only", OUTPUT_DIR="/proc/output", MODEL__WEIGHTS="model.pth")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,16 @@ def test_a_folder_with_another_run_is_not_mixed_up_without_a_word(run, tmp_path,
         ({"MODEL__DEVICE": "cuda"}, ValueError, "MODEL.DEVICE is 'cuda'.*MODEL.DEVICE cpu"),
         ({"MODEL__ROI_HEADS__NUM_CLASSES": 80}, ValueError, "NUM_CLASSES is 80.*set it to 4"),
         ({"DATASETS__TEST": "('shapes_vall',)"}, ValueError, "DATASETS.TEST.*'shapes_vall'"),
-        ({"TEST__AUG__ENABLED": True}, ValueError, "TEST.AUG.ENABLED is True"),
+        (
+            {"TEST__AUG__ENABLED": True, "MODEL__META_ARCHITECTURE": "PanopticFPN"},
+            ValueError,
+            "TEST.AUG.ENABLED is True.*META_ARCHITECTURE 'PanopticFPN'",
+        ),
+        (
+            {"TEST__AUG__ENABLED": True, "MODEL__KEYPOINT_ON": True},
+            ValueError,
+            "TEST.AUG.ENABLED is True.*KEYPOINT_ON True",
+        ),
         ({"MODEL__WEIGHTS": "nowhere.pth"}, (AssertionError, FileNotFoundError), "nowhere.pth"),
     ],
 )
@@ -248,3 +259,80 @@ def test_the_evaluation_counts_as_many_detections_as_the_config(register, tmp_pa
     evaluator = build_coco_evaluator(cfg, "counted", "")
     assert evaluator._max_dets_per_image == [1, 10, counted]
     assert evaluator._kpt_oks_sigmas == [0.1, 0.2]
+
+
+def test_the_best_evaluation_is_kept_over_a_resume(run, tmp_path, train_net, monkeypatch, log):
+    values = iter([10.0, 30.0, 20.0, 25.0, 40.0])
+
+    def evaluate(cfg, model, evaluators=None):
+        return {"bbox": {"AP": 50.0}, "segm": {"AP": next(values)}}
+
+    monkeypatch.setattr(train_net.Trainer, "test", evaluate)
+    out = tmp_path / "out"
+    settings = {"TEST__EVAL_PERIOD": 1, "SOLVER__CHECKPOINT_PERIOD": 1}
+    run(SOLVER__MAX_ITER=3, **settings)
+    best = torch.load(out / "model_best.pth", weights_only=True)
+    assert (best["metric"], best["value"], best["iteration"]) == ("segm/AP", 30.0, 1)
+    saved = torch.load(out / "model_0000001.pth", weights_only=False)["model"]
+    assert all(torch.equal(best["model"][key], value) for key, value in saved.items())
+    assert "trainer" not in best
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert f"after 2 iterations, with segm/AP 30.000. Its model is {out}/model_best.pth" in log.text
+    # 25 is not the best.
+    run("--resume", SOLVER__MAX_ITER=4, **settings)
+    assert torch.load(out / "model_best.pth", weights_only=True)["iteration"] == 1
+    run("--resume", SOLVER__MAX_ITER=5, **settings)
+    best = torch.load(out / "model_best.pth", weights_only=True)
+    assert (best["value"], best["iteration"]) == (40.0, 4)
+
+
+def test_the_best_is_that_of_the_first_test_set(run, tmp_path):
+    entries = [
+        [name, str(tmp_path / "data/instances.json"), str(tmp_path / "data/images")]
+        for name in ("shapes_best_a", "shapes_best_b")
+    ]
+    names = "('shapes_best_b', 'shapes_best_a')"
+    run(
+        DATASETS__COCO_JSON=entries,
+        DATASETS__TRAIN="('shapes_best_a',)",
+        DATASETS__TEST=names,
+        MODEL__MASK_ON=False,
+        SOLVER__MAX_ITER=1,
+        TEST__EVAL_PERIOD=1,
+    )
+    best = torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)
+    assert best["metric"] == "shapes_best_b/bbox/AP"
+
+
+def test_no_best_model_without_periodic_evaluation(run, tmp_path):
+    run(SOLVER__MAX_ITER=1, TEST__EVAL_PERIOD=0)
+    assert not (tmp_path / "out" / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize(("sizes", "flip"), [("(128,)", False), ("(96, 128)", True)])
+def test_augmentation_at_test_time(run, tmp_path, sizes, flip):
+    """An augmentation that changes nothing gives the plain detections; 16 bits are scaled as ever."""
+    images = tmp_path / "data" / "images"
+    for file in images.iterdir():
+        pixels = np.asarray(Image.open(file).convert("L"))
+        Image.fromarray(pixels.astype(np.uint16) * 16).save(file)
+    settings = {
+        "TEST__AUG__ENABLED": True,
+        "TEST__AUG__MIN_SIZES": sizes,
+        "TEST__AUG__MAX_SIZE": 128,
+        "TEST__AUG__FLIP": flip,
+        "INPUT__PIXEL_RANGE": "[0, 4080]",
+        "INPUT__MIN_SIZE_TEST": 128,
+    }
+
+    def results(folder):
+        return json.loads((tmp_path / "out" / folder / "coco_instances_results.json").read_text())
+
+    run(SOLVER__MAX_ITER=1, **settings)
+    trained = results("inference_TTA")
+    assert trained and (trained == results("inference")) == (not flip)
+    lines = (tmp_path / "out" / "metrics.json").read_text()
+    assert "bbox_TTA/AP" in lines and "segm_TTA/AP" in lines
+    evaluated = run("--eval-only", MODEL__WEIGHTS=tmp_path / "out" / "model_final.pth", **settings)
+    assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} == evaluated.keys()
+    assert results("inference_TTA") == trained

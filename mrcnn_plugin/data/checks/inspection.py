@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import portalocker
 from iopath.common.file_io import file_lock, get_cache_dir
 
 from .annotations import Finding, check_content
@@ -257,6 +258,9 @@ def _locked(cache: str) -> Iterator[None]:
         except OSError as error:
             # The check itself needs no lock. What cannot be remembered is logged when it is to be written.
             logger.debug("%s cannot be locked: %s", cache, error)
+        except portalocker.LockException as error:
+            # Files are replaced as a whole, so that nothing but work done twice comes of it.
+            logger.warning("%s cannot be locked, and is used without a lock: %s", cache, error)
         yield
 
 

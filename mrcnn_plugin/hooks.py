@@ -1,0 +1,209 @@
+"""Hooks that keep what a training has reached: when a signal ends it, and when an evaluation was the best so far."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from .checkpoint import FittingCheckpointer
+
+# Some programs send the same signal twice: `timeout` to the process and to its group, for one. Time in s.
+_SAME_SIGNAL = 1.0
+
+logger = logging.getLogger("detectron2.mrcnn_plugin.hooks")
+
+
+class SaveOnSignal(HookBase):
+    """Ends a training at SIGINT (Ctrl-C) or SIGTERM, with a checkpoint of the last finished iteration.
+
+    The process exits with 128 plus the number of the signal. A second signal ends it at once.
+
+    An iteration that has begun is finished first; an evaluation is not. With several processes, all agree after each
+    iteration whether one of them got a signal, so that none waits for one that is gone. The main process saves.
+
+    This hook has to come after those that change the model, the optimizer or the schedule, and before the evaluation.
+
+    Args:
+        checkpointer: saves the checkpoint.
+    """
+
+    def __init__(self, checkpointer: FittingCheckpointer) -> None:
+        self._checkpointer = checkpointer
+        self._signal = 0  # the first signal that this process got
+        self._time = 0.0
+        self._finished: int | None = None  # the last finished iteration
+        self._steps = False  # whether an iteration has begun that is not finished
+        self._saved = False
+        self._process = 0
+        self._handlers: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python handles signals in the main thread only.
+        self._process = os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # nohup and shells in the background ignore signals on purpose.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._handle) or signal.SIG_DFL
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # This is a worker of a data loader. It is needed until the iteration is finished.
+        if self._signal:
+            if time.monotonic() - self._time > _SAME_SIGNAL:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(self._process, number)
+            return
+        self._signal, self._time = number, time.monotonic()
+        # Workers may end by the same signal, which torch would report by an exception anywhere in this iteration.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # The logger may be in use, and is not made to be called twice at a time.
+        text = f"{signal.Signals(number).name}: the training ends with a checkpoint. A second signal ends it at once.\n"
+        os.write(2, text.encode())
+        # Only the main process can leave the others alone, because it is the one that saves.
+        if not self._steps and self._finished is not None and comm.is_main_process():
+            raise SystemExit(128 + number)
+
+    def before_step(self) -> None:
+        self._steps = True
+
+    def after_step(self) -> None:
+        self._finished = self.trainer.iter
+        if self._finished == self.trainer.max_iter - 1:
+            return  # after_train is next.
+        if self._agree():
+            self._save()
+            comm.synchronize()
+            raise SystemExit(128 + self._signal)
+        self._steps = False
+        # It may have come in the meantime.
+        if self._signal and comm.is_main_process():
+            raise SystemExit(128 + self._signal)
+
+    def after_train(self) -> None:
+        error = sys.exc_info()[1]
+        try:
+            if error is None:
+                self._agree()
+            if self._signal and not self._saved and self._is_whole(error):
+                self._save()
+                raise SystemExit(128 + self._signal)
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def _agree(self) -> int:
+        """Returns a signal that a process got, or 0. All processes have to call it."""
+        number = max(comm.all_gather(self._signal))
+        if number and not self._signal:
+            self._signal, self._time = number, time.monotonic()
+        return number
+
+    def _is_whole(self, error: BaseException | None) -> bool:
+        """Whether the model is that of the last finished iteration, as far as an error tells."""
+        # A worker that is gone makes no batch, so that the iteration has not touched the model.
+        return error is None or not self._steps or "DataLoader worker" in str(error)
+
+    def _save(self) -> None:
+        self._saved = True
+        if not comm.is_main_process():
+            return
+        name = signal.Signals(self._signal).name
+        if self._finished is None:
+            logger.warning("%s ended the training before its first iteration was finished.", name)
+            return
+        last = self._checkpointer.get_checkpoint_file()
+        names = [f"model_{self._finished:07d}"]
+        if self._finished == self.trainer.max_iter - 1:
+            names.append("model_final")
+        # The checkpointer of SOLVER.CHECKPOINT_PERIOD comes first, and may have saved it.
+        if os.path.basename(last) not in [f"{name}.pth" for name in names]:
+            # Detectron2 saves the iteration of the trainer, which may have begun the next one.
+            self.trainer.iter, iteration = self._finished, self.trainer.iter
+            self._checkpointer.save(names[0], iteration=self._finished)
+            self.trainer.iter = iteration
+            last = self._checkpointer.get_checkpoint_file()
+        logger.warning(
+            "%s ended the training after %d of %d iterations. They are saved in %s; to go on, run the same command "
+            "with --resume.",
+            name,
+            self._finished + 1,
+            self.trainer.max_iter,
+            last,
+        )
+
+
+class BestModel(hooks.BestCheckpointer):
+    """Detectron2's BestCheckpointer for the first test set, which remembers the best when a training is resumed.
+
+    `OUTPUT_DIR/model_best.pth` has the model alone, and with it `iteration`, `metric` and `value`. A training resumes
+    from its own checkpoints, so that `last_checkpoint` does not name this file.
+
+    Args:
+        cfg: with `DATASETS.TEST` and `TEST.EVAL_PERIOD`.
+        model: what is saved.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        metric = best_metric(cfg)
+        checkpointer = _BestCheckpointer(model, cfg.OUTPUT_DIR, tags_last=False)
+        super().__init__(cfg.TEST.EVAL_PERIOD, checkpointer, metric)
+        checkpointer.metric = metric
+        self._file = os.path.join(cfg.OUTPUT_DIR, f"{self._file_prefix}.pth")
+
+    def before_train(self) -> None:
+        self._checkpointer.last_iteration = self.trainer.max_iter - 1
+        if self.trainer.start_iter == 0 or not os.path.isfile(self._file):
+            return
+        try:
+            saved = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
+            if saved["metric"] == self._val_metric:
+                self.best_metric, self.best_iter = saved["value"], saved["iteration"]
+        except Exception as error:  # torch raises a dozen types for a file of another kind.
+            logger.warning("%s cannot be read, and will be replaced: %s", self._file, error)
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        return bool(super()._update_best(val, min(iteration, self.trainer.max_iter - 1)))
+
+    def after_train(self) -> None:
+        super().after_train()
+        if self.best_metric is not None:
+            logger.info(
+                "The best evaluation was that after %d iterations, with %s %.3f. Its model is %s.",
+                self.best_iter + 1,
+                self._val_metric,
+                self.best_metric,
+                self._file,
+            )
+
+
+class _BestCheckpointer(FittingCheckpointer):
+    metric = ""
+    last_iteration = 0
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        value, iteration = get_event_storage().latest()[self.metric]
+        # Detectron2 gives the evaluation after the last iteration the number of the next one.
+        iteration = min(iteration, self.last_iteration)
+        super().save(name, metric=self.metric, value=float(value), iteration=iteration)
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """The metric by which the best evaluation is chosen, by its name in metrics.json: an AP of the first test set."""
+    task = "segm" if cfg.MODEL.MASK_ON else "keypoints" if cfg.MODEL.KEYPOINT_ON else "bbox"
+    # With several test sets, Detectron2 puts the name of each before its metrics.
+    folder = f"{cfg.DATASETS.TEST[0]}/" if len(cfg.DATASETS.TEST) > 1 else ""
+    return f"{folder}{task}/AP"

@@ -1,0 +1,378 @@
+"""Tests of trainings that a signal, a kill or a full disk ends."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from detectron2.engine.launch import _find_free_port
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+
+from mrcnn_plugin import engine, hooks
+from mrcnn_plugin.checkpoint import FittingCheckpointer
+from mrcnn_plugin.evaluation import WholeResults
+from tests import kill_training
+from tests.environments import FORKS, START_METHOD
+from tests.small import ALL_SAMPLES
+
+needs_fork = pytest.mark.skipif(not FORKS, reason="another start takes too long")
+NO_TEST = {"DATASETS__TEST": "()"}
+
+
+def checkpoint(folder, name=None):
+    """Loads a checkpoint, by default the one that `last_checkpoint` names."""
+    return torch.load(
+        folder / (name or (folder / "last_checkpoint").read_text()), weights_only=False
+    )
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def at_iteration(monkeypatch, trainer, iteration, action):
+    """Calls a function in an iteration, before it changes the model."""
+    run_step = trainer.run_step
+
+    def step(self):
+        if self.iter == iteration:
+            action()
+        run_step(self)
+
+    monkeypatch.setattr(trainer, "run_step", step)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_checkpoint_of_the_last_iteration(
+    run, tmp_path, train_net, monkeypatch, log, number
+):
+    same = {**NO_TEST, "SEED": 1, "SOLVER__MAX_ITER": 4}
+    run(**same, OUTPUT_DIR=tmp_path / "whole")
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_iteration(patch, train_net.Trainer, 1, lambda: send(number))
+        with pytest.raises(SystemExit) as ended:
+            run(**same, SOLVER__CHECKPOINT_PERIOD=100)
+    out = tmp_path / "out"
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is handler
+    assert sorted(path.name for path in out.glob("*.pth*")) == ["model_0000001.pth"]
+    assert not list(out.glob("*.partial"))
+    assert_same(checkpoint(out), checkpoint(tmp_path / "whole", "model_0000001.pth"))
+    (said,) = [r.getMessage() for r in log.records if "ended the training" in r.getMessage()]
+    assert str(out / "model_0000001.pth") in said and "--resume" in said and "2 of 4" in said
+    run("--resume", **same)
+    assert checkpoint(out)["iteration"] == 3 and not (out / "model_0000000.pth").exists()
+
+
+def test_a_signal_ends_an_evaluation(run, tmp_path, train_net, monkeypatch):
+    monkeypatch.setattr(COCOEvaluator, "process", lambda *_: send(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run(SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=100, TEST__EVAL_PERIOD=2)
+    out = tmp_path / "out"
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in out.glob("*.pth")] == ["model_0000001.pth"]
+    assert checkpoint(out)["iteration"] == checkpoint(out)["trainer"]["iteration"] == 1
+
+
+def test_a_signal_in_the_last_iteration_leaves_the_final_model(
+    run, tmp_path, train_net, monkeypatch
+):
+    monkeypatch.setattr(COCOEvaluator, "process", None)
+    at_iteration(monkeypatch, train_net.Trainer, 1, lambda: send(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 128 + signal.SIGINT
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
+    assert checkpoint(tmp_path / "out")["iteration"] == 1
+
+
+def test_a_signal_does_not_save_an_iteration_that_failed(run, tmp_path, train_net, monkeypatch):
+    def fail():
+        send(signal.SIGTERM)
+        raise RuntimeError(message)
+
+    at_iteration(monkeypatch, train_net.Trainer, 2, fail)
+    settings = {**NO_TEST, "SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_PERIOD": 100}
+    message = "The optimizer failed."
+    with pytest.raises(RuntimeError, match=message):
+        run(**settings)
+    assert not list((tmp_path / "out").glob("*.pth"))
+    # So torch reports that the signal ended a worker too. No batch was made, so the model is whole.
+    message = "DataLoader worker (pid 7) is killed by signal: Terminated."
+    with pytest.raises(SystemExit) as ended:
+        run(**settings)
+    assert ended.value.code == 128 + signal.SIGTERM
+    saved = checkpoint(tmp_path / "out")
+    assert saved["iteration"] == saved["trainer"]["iteration"] == 1
+
+
+def in_process(function, *args):
+    process = multiprocessing.get_context(START_METHOD).Process(target=function, args=args)
+    process.start()
+    return process
+
+
+@needs_fork
+def test_a_signal_to_all_processes_of_the_group_leaves_a_checkpoint(
+    run, tmp_path, train_net, monkeypatch
+):
+    """So do `timeout`, a terminal and SLURM. It ends the workers of the data loader too."""
+
+    def send_to_group():
+        os.killpg(0, signal.SIGTERM)
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.3)
+
+    def train():
+        os.setpgrp()
+        torch.set_num_threads(1)
+        at_iteration(monkeypatch, train_net.Trainer, 2, send_to_group)
+        run(
+            **NO_TEST,
+            SOLVER__MAX_ITER=50,
+            SOLVER__CHECKPOINT_PERIOD=100,
+            DATALOADER__NUM_WORKERS=1,
+        )
+
+    process = in_process(train)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert checkpoint(tmp_path / "out")["iteration"] in (1, 2)
+
+
+class Waits(HookBase):
+    """Stands for a trainer in an iteration that takes long."""
+
+    def __init__(self, pause):
+        self.pause = pause
+
+    def run(self):
+        hook = hooks.SaveOnSignal(None)
+        hook.trainer = SimpleNamespace(iter=0, max_iter=2)
+        hook.before_train()
+        hook.before_step()
+        send(signal.SIGTERM)
+        time.sleep(self.pause)
+        send(signal.SIGTERM)
+        time.sleep(0.1)
+        os._exit(3)
+
+
+@needs_fork
+def test_a_second_signal_ends_at_once():
+    assert hooks._SAME_SIGNAL >= 0.5
+    for pause, code in ((0, 3), (hooks._SAME_SIGNAL + 0.1, -signal.SIGTERM)):
+        process = in_process(Waits(pause).run)
+        process.join(20)
+        assert process.exitcode == code
+
+
+def test_signals_that_are_ignored_stay_so(run, train_net, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        at_iteration(monkeypatch, train_net.Trainer, 0, lambda: send(signal.SIGINT))
+        run(**NO_TEST, SOLVER__MAX_ITER=1)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Checkpoints and results that cannot be written.
+
+
+@pytest.fixture
+def file_limit():
+    """Sets the largest size of a file that this process can write, in bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, file_limit):
+    model = torch.nn.Linear(300, 300)
+    checkpointer = FittingCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001", iteration=1)
+    file_limit(100_000)
+    model.weight.data.zero_()
+    for name in ("model_0000002", "model_0000001"):
+        with pytest.raises(OSError, match=rf"{tmp_path}/{name}.pth cannot be written: .*resume"):
+            checkpointer.save(name, iteration=2)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+    assert checkpoint(tmp_path)["iteration"] == 1 and checkpoint(tmp_path)["model"]["weight"].any()
+
+
+def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(
+    run, tmp_path, train_net, monkeypatch, file_limit
+):
+    out = tmp_path / "out"
+
+    def fill():
+        file_limit((out / "model_0000000.pth").stat().st_size // 2)
+
+    at_iteration(monkeypatch, train_net.Trainer, 1, fill)
+    with pytest.raises(OSError, match="model_0000001.pth cannot be written"):
+        run(**NO_TEST)
+    assert (out / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert checkpoint(out)["iteration"] == 0
+    assert engine.read_metrics(str(out / "metrics.json"))
+
+
+def test_a_full_disk_names_the_folder(run, tmp_path, train_net, monkeypatch):
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    at_iteration(monkeypatch, train_net.Trainer, 1, fail)
+    with pytest.raises(
+        OSError, match=f"checkpoint is {tmp_path}/out/model_0000000.pth.*{tmp_path}/out'"
+    ):
+        run(**NO_TEST)
+
+
+def test_results_are_whole_or_those_of_before(tmp_path, monkeypatch):
+    evaluator = WholeResults.__new__(WholeResults)
+    evaluator._output_dir = str(tmp_path)
+
+    def evaluate(self, img_ids):
+        os.makedirs(self._output_dir, exist_ok=True)
+        with open(os.path.join(self._output_dir, "results.json"), "w") as f:
+            f.write(text[:3])
+            f.flush()
+            if fails:
+                raise OSError(28, "No space left on device")
+            f.write(text[3:])
+        return {"bbox": {}}
+
+    monkeypatch.setattr(COCOEvaluator, "evaluate", evaluate)
+    text, fails = "[1, 2]", False
+    assert evaluator.evaluate() == {"bbox": {}}
+    assert os.listdir(tmp_path) == ["results.json"]
+    text, fails = "[3, 4]", True
+    with pytest.raises(OSError):
+        evaluator.evaluate()
+    assert json.loads((tmp_path / "results.json").read_text()) == [1, 2]
+    assert evaluator._output_dir == str(tmp_path)
+
+
+# metrics.json
+
+
+def test_a_torn_last_line_is_left_out(tmp_path, log):
+    file = tmp_path / "metrics.json"
+    file.write_text('{"iteration": 1, "total_loss": 2.0}\n{"iteration": 3, "total_l')
+    assert engine.read_metrics(str(file)) == {1: {"total_loss": 2.0}}
+    assert f"{file} ends in a torn line" in log.text
+
+
+def test_a_torn_line_is_cut_before_the_next_one(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "metrics.json"
+    whole = '{"iteration": 0, "total_loss": 2.0}\n'
+    file.write_text(whole + '{"iteration": 1, "to')
+    run("--resume", **NO_TEST)
+    assert file.read_text().startswith(whole + "{")
+    assert 1 in engine.read_metrics(str(file))
+
+
+# Several processes
+
+
+def one_of_two(rank, port, run):
+    """Trains as a process of torchrun does: one of two machines, with one process each."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        {
+            "TORCHELASTIC_RUN_ID": "test",
+            "RANK": f"{rank}",
+            "LOCAL_RANK": "0",
+            "GROUP_RANK": f"{rank}",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": f"{port}",
+        }
+    )
+    arguments = Namespace(num_gpus=1, num_machines=1)
+    engine.launch(lambda _: run(**SAME_LOSSES, SOLVER__CHECKPOINT_PERIOD=100), arguments)
+
+
+# All samples are used, so that losses depend on no random choice. Each image gives as many proposals.
+SAME_LOSSES = {
+    **NO_TEST,
+    **{key.replace(".", "__"): value for key, value in ALL_SAMPLES.items()},
+    "MODEL__ROI_HEADS__PROPOSAL_APPEND_GT": False,
+    "MODEL__MASK_ON": False,
+    "INPUT__RANDOM_FLIP": "none",
+    "SOLVER__IMS_PER_BATCH": 4,
+    "SOLVER__MAX_ITER": 4,
+    "SOLVER__WARMUP_ITERS": 0,
+    "SEED": 1,
+}
+
+
+@needs_fork
+def test_two_machines_train_like_one_with_the_double_batch_until_one_gets_a_signal(
+    run, tmp_path, train_net, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        at_iteration(
+            patch, train_net.Trainer, 2, lambda: comm.get_rank() == 1 and send(signal.SIGTERM)
+        )
+        port = _find_free_port()
+        processes = [in_process(one_of_two, rank, port, run) for rank in range(2)]
+        for process in processes:
+            process.join(60)
+    assert [process.exitcode for process in processes] == [128 + signal.SIGTERM] * 2
+    run(**SAME_LOSSES, OUTPUT_DIR=tmp_path / "one")
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
+    first, one, two = (
+        checkpoint(tmp_path / folder, name)["model"]
+        for folder, name in (
+            ("one", "model_0000000.pth"),
+            ("one", "model_0000002.pth"),
+            ("out", "model_0000002.pth"),
+        )
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    changed = [name for name in one if not torch.allclose(first[name], one[name], 1e-2, 1e-4)]
+    assert len(changed) > len(one) / 4
+
+
+def test_torchrun_and_num_gpus_do_not_go_together(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    with pytest.raises(ValueError, match="--num-gpus 2 .* must be left out"):
+        engine.launch(None, Namespace(num_gpus=2, num_machines=1))
+
+
+# Kills
+
+
+@needs_fork
+def test_a_killed_training_goes_on_from_the_newest_whole_checkpoint(tmp_path):
+    report = kill_training.kill_and_resume(str(tmp_path), kills=2, seconds=1.5, seed=0)
+    assert report.kills == report.resumes == 2
