@@ -69,11 +69,15 @@ class FittingCheckpointer(DetectionCheckpointer):
             contents["last_checkpoint"] = lambda f: f.write(file.encode())
         try:
             _replace(self.save_dir, contents)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk.
+        except (OSError, RuntimeError) as error:
+            # torch's own error hides that of the system.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
             raise OSError(
-                f"The checkpoint {path} cannot be written: {error}. The earlier checkpoints are whole. If the disk is "
+                f"The checkpoint {path} cannot be written: {cause}. The earlier checkpoints are whole. If the disk is "
                 f"full, make room and go on with --resume."
-            ) from error
+            ) from cause
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As in Detectron2.

@@ -39,7 +39,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from .checkpoint import FittingCheckpointer
 from .config import load_cfg
