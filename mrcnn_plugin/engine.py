@@ -133,6 +133,21 @@ class Trainer(DefaultTrainer):
         writers: list[Any] = super().build_writers()
         return writers
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in Detectron2.
+
+        Raises:
+            ValueError: the processes would go on from different iterations.
+            As `FittingCheckpointer.resume_or_load`.
+        """
+        super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"The processes would go on at the iterations {starts}. OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} must be the "
+                f"same folder on all machines, so that all read the same checkpoint."
+            )
+
     def train(self) -> Any:
         """As in Detectron2.
 
@@ -184,7 +199,8 @@ def launch(main: Callable[[Namespace], Any], args: Namespace) -> None:
 
     def forward(number: int, frame: Any) -> None:
         for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, number)
+            if process.pid:
+                os.kill(process.pid, number)
 
     if several:
         signal.signal(signal.SIGINT, forward)

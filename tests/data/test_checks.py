@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import portalocker
 import pycocotools.mask as mask_util
 import pytest
 import torch
@@ -928,6 +929,20 @@ def test_a_cache_that_cannot_be_written_is_not_a_fault_of_the_data_set(sets, mon
     message = sets.refused(data)
     assert "repaired copy" in message and str(tmp_path / "cache") in message
     assert "FVCORE_CACHE" in message and "cannot be read" not in message
+
+
+def test_a_cache_that_cannot_be_locked_is_used_without_a_lock(sets, monkeypatch):
+    def fail(path):
+        raise portalocker.LockException("No locks available")
+
+    monkeypatch.setattr(inspection, "file_lock", fail)
+    sets.write(good())
+    cfg = sets.config()
+    with sets.caplog.at_level(logging.WARNING):
+        sets.register(cfg)
+        check_datasets(cfg)
+    assert "cannot be locked" in sets.caplog.text and "No locks available" in sets.caplog.text
+    assert len(DatasetCatalog.get("my_train")) == 2
 
 
 def test_when_the_time_is_up_the_rest_is_named(sets, monkeypatch):

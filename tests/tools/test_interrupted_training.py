@@ -70,7 +70,7 @@ def send(number):
 def test_a_signal_leaves_the_checkpoint_of_the_last_iteration(
     run, tmp_path, train_net, monkeypatch, log, number
 ):
-    same = {**NO_TEST, "SEED": 1, "SOLVER__MAX_ITER": 4}
+    same = {**NO_TEST, "SEED": 1, "SOLVER__MAX_ITER": 3}
     run(**same, OUTPUT_DIR=tmp_path / "whole")
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -84,9 +84,7 @@ def test_a_signal_leaves_the_checkpoint_of_the_last_iteration(
     assert not list(out.glob("*.partial"))
     assert_same(checkpoint(out), checkpoint(tmp_path / "whole", "model_0000001.pth"))
     (said,) = [r.getMessage() for r in log.records if "ended the training" in r.getMessage()]
-    assert str(out / "model_0000001.pth") in said and "--resume" in said and "2 of 4" in said
-    run("--resume", **same)
-    assert checkpoint(out)["iteration"] == 3 and not (out / "model_0000000.pth").exists()
+    assert str(out / "model_0000001.pth") in said and "--resume" in said and "2 of 3" in said
 
 
 def test_a_signal_ends_an_evaluation(run, tmp_path, train_net, monkeypatch):
@@ -137,6 +135,13 @@ def in_process(function, *args):
     return process
 
 
+def exit_code(process):
+    process.join(60)
+    process.kill()  # It may hang.
+    process.join()
+    return process.exitcode
+
+
 @needs_fork
 def test_a_signal_to_all_processes_of_the_group_leaves_a_checkpoint(
     run, tmp_path, train_net, monkeypatch
@@ -159,9 +164,7 @@ def test_a_signal_to_all_processes_of_the_group_leaves_a_checkpoint(
             DATALOADER__NUM_WORKERS=1,
         )
 
-    process = in_process(train)
-    process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM
+    assert exit_code(in_process(train)) == 128 + signal.SIGTERM
     assert checkpoint(tmp_path / "out")["iteration"] in (1, 2)
 
 
@@ -187,9 +190,7 @@ class Waits(HookBase):
 def test_a_second_signal_ends_at_once():
     assert hooks._SAME_SIGNAL >= 0.5
     for pause, code in ((0, 3), (hooks._SAME_SIGNAL + 0.1, -signal.SIGTERM)):
-        process = in_process(Waits(pause).run)
-        process.join(20)
-        assert process.exitcode == code
+        assert exit_code(in_process(Waits(pause).run)) == code
 
 
 def test_signals_that_are_ignored_stay_so(run, train_net, monkeypatch):
@@ -327,8 +328,9 @@ SAME_LOSSES = {
     "MODEL__ROI_HEADS__PROPOSAL_APPEND_GT": False,
     "MODEL__MASK_ON": False,
     "INPUT__RANDOM_FLIP": "none",
+    "INPUT__MIN_SIZE_TRAIN": "(64,)",
     "SOLVER__IMS_PER_BATCH": 4,
-    "SOLVER__MAX_ITER": 4,
+    "SOLVER__MAX_ITER": 3,
     "SOLVER__WARMUP_ITERS": 0,
     "SEED": 1,
 }
@@ -340,33 +342,39 @@ def test_two_machines_train_like_one_with_the_double_batch_until_one_gets_a_sign
 ):
     with monkeypatch.context() as patch:
         at_iteration(
-            patch, train_net.Trainer, 2, lambda: comm.get_rank() == 1 and send(signal.SIGTERM)
+            patch, train_net.Trainer, 1, lambda: comm.get_rank() == 1 and send(signal.SIGTERM)
         )
         port = _find_free_port()
         processes = [in_process(one_of_two, rank, port, run) for rank in range(2)]
-        for process in processes:
-            process.join(60)
-    assert [process.exitcode for process in processes] == [128 + signal.SIGTERM] * 2
+        codes = [exit_code(process) for process in processes]
+    assert codes == [128 + signal.SIGTERM] * 2
     run(**SAME_LOSSES, OUTPUT_DIR=tmp_path / "one")
-    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000001.pth"
     first, one, two = (
         checkpoint(tmp_path / folder, name)["model"]
         for folder, name in (
             ("one", "model_0000000.pth"),
-            ("one", "model_0000002.pth"),
-            ("out", "model_0000002.pth"),
+            ("one", "model_0000001.pth"),
+            ("out", "model_0000001.pth"),
         )
     )
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
-    changed = [name for name in one if not torch.allclose(first[name], one[name], 1e-2, 1e-4)]
-    assert len(changed) > len(one) / 4
+
+    def distance(a, b):
+        return sum((a[name].float() - b[name].float()).norm().item() for name in one)
+
+    assert distance(two, one) < 1e-3 * distance(first, one)
 
 
 def test_torchrun_and_num_gpus_do_not_go_together(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     with pytest.raises(ValueError, match="--num-gpus 2 .* must be left out"):
         engine.launch(None, Namespace(num_gpus=2, num_machines=1))
+
+
+def test_machines_with_folders_of_their_own_do_not_resume(run, monkeypatch):
+    monkeypatch.setattr(comm, "all_gather", lambda data: [data, 4] if data == 0 else [data])
+    with pytest.raises(ValueError, match=r"iterations \[0, 4\]. OUTPUT_DIR .* same folder"):
+        run("--resume", **NO_TEST)
 
 
 # Kills
