@@ -19,12 +19,14 @@ is_own_wheel() { [ -e "$marker" ] && ! pip show --quiet detectron2 2>/dev/null; 
 
 # Prints the names in requirements files without versions, in lower case and with hyphens.
 names() { sed -E '/^#/d; s/==.*//' "$@" | tr 'A-Z_' 'a-z-' | sort -u; }
+# Prints those entries of the lock that a regular expression of names selects, with their hashes.
+locked() { awk -v names="^($1)==" '/^[^ ]/ { on = $0 ~ names } on' "$requirements/lock.txt"; }
 
 install_missing() {
     local folder
     folder=$(mktemp -d)
     pip list --format=freeze >"$folder/there.txt"
-    comm -23 <(names "$requirements"/{runtime,dev}.txt) <(names "$folder/there.txt") >"$folder/missing.txt"
+    comm -23 <(names "$requirements"/{runtime,dev}.in) <(names "$folder/there.txt") >"$folder/missing.txt"
     # OpenCV has several distributions that overwrite each other's files, so any of them will do.
     if is_there cv2; then sed -i '/^opencv/d' "$folder/missing.txt"; fi
     # The constraints keep pip from replacing installed versions to suit a new package.
@@ -35,7 +37,10 @@ install_missing() {
 install_pinned() {
     local wheel=$requirements/detectron2.txt site
     echo "Installing PyTorch, Detectron2 and their requirements into $venv. The first time takes some minutes."
-    pip install -qq --requirement "$requirements/runtime.txt" --requirement "$requirements/dev.txt"
+    # fvcore, iopath and antlr4-python3-runtime are built from source. Without build isolation, these tools build them. pip
+    # would otherwise fetch others, whose hashes nobody checks.
+    pip install -qq --require-hashes --requirement <(locked "setuptools|wheel|packaging")
+    pip install -qq --require-hashes --no-build-isolation --requirement "$requirements/lock.txt"
     if is_there detectron2 && cmp --quiet "$wheel" "$marker"; then return; fi
     touch "$marker"
     site=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")

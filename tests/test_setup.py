@@ -1,6 +1,7 @@
 """Tests of the set-up if something is missing, or is installed already."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,3 +93,19 @@ def test_a_detectron2_that_is_there_is_not_touched(tmp_path):
     assert "Keeping the Detectron2" in log
     assert (site / "detectron2" / "__init__.py").read_text() == "mine = True"
     assert {path: path.stat().st_mtime_ns for path in site.iterdir()} == before
+
+
+def test_the_lock_has_all_requirements_with_hashes():
+    lock = (ROOT / "requirements" / "lock.txt").read_text()
+    hashes = r"(?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"
+    locked = re.findall(rf"^(\S+==\S+) .*\n{hashes}", lock, re.MULTILINE)
+    assert len(locked) == len(re.findall(r"^[^\s#]", lock, re.MULTILINE)) > 50
+    pins = [
+        pin.lower()
+        for name in ("runtime.in", "dev.in")
+        for pin in re.findall(
+            r"^[^\s#;]+", (ROOT / "requirements" / name).read_text(), re.MULTILINE
+        )
+    ]
+    assert set(pins) <= set(locked) and "torch==2.14.1" in pins
+    assert "://" not in lock  # a lock of one package index
