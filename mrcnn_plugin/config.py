@@ -7,7 +7,9 @@ docs/components.md lists them.
 from __future__ import annotations
 
 import copy
+import difflib
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,40 +132,141 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool = False) -> CfgNode:
     """Returns a config that is read from a file and then changed by options. It is not frozen.
 
     Args:
         config_file: a YAML file as Detectron2's `merge_from_file` reads it, with `_BASE_`.
         opts: changes as on a command line: KEY, VALUE, KEY, VALUE and so on.
+        allow_unsafe: whether tags `!!python/…` in the file may run code, as Detectron2 allows by default.
+            The environment variable MRCNN_PLUGIN_ALLOW_UNSAFE_YAML=1 allows it too.
 
     Raises:
         AssertionError: the file does not exist, or `opts` has an unknown key or a key without a value.
         KeyError: the file has an unknown key, or the file or `opts` has a key that was renamed.
-        ValueError: a value has another type than its default. Or a component has a name from before
-            the first release of this package, and nobody else has registered it.
+        ValueError: a value has another type than its default, or the file is no mapping of keys, has a
+            key twice, or has a tag `!!python/…`. Or a component has a name from before the first
+            release of this package, and nobody else has registered it.
     """
+    from detectron2.utils.file_io import PathManager
+
     cfg = get_cfg()
+    if PathManager.isfile(config_file):
+        _refuse_mapping(read_yaml(config_file, allow_unsafe))
     try:
-        cfg.merge_from_file(config_file)
-    except ValueError:
-        _refuse_mapping(cfg, config_file)
-        raise
-    cfg.merge_from_list(list(opts))
+        cfg.merge_from_file(config_file, allow_unsafe=_allows_unsafe(allow_unsafe))
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        hint = _hint(str(error), cfg)
+        if not hint:
+            raise
+        raise type(error)(f"{error.args[0]}; {hint}") from None
     _refuse_old_names(cfg)
     return cfg
 
 
-def _refuse_mapping(cfg: CfgNode, config_file: str) -> None:
+def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
+    """Reads a config file with those that its `_BASE_` names, as Detectron2 does, but safely.
+
+    Args:
+        file: the path of a YAML file.
+        allow_unsafe: as for :func:`load_cfg`.
+
+    Raises:
+        ValueError: a file is no mapping of keys, has a key twice, or has a tag `!!python/…`.
+        FileNotFoundError: a file does not exist.
+        yaml.YAMLError: a file is no YAML.
+    """
+    import yaml
+    from detectron2.config import CfgNode
+
+    class Checked(CfgNode):
+        @classmethod
+        def _open_cfg(cls, filename: str) -> Any:
+            try:
+                opened = super()._open_cfg(filename)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"There is no config file {filename}, which {file} or a file below it names as _BASE_; it must be "
+                    f"a path relative to the file that names it."
+                ) from error
+            _check_mapping(yaml.compose(opened, yaml.SafeLoader), filename)
+            opened.seek(0)
+            return opened
+
+    try:
+        content: dict[str, Any] = Checked.load_yaml_with_base(file, _allows_unsafe(allow_unsafe))
+    except yaml.constructor.ConstructorError as error:
+        mark = error.problem_mark
+        raise ValueError(
+            f"{mark.name}, line {mark.line + 1}: {error.problem}. Tags such as !!python/object run code when a file is "
+            f"read, so they are refused; a config must have plain values. If you trust the file, set the environment "
+            f"variable MRCNN_PLUGIN_ALLOW_UNSAFE_YAML=1, or call mrcnn_plugin.load_cfg(..., allow_unsafe=True)."
+        ) from None
+    return content
+
+
+def _allows_unsafe(asked: bool) -> bool:
+    return asked or os.environ.get("MRCNN_PLUGIN_ALLOW_UNSAFE_YAML") == "1"
+
+
+def _check_mapping(root: Any, file: str) -> None:
+    """YAML keeps the last of two equal keys, and Detectron2 expects a mapping without looking."""
+    from yaml import MappingNode
+
+    if not isinstance(root, MappingNode):
+        what = (
+            "is empty"
+            if root is None
+            else "holds a list"
+            if root.id == "sequence"
+            else "holds a text"
+        )
+        raise ValueError(f"{file} {what}; it must be a mapping of config keys, such as MODEL: ...")
+    nodes = [("", root)]
+    while nodes:
+        prefix, node = nodes.pop()
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            key = f"{prefix}{name.value}"
+            line = name.start_mark.line + 1
+            if lines.setdefault(key, line) != line:
+                raise ValueError(
+                    f"{file} has the key {key} twice, in the lines {lines[key]} and {line}; YAML would take the last "
+                    f"one only, so it must be there once."
+                )
+            if isinstance(value, MappingNode):
+                nodes.append((f"{key}.", value))
+
+
+def _refuse_mapping(content: dict[str, Any]) -> None:
     """yacs refuses it as well, but in a message of many lines, with the key at the end of the last."""
-    content = type(cfg).load_yaml_with_base(config_file, allow_unsafe=True)
     datasets = content.get("DATASETS")
     entries = datasets.get("COCO_JSON", []) if isinstance(datasets, dict) else []
     if isinstance(entries, dict):
         raise ValueError(
             f"DATASETS.COCO_JSON is a mapping with the keys {', '.join(map(repr, entries))}; it must be a list, with "
             f'an entry ["name", "json file", "image root"] for each data set.'
-        ) from None
+        )
+
+
+def _hint(message: str, cfg: CfgNode) -> str:
+    """Adds to a message of yacs which known keys an unknown one may mean, or why a value is no text."""
+    if message.startswith("Type mismatch (<class 'str'> vs. <class 'bool'>)"):
+        return "YAML reads on, off, yes and no as True and False unless they stand in quotes"
+    found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
+    if not found:
+        return ""
+    keys: list[str] = []
+    nodes: list[tuple[str, Any]] = [("", cfg)]
+    while nodes:
+        prefix, node = nodes.pop()
+        keys += [f"{prefix}{name}" for name in node]
+        nodes += [(f"{prefix}{k}.", v) for k, v in node.items() if isinstance(v, dict)]
+    last = found[1].rpartition(".")[2]
+    similar = [key for key in keys if key.rpartition(".")[2] == last]
+    similar = similar or difflib.get_close_matches(found[1], keys, n=2, cutoff=0.85)
+    return f"did you mean {' or '.join(similar)}?" if 0 < len(similar) < 6 else ""
 
 
 def _refuse_old_names(cfg: CfgNode) -> None:

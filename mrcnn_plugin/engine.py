@@ -31,13 +31,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.engine.launch import _distributed_worker
 from detectron2.evaluation import COCOEvaluator
-from detectron2.modeling import (
-    META_ARCH_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    GeneralizedRCNN,
-    GeneralizedRCNNWithTTA,
-)
-from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -53,7 +47,7 @@ from .data import (
 from .evaluation import build_coco_evaluator, results_folder
 from .hooks import BestModel, SaveOnSignal
 from .modeling import find_unused_keys
-from .modeling.unused_keys import is_ours
+from .validation import check_config
 
 # What a full disk, a quota and a folder that has become read-only give.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -242,7 +236,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
         ValueError: the config asks for a device that is not there, for the evaluation of a model
             without weights, for training without data, for test-time augmentation of a model
             for which there is none, or for components that do not go together.
-        As :func:`register_datasets` and :func:`check_categories`.
+        As :func:`check_config`, :func:`register_datasets` and :func:`check_categories`.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -262,7 +256,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
         )
     if cfg.TEST.AUG.ENABLED:
         _check_augmentation(cfg)
-    _check_roi_heads(cfg)
+    check_config(cfg, args)
     register_datasets(cfg)
     check_categories(cfg)
 
@@ -306,47 +300,6 @@ def _check_augmentation(cfg: CfgNode) -> None:
             f"TEST.AUG.ENABLED is True, but Detectron2 cannot augment at test time with {reason}. Set TEST.AUG.ENABLED "
             f"to False."
         )
-
-
-def _check_roi_heads(cfg: CfgNode) -> None:
-    """Names the keys where Detectron2 names none.
-
-    Raises:
-        ValueError: the ROI heads do not know the pooler, or need a key that is not set.
-    """
-    name = cfg.MODEL.ROI_HEADS.NAME
-    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN"):
-        return
-    if name not in ROI_HEADS_REGISTRY:
-        # Detectron2 names it when it builds the model.
-        return
-    heads = ROI_HEADS_REGISTRY.get(name)
-    if issubclass(heads, CascadeROIHeads) and not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the cascade MODEL.ROI_HEADS.NAME {name!r} needs "
-            f"it to be True"
-        )
-    box_head = cfg.MODEL.ROI_BOX_HEAD
-    if (
-        box_head.get("USE_FED_LOSS")
-        and box_head.FED_LOSS_NUM_CLASSES > cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    ):
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is {box_head.FED_LOSS_NUM_CLASSES}; it must be at most "
-            f"MODEL.ROI_HEADS.NUM_CLASSES, {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, of which it is a sample"
-        )
-    nodes = ["ROI_BOX_HEAD"]
-    nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON + ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
-    for node in nodes:
-        pooler = cfg.MODEL[node].POOLER_TYPE
-        if pooler in ("ROIAlignBicubic", "ROIAlignBilinear") and not is_ours(
-            ROI_HEADS_REGISTRY, name
-        ):
-            raise ValueError(
-                f"MODEL.{node}.POOLER_TYPE is {pooler!r}, which the MODEL.ROI_HEADS.NAME {name!r} does not know; set "
-                f"that to MRCNNFocalROIHeads, MRCNNFocalCascadeROIHeads or MRCNNFocalRes5ROIHeads (with "
-                f"MODEL.ROI_BOX_HEAD.CLS_LOSS 'cross_entropy' they are Detectron2's own)"
-            )
 
 
 def setup(args: Namespace) -> CfgNode:

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
+from ..config import read_yaml
 from ..renamed import VALUES
 from .checks import Usage, check_usage, check_values
 from .checks.inspection import Inspection, inspect_json
@@ -262,8 +263,8 @@ def register_coco_json_from_file(path: str) -> None:
         raise FileNotFoundError(
             f"There is no file {_shown(path)} to read {_KEY} from; expected a YAML file."
         )
+    content = read_yaml(path)
     try:
-        content = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
         entries = content["DATASETS"]["COCO_JSON"]
     except (KeyError, TypeError):
         raise ValueError(

@@ -251,5 +251,12 @@ def init_head(
     cfg.MODEL[name].POOLER_TYPE = "ROIAlignV2"
     head = init(cfg, input_shape)
     if head:  # it is {} if the config switches the head off
-        head[pooler] = MultiscaleROIPooler.like(head[pooler], pooler_type, a=a)
+        try:
+            head[pooler] = MultiscaleROIPooler.like(head[pooler], pooler_type, a=a)
+        except (TypeError, ValueError) as error:
+            node = cfg.MODEL[name]
+            raise type(error)(
+                f"MODEL.{name}.POOLER_TYPE is {pooler_type!r}, with POOLER_RESOLUTION {node.POOLER_RESOLUTION}, "
+                f"POOLER_SAMPLING_RATIO {node.POOLER_SAMPLING_RATIO} and MODEL.MRCNN_PLUGIN.ROI_ALIGN.A {a}: {error}"
+            ) from error
     return head

@@ -28,7 +28,9 @@ def find_unused_keys(cfg: CfgNode) -> list[str]:
     for key in KEYS:
         reason = READERS[key.reader](cfg)
         if reason and _get(cfg, key.name) != key.default:
-            sentences.append(f"{key.name} is not its default, but nothing reads it: {reason}")
+            sentences.append(
+                f"{key.name} is {_get(cfg, key.name)!r}, but nothing reads it: {reason}"
+            )
     return sentences
 
 

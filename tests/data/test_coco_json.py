@@ -279,10 +279,19 @@ def test_a_config_file_inherits_its_data_sets(coco, tmp_path):
     assert "cutlery" in DatasetCatalog
 
 
-@pytest.mark.parametrize("content", ["", "[]", "MODEL:\n  MASK_ON: True", "DATASETS:"])
-def test_a_yaml_file_without_data_sets_is_an_error(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is empty; it must be a mapping"),
+        ("[]", "holds a list; it must be a mapping"),
+        ("MODEL:\n  MASK_ON: True", "has no DATASETS.COCO_JSON"),
+        ("DATASETS:", "has no DATASETS.COCO_JSON"),
+        ("DATASETS: !!python/object/apply:os.getcwd []", ".*MRCNN_PLUGIN_ALLOW_UNSAFE_YAML=1"),
+    ],
+)
+def test_a_yaml_file_without_data_sets_is_an_error(tmp_path, content, message):
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(ValueError, match="config.yaml has no DATASETS.COCO_JSON"):
+    with pytest.raises(ValueError, match=f"config.yaml,? {message}"):
         register_coco_json_from_file(str(tmp_path / "config.yaml"))
 
 

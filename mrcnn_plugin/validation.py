@@ -1,0 +1,728 @@
+"""Checks of a whole config before anything is built from it: :func:`check_config`.
+
+The constructors of this package check their arguments, and name the config keys. Detectron2 finds many
+wrong values late, or does not say which key has them. `RULES` and the functions below say it for keys
+that commonly go wrong. The model is then built once on torch's device "meta", where tensors have a
+shape but no memory, so that all constructors check their arguments too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    build_backbone,
+)
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.utils import comm
+from fvcore.common.registry import Registry
+
+from .config import get_cfg
+from .data.checks import check_values
+from .modeling.poolers import POOLER_TYPES
+from .modeling.unused_keys import is_ours
+
+# The values of INPUT.FORMAT, which are modes of Pillow and two that Detectron2 adds.
+_CHANNELS = {
+    "BGR": 3,
+    "RGB": 3,
+    "L": 1,
+    "RGBA": 4,
+    "CMYK": 4,
+    "YCbCr": 3,
+    "HSV": 3,
+    "LAB": 3,
+    "YUV-BT.601": 3,
+}
+_STOCK_POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+
+
+def check_config(cfg: CfgNode, args: Namespace) -> None:
+    """Checks the values of a config, and whether its components go together, without building them.
+
+    Args:
+        cfg: a config with the keys of this package. Its data sets need not be registered.
+        args: the parsed arguments of Detectron2's `default_argument_parser`. With `eval_only`, keys that
+            only a training reads are not checked.
+
+    Raises:
+        ValueError: a value is wrong. The message names its key, the value, and what would be valid.
+        FileNotFoundError: `MODEL.WEIGHTS` is a local file that does not exist.
+    """
+    _check_none(cfg)
+    parts = _parts(cfg, train=not args.eval_only)
+    for name, part, registry in NAMES:
+        if part in parts:
+            _check_name(cfg, name, registry)
+    for rule in RULES:
+        if rule.part in parts:
+            for key in rule.keys.split():
+                value = _get(cfg, key)
+                if not rule.check.holds(value):
+                    raise ValueError(f"{key} is {value!r}; it must be {rule.check.valid}.")
+    check_values(cfg.DATASETS.CHECK, cfg.DATASETS.ALLOW)
+    _check_images(cfg)
+    _check_tests(cfg, args)
+    _check_weights(cfg, args)
+    if "train" in parts:
+        _check_solver(cfg)
+    if "ROI heads" in parts:
+        _check_roi_heads(cfg)
+    if "RetinaNet" in parts:
+        _check_retinanet(cfg)
+    if "RPN" in parts:
+        _check_labels(cfg, "RPN")
+    for part, node, channels in (
+        ("FPN", "FPN", "OUT_CHANNELS"),
+        ("box head", "ROI_BOX_HEAD", "CONV_DIM"),
+        ("masks", "ROI_MASK_HEAD", "CONV_DIM"),
+    ):
+        if part in parts:
+            _check_groups(cfg, f"MODEL.{node}.NORM", f"MODEL.{node}.{channels}")
+    _check_model(cfg, parts)
+
+
+# What a value must be.
+
+
+class Check(NamedTuple):
+    """What a value must be.
+
+    Attributes:
+        holds: whether a value is so.
+        valid: the same in words, after "it must be".
+    """
+
+    holds: Callable[[Any], bool]
+    valid: str
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def one_of(*choices: str) -> Check:
+    return Check(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
+
+
+def whole(low: int, note: str = "") -> Check:
+    return Check(lambda value: type(value) is int and value >= low, f"at least {low}{note}")
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
+    """A finite number of [low, high], or of (low, high] if it must be above `low`."""
+    bound = "above" if above else "at least"
+    valid = f"a number {bound} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+    return Check(
+        lambda value: _is_number(value) and low <= value <= high and not (above and value == low),
+        valid,
+    )
+
+
+def several(check: Check, count: int | None = None) -> Check:
+    """A list in which a check holds for each value."""
+    return Check(
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and (len(value) == count if count else len(value) > 0)
+            and all(map(check.holds, value))
+        ),
+        f"a list of {count or 'one or more'} values, each {check.valid}",
+    )
+
+
+def _is_norm(value: Any) -> bool:
+    try:
+        with torch.device("meta"):
+            get_norm(value, 32)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def _is_device(value: str) -> bool:
+    try:
+        device = torch.device(value)
+    except RuntimeError:
+        return False
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+
+
+_POSITIVE = number(0, above=True)
+_FRACTION = number(0, 1)
+_STRINGS = Check(
+    lambda value: all(isinstance(name, str) for name in value),
+    "a tuple of names, such as ('my_train',)",
+)
+_WEIGHTS = several(_POSITIVE, 4)
+_LABELS = several(Check(lambda value: value in (-1, 0, 1), "-1, 0 or 1"))
+_THRESHOLDS = Check(
+    lambda value: several(_POSITIVE).holds(value) and list(value) == sorted(value),
+    "a list of ascending numbers above 0",
+)
+_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
+_NORM = Check(_is_norm, "'' or one of 'BN', 'SyncBN', 'FrozenBN', 'GN', 'LN'")
+_FEATURES = Check(
+    lambda value: len(value) > 0 and len(set(value)) == len(value),
+    "a list of different features of the backbone",
+)
+_STAGES = several(one_of("stem", "res2", "res3", "res4", "res5"))
+
+
+class Rule(NamedTuple):
+    """What the values of some keys must be.
+
+    Attributes:
+        part: the part of a run that reads the keys, see :func:`_parts`.
+        keys: their full names, separated by spaces.
+        check: what their values must be.
+    """
+
+    part: str
+    keys: str
+    check: Check
+
+
+RULES = (
+    Rule(
+        "all",
+        "MODEL.DEVICE",
+        Check(_is_device, "'cpu', 'cuda', or 'cuda:N' with the number of a GPU from 0"),
+    ),
+    Rule("all", "MODEL.PIXEL_MEAN", several(Check(_is_number, "a finite number"))),
+    Rule("all", "MODEL.PIXEL_STD", several(_POSITIVE)),
+    Rule("all", "INPUT.FORMAT", one_of(*_CHANNELS)),
+    Rule("all", "INPUT.MASK_FORMAT", one_of("polygon", "bitmask")),
+    Rule("all", "INPUT.MIN_SIZE_TEST", whole(0, ", in pixels; 0 leaves images as they are")),
+    Rule("all", "INPUT.MAX_SIZE_TEST", whole(1, ", in pixels")),
+    Rule("all", "DATASETS.TRAIN DATASETS.TEST", _STRINGS),
+    Rule("all", "DATALOADER.NUM_WORKERS", whole(0)),
+    Rule(
+        "all",
+        "TEST.DETECTIONS_PER_IMAGE",
+        Check(lambda value: value != 0, "at least 1, or negative for no limit"),
+    ),
+    Rule(
+        "all",
+        "TEST.EXPECTED_RESULTS",
+        Check(
+            lambda value: all(isinstance(x, (list, tuple)) and len(x) == 4 for x in value),
+            "a list of [task, metric, value, tolerance], such as [['bbox', 'AP', 38.5, 0.2]]",
+        ),
+    ),
+    Rule("all", "OUTPUT_DIR", Check(bool, "the path of a folder")),
+    Rule(
+        "all",
+        "SEED",
+        Check(lambda value: value < 2**32, "below 2 ** 32; negative for a random one"),
+    ),
+    #
+    Rule(
+        "train",
+        "INPUT.MIN_SIZE_TRAIN",
+        several(whole(0, ", in pixels; 0 leaves images as they are")),
+    ),
+    Rule("train", "INPUT.MAX_SIZE_TRAIN", whole(1, ", in pixels")),
+    Rule("train", "INPUT.MIN_SIZE_TRAIN_SAMPLING", one_of("choice", "range")),
+    Rule("train", "INPUT.RANDOM_FLIP", one_of("horizontal", "vertical", "none")),
+    Rule(
+        "crop",
+        "INPUT.CROP.TYPE",
+        one_of("relative", "relative_range", "absolute", "absolute_range"),
+    ),
+    Rule(
+        "train",
+        "DATALOADER.SAMPLER_TRAIN",
+        one_of("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+    ),
+    Rule(
+        "train",
+        "SOLVER.LR_SCHEDULER_NAME",
+        one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    ),
+    Rule("train", "SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD", whole(1)),
+    Rule("train", "SOLVER.WARMUP_ITERS SOLVER.REFERENCE_WORLD_SIZE VIS_PERIOD", whole(0)),
+    Rule(
+        "train",
+        "SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM",
+        number(0),
+    ),
+    Rule("train", "SOLVER.GAMMA", _POSITIVE),
+    Rule("train", "SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR", _FRACTION),
+    Rule("train", "SOLVER.WARMUP_METHOD", one_of("linear", "constant")),
+    Rule(
+        "train",
+        "SOLVER.STEPS",
+        Check(
+            lambda value: (
+                all(type(x) is int and x > 0 for x in value) and list(value) == sorted(set(value))
+            ),
+            "a tuple of ascending iterations from 1, such as (60000, 80000), or () for none",
+        ),
+    ),
+    Rule("gradient clipping", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", one_of("value", "norm")),
+    Rule("gradient clipping", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", _POSITIVE),
+    #
+    Rule(
+        "ResNet",
+        "MODEL.RESNETS.DEPTH",
+        Check((18, 34, 50, 101, 152).__contains__, "one of 18, 34, 50, 101, 152"),
+    ),
+    Rule("ResNet", "MODEL.RESNETS.OUT_FEATURES", _STAGES),
+    Rule("ResNet", "MODEL.RESNETS.NORM", _NORM),
+    Rule("FPN", "MODEL.FPN.IN_FEATURES", _STAGES),
+    Rule("FPN", "MODEL.FPN.OUT_CHANNELS", whole(1)),
+    Rule("FPN", "MODEL.FPN.NORM", _NORM),
+    Rule("FPN", "MODEL.FPN.FUSE_TYPE", one_of("sum", "avg")),
+    #
+    Rule(
+        "anchors", "MODEL.ANCHOR_GENERATOR.OFFSET", Check(lambda value: 0 <= value < 1, "in [0, 1)")
+    ),
+    Rule("RPN", "MODEL.RPN.IN_FEATURES", _FEATURES),
+    Rule("RPN", "MODEL.RPN.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
+    Rule("RPN", "MODEL.RPN.BBOX_REG_WEIGHTS", _WEIGHTS),
+    Rule("RPN", "MODEL.RPN.IOU_THRESHOLDS", _THRESHOLDS),
+    Rule("RPN", "MODEL.RPN.IOU_LABELS", _LABELS),
+    Rule("RPN", "MODEL.RPN.NMS_THRESH MODEL.RPN.POSITIVE_FRACTION", _FRACTION),
+    Rule("RPN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", whole(1)),
+    Rule("RPN", "MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.POST_NMS_TOPK_TRAIN", whole(1)),
+    Rule("RPN", "MODEL.RPN.PRE_NMS_TOPK_TEST MODEL.RPN.POST_NMS_TOPK_TEST", whole(1)),
+    Rule(
+        "RPN",
+        "MODEL.RPN.LOSS_WEIGHT MODEL.RPN.BBOX_REG_LOSS_WEIGHT MODEL.RPN.SMOOTH_L1_BETA",
+        number(0),
+    ),
+    #
+    Rule("ROI heads", "MODEL.ROI_HEADS.NUM_CLASSES MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", whole(1)),
+    Rule("ROI heads", "MODEL.ROI_HEADS.IN_FEATURES", _FEATURES),
+    Rule("ROI heads", "MODEL.ROI_HEADS.IOU_THRESHOLDS", _THRESHOLDS),
+    Rule("ROI heads", "MODEL.ROI_HEADS.IOU_LABELS", _LABELS),
+    Rule(
+        "ROI heads", "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST", _FRACTION
+    ),
+    Rule("ROI heads", "MODEL.ROI_HEADS.POSITIVE_FRACTION", number(0, 1, above=True)),
+    Rule("ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
+    Rule("ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", _WEIGHTS),
+    Rule(
+        "ROI heads",
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
+        number(0),
+    ),
+    Rule("box head", "MODEL.ROI_BOX_HEAD.NUM_CONV MODEL.ROI_BOX_HEAD.NUM_FC", whole(0)),
+    Rule("box head", "MODEL.ROI_BOX_HEAD.CONV_DIM MODEL.ROI_BOX_HEAD.FC_DIM", whole(1)),
+    Rule("box head", "MODEL.ROI_BOX_HEAD.NORM", _NORM),
+    Rule("cascade", "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", several(_WEIGHTS)),
+    Rule("cascade", "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", several(_FRACTION)),
+    Rule("masks", "MODEL.ROI_MASK_HEAD.NUM_CONV", whole(0)),
+    Rule("masks", "MODEL.ROI_MASK_HEAD.CONV_DIM", whole(1)),
+    Rule("masks", "MODEL.ROI_MASK_HEAD.NORM", _NORM),
+    Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", whole(1)),
+    Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", several(whole(1))),
+    #
+    Rule("RetinaNet", "MODEL.RETINANET.NUM_CLASSES MODEL.RETINANET.TOPK_CANDIDATES_TEST", whole(1)),
+    Rule("RetinaNet", "MODEL.RETINANET.NUM_CONVS", whole(0)),
+    Rule("RetinaNet", "MODEL.RETINANET.IN_FEATURES", _FEATURES),
+    Rule("RetinaNet", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
+    Rule("RetinaNet", "MODEL.RETINANET.BBOX_REG_WEIGHTS", _WEIGHTS),
+    Rule("RetinaNet", "MODEL.RETINANET.IOU_THRESHOLDS", _THRESHOLDS),
+    Rule("RetinaNet", "MODEL.RETINANET.IOU_LABELS", _LABELS),
+    Rule(
+        "RetinaNet", "MODEL.RETINANET.NMS_THRESH_TEST MODEL.RETINANET.SCORE_THRESH_TEST", _FRACTION
+    ),
+    Rule("RetinaNet", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", number(0)),
+    Rule(
+        "RetinaNet",
+        "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
+        Check(
+            lambda value: value == -1 or _FRACTION.holds(value), "in [0, 1], or -1 for no weights"
+        ),
+    ),
+    Rule(
+        "RetinaNet", "MODEL.RETINANET.PRIOR_PROB", Check(lambda value: 0 < value < 1, "in (0, 1)")
+    ),
+    Rule("RetinaNet", "MODEL.RETINANET.NORM", _NORM),
+)
+
+# The keys that name a component, the part that reads them, and the registry that has the name.
+NAMES = (
+    ("MODEL.META_ARCHITECTURE", "all", META_ARCH_REGISTRY),
+    ("MODEL.BACKBONE.NAME", "all", BACKBONE_REGISTRY),
+    ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", PROPOSAL_GENERATOR_REGISTRY),
+    ("MODEL.RPN.HEAD_NAME", "RPN", RPN_HEAD_REGISTRY),
+    ("MODEL.ANCHOR_GENERATOR.NAME", "anchors", ANCHOR_GENERATOR_REGISTRY),
+    ("MODEL.ROI_HEADS.NAME", "ROI heads", ROI_HEADS_REGISTRY),
+    ("MODEL.ROI_BOX_HEAD.NAME", "box head", ROI_BOX_HEAD_REGISTRY),
+    ("MODEL.ROI_MASK_HEAD.NAME", "masks", ROI_MASK_HEAD_REGISTRY),
+    ("MODEL.ROI_KEYPOINT_HEAD.NAME", "keypoints", ROI_KEYPOINT_HEAD_REGISTRY),
+)
+
+
+def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
+    """The parts of a run that read keys. An unknown architecture reads whatever it wants."""
+    model = cfg.MODEL
+    architecture = model.META_ARCHITECTURE
+    parts = {"all"}
+    parts |= {"train"} if train else set()
+    parts |= {"crop"} if train and cfg.INPUT.CROP.ENABLED else set()
+    parts |= {"gradient clipping"} if train and cfg.SOLVER.CLIP_GRADIENTS.ENABLED else set()
+    parts |= {"ResNet"} if "resnet" in model.BACKBONE.NAME else set()
+    parts |= {"FPN"} if "fpn" in model.BACKBONE.NAME else set()
+    if architecture == "RetinaNet":
+        return parts | {"RetinaNet", "anchors"}
+    if architecture not in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"):
+        return parts
+    if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
+        parts |= {"RPN", "anchors"}
+    if architecture == "ProposalNetwork":
+        return parts
+    parts |= {"ROI heads"}
+    heads = model.ROI_HEADS.NAME
+    heads = ROI_HEADS_REGISTRY.get(heads) if heads in ROI_HEADS_REGISTRY else object
+    parts |= {"box head"} if _derives(heads, StandardROIHeads) else set()
+    parts |= {"cascade"} if _derives(heads, CascadeROIHeads) else set()
+    parts |= {"masks"} if model.MASK_ON else set()
+    parts |= {"keypoints"} if model.KEYPOINT_ON else set()
+    return parts
+
+
+def _derives(component: Any, base: type) -> bool:
+    return isinstance(component, type) and issubclass(component, base)
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    return reduce(getattr, key.split("."), cfg)
+
+
+def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _check_none(cfg: CfgNode) -> None:
+    """YAML reads a key without a value as null, which yacs takes for a value of every type."""
+    values = dict(_leaves(cfg))
+    for key, default in _leaves(get_cfg()):
+        # Detectron2 itself takes None for no normalisation.
+        if default is not None and not key.endswith("NORM") and values.get(key, default) is None:
+            raise ValueError(
+                f"{key} is None, as if it stood in YAML without a value; it must be of the type "
+                f"{type(default).__name__}, such as the default {default!r}."
+            )
+
+
+def _check_name(cfg: CfgNode, key: str, registry: Registry) -> None:
+    name = _get(cfg, key)
+    if name in registry:
+        return
+    known = sorted(dict(iter(registry)))
+    close = difflib.get_close_matches(name, known)
+    if close:
+        hint = f"did you mean {' or '.join(map(repr, close))}?"
+    else:
+        hint = f"registered are {', '.join(known)}."
+    raise ValueError(f"{key} is {name!r}, which is not registered: {hint}")
+
+
+# What several values must be together.
+
+
+def _check_images(cfg: CfgNode) -> None:
+    channels = _CHANNELS[cfg.INPUT.FORMAT]
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(_get(cfg, key)) != channels:
+            raise ValueError(
+                f"{key} is {_get(cfg, key)}; it must have a number for each channel of INPUT.FORMAT "
+                f"{cfg.INPUT.FORMAT!r}, {channels}."
+            )
+
+
+def _check_tests(cfg: CfgNode, args: Namespace) -> None:
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is (); name a data set for --eval-only to evaluate on.")
+    if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
+        sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        if len(sigmas) != count and (sigmas or count != 17):
+            raise ValueError(
+                f"TEST.KEYPOINT_OKS_SIGMAS is {sigmas}; it must have a number for each of the "
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, {count}."
+            )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        for key in ("TRAIN", "TEST"):
+            files, names = cfg.DATASETS[f"PROPOSAL_FILES_{key}"], cfg.DATASETS[key]
+            if len(files) != len(names):
+                raise ValueError(
+                    f"DATASETS.PROPOSAL_FILES_{key} is {files}, but MODEL.LOAD_PROPOSALS is True; it must name a file "
+                    f"for each data set of DATASETS.{key}, {names}."
+                )
+
+
+def _check_weights(cfg: CfgNode, args: Namespace) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if not weights or "://" in weights or os.path.isfile(weights.partition("?")[0]):
+        return
+    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    raise FileNotFoundError(
+        f"MODEL.WEIGHTS is {weights!r}, which is no file ({os.path.abspath(weights)}); it must be the path or URL of a "
+        f"checkpoint, or '' for random weights."
+    )
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    reference = solver.REFERENCE_WORLD_SIZE
+    workers, what = (
+        (reference, "SOLVER.REFERENCE_WORLD_SIZE") if reference else (comm.get_world_size(), "GPUs")
+    )
+    if solver.IMS_PER_BATCH % workers:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}; it must be a multiple of the number of {what}, {workers}."
+        )
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
+        raise ValueError(
+            f"SOLVER.STEPS is {solver.STEPS}; its iterations must be below SOLVER.MAX_ITER, {solver.MAX_ITER}."
+        )
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not solver.BASE_LR_END <= solver.BASE_LR:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; it must be at most SOLVER.BASE_LR, {solver.BASE_LR}."
+        )
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}; it must be (low, high) for INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'."
+        )
+    if cfg.INPUT.CROP.ENABLED:
+        relative = cfg.INPUT.CROP.TYPE.startswith("relative")
+        check = several(number(0, 1, above=True) if relative else whole(1), 2)
+        if not check.holds(cfg.INPUT.CROP.SIZE):
+            raise ValueError(
+                f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; for INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r} it must be "
+                f"{check.valid}."
+            )
+    loader = cfg.DATALOADER
+    if (
+        loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+        and not 0 < loader.REPEAT_THRESHOLD <= 1
+    ):
+        raise ValueError(
+            f"DATALOADER.REPEAT_THRESHOLD is {loader.REPEAT_THRESHOLD}, with which DATALOADER.SAMPLER_TRAIN "
+            f"'RepeatFactorTrainingSampler' repeats nothing; it must be a share of the images in (0, 1], such as 0.001."
+        )
+    if loader.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        ratio = loader.get("RANDOM_SUBSET_RATIO", 1.0)
+        if not 0 < ratio <= 1:
+            raise ValueError(f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}; it must be in (0, 1].")
+
+
+def _check_groups(cfg: CfgNode, norm: str, channels: str) -> None:
+    """Group normalisation has 32 groups in Detectron2."""
+    if _get(cfg, norm) == "GN" and _get(cfg, channels) % 32:
+        raise ValueError(
+            f"{channels} is {_get(cfg, channels)}; with {norm} 'GN' it must be a multiple of 32."
+        )
+
+
+def _check_labels(cfg: CfgNode, node: str) -> None:
+    """Detectron2's Matcher has a label for each interval between thresholds, and for those at both ends."""
+    thresholds, labels = cfg.MODEL[node].IOU_THRESHOLDS, cfg.MODEL[node].IOU_LABELS
+    if len(labels) != len(thresholds) + 1:
+        raise ValueError(
+            f"MODEL.{node}.IOU_LABELS is {labels}; it must have one number more than MODEL.{node}.IOU_THRESHOLDS, "
+            f"{thresholds}."
+        )
+
+
+def _check_roi_heads(cfg: CfgNode) -> None:
+    name = cfg.MODEL.ROI_HEADS.NAME
+    heads = ROI_HEADS_REGISTRY.get(name)
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    _check_labels(cfg, "ROI_HEADS")
+    if _derives(heads, CascadeROIHeads):
+        _check_cascade(cfg)
+    if box_head.get("USE_FED_LOSS"):
+        _check_fed_loss(cfg)
+    if _derives(heads, StandardROIHeads) and not box_head.NUM_CONV + box_head.NUM_FC:
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.NUM_FC and MODEL.ROI_BOX_HEAD.NUM_CONV are 0; the box head needs a layer, so one of "
+            "them must be at least 1."
+        )
+    nodes = ["ROI_BOX_HEAD"]
+    nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON + ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
+    for node in nodes:
+        pooler = cfg.MODEL[node].POOLER_TYPE
+        if pooler in POOLER_TYPES and not is_ours(ROI_HEADS_REGISTRY, name):
+            raise ValueError(
+                f"MODEL.{node}.POOLER_TYPE is {pooler!r}, which the MODEL.ROI_HEADS.NAME {name!r} does not know; set "
+                f"that to MRCNNFocalROIHeads, MRCNNFocalCascadeROIHeads or MRCNNFocalRes5ROIHeads (with "
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS 'cross_entropy' they are Detectron2's own)"
+            )
+        for key, check in (
+            ("POOLER_TYPE", one_of(*POOLER_TYPES, *_STOCK_POOLER_TYPES)),
+            ("POOLER_RESOLUTION", whole(1)),
+            (
+                "POOLER_SAMPLING_RATIO",
+                whole(-1, "; 0 and -1 take as many samples as there are pixels"),
+            ),
+        ):
+            value = cfg.MODEL[node][key]
+            if not check.holds(value):
+                raise ValueError(f"MODEL.{node}.{key} is {value!r}; it must be {check.valid}.")
+
+
+def _check_cascade(cfg: CfgNode) -> None:
+    cascade, name = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS.NAME
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the cascade MODEL.ROI_HEADS.NAME {name!r} needs "
+            f"it to be True"
+        )
+    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {cascade.IOUS}; it must have a number for each stage, as "
+            f"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS has {len(cascade.BBOX_REG_WEIGHTS)}."
+        )
+    first = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
+    if cascade.IOUS[0] != first:
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {cascade.IOUS}; its first number must be that of "
+            f"MODEL.ROI_HEADS.IOU_THRESHOLDS, {first}."
+        )
+
+
+def _check_fed_loss(cfg: CfgNode) -> None:
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    if not box_head.USE_SIGMOID_CE:
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS is True, but MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is False; it must be True "
+            "too, and MODEL.ROI_BOX_HEAD.CLS_LOSS must not be 'softmax_focal'."
+        )
+    if not 1 <= box_head.FED_LOSS_NUM_CLASSES <= cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is {box_head.FED_LOSS_NUM_CLASSES}; it must be at least 1 and at "
+            f"most MODEL.ROI_HEADS.NUM_CLASSES, {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, of which it is a sample"
+        )
+    first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
+    if first is None or (
+        first in DatasetCatalog and MetadataCatalog.get(first).get("class_image_count") is None
+    ):
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.USE_FED_LOSS is True, but the first data set of DATASETS.TRAIN, {first!r}, has no "
+            f"class_image_count; it must be one of DATASETS.COCO_JSON, or one whose metadata has the number of images "
+            f"of each class."
+        )
+
+
+def _check_retinanet(cfg: CfgNode) -> None:
+    _check_labels(cfg, "RETINANET")
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise ValueError(
+                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE 'RetinaNet' has boxes only; it must be False."
+            )
+
+
+def _check_model(cfg: CfgNode, parts: set[str]) -> None:
+    """Builds the model without memory. Raises what a constructor raises, with the keys where Detectron2 names none."""
+    components = [registry.get(_get(cfg, key)) for key, part, registry in NAMES if part in parts]
+    if not all(_can_be_built_without_memory(component) for component in components):
+        return
+    cfg = cfg.clone()
+    cfg.defrost()
+    # It would read the metadata of data sets that are not registered yet.
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    shapes = _build(build_backbone, cfg).output_shape()
+    keys = {"RPN": "MODEL.RPN", "ROI heads": "MODEL.ROI_HEADS", "RetinaNet": "MODEL.RETINANET"}
+    for part, node in keys.items():
+        if part in parts:
+            _check_features(cfg, f"{node}.IN_FEATURES", shapes)
+    if "anchors" in parts:
+        node = "RETINANET" if "RetinaNet" in parts else "RPN"
+        _check_anchors(cfg, f"MODEL.{node}.IN_FEATURES")
+    if "ROI heads" in parts:
+        _check_res5_heads(cfg, shapes)
+    _build(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), cfg)
+
+
+def _can_be_built_without_memory(component: Any) -> bool:
+    """Detectron2's components and ours can. Others may compute with the values of tensors."""
+    module = component.__module__
+    return module.startswith(("detectron2.modeling.", "mrcnn_plugin."))
+
+
+def _build(build: Callable[[CfgNode], Any], cfg: CfgNode) -> Any:
+    try:
+        with torch.device("meta"):
+            return build(cfg)
+    except Exception as error:  # Detectron2 asserts, or fails with whatever type.
+        if isinstance(error, (TypeError, ValueError)) and str(error).startswith("MODEL."):
+            raise
+        raise ValueError(
+            f"The model of this config cannot be built: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_features(cfg: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
+    names = _get(cfg, key)
+    if not set(names) <= set(shapes):
+        raise ValueError(
+            f"{key} is {names}, but MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} has the features "
+            f"{', '.join(shapes)}; it must be a list of these."
+        )
+
+
+def _check_anchors(cfg: CfgNode, key: str) -> None:
+    count = len(_get(cfg, key))
+    for name in ("SIZES", "ASPECT_RATIOS"):
+        values = cfg.MODEL.ANCHOR_GENERATOR[name]
+        # Detectron2 also takes a plain list, for all features.
+        lists = values if values and isinstance(values[0], (list, tuple)) else [values]
+        if len(lists) not in (1, count) or not all(map(several(_POSITIVE).holds, lists)):
+            raise ValueError(
+                f"MODEL.ANCHOR_GENERATOR.{name} is {values}; it must be a list of lists of numbers above 0: one list "
+                f"for each of the {count} features of {key}, or a single one for all of them."
+            )
+        if len(set(map(len, lists))) > 1:
+            raise ValueError(
+                f"MODEL.ANCHOR_GENERATOR.{name} is {values}; its lists must be of the same length, since all features "
+                f"of {key} share one head."
+            )
+
+
+def _check_res5_heads(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
+    name, features = cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.IN_FEATURES
+    if not _derives(ROI_HEADS_REGISTRY.get(name), Res5ROIHeads):
+        return
+    channels = 4 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
+    if len(features) != 1 or shapes[features[0]].channels != channels:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES is {features}, but MODEL.ROI_HEADS.NAME {name!r} continues a ResNet after "
+            f"its stage res4, of {channels} channels: it must be ['res4'], with MODEL.BACKBONE.NAME "
+            f"'build_resnet_backbone'. For a feature pyramid, set MODEL.ROI_HEADS.NAME to 'MRCNNFocalROIHeads' or "
+            f"'StandardROIHeads'."
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            f"MODEL.KEYPOINT_ON is True, but MODEL.ROI_HEADS.NAME {name!r} has no keypoints; it must be False."
+        )

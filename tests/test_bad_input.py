@@ -1,0 +1,808 @@
+"""What a wrong value of a config leads to: one message, before anything is built.
+
+A row of a table has what a user wrote, and three parts of the message: the key, the value, and what would
+be valid.
+"""
+
+import re
+from argparse import Namespace
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from mrcnn_plugin import engine, load_cfg
+from mrcnn_plugin.config import KEYS
+from mrcnn_plugin.data import generate_shapes
+from mrcnn_plugin.modeling import find_unused_keys
+from mrcnn_plugin.validation import check_config
+from tests.small import CONFIG_NAMES, CONFIGS, full_config
+
+TRAIN = Namespace(eval_only=False, resume=False)
+EVALUATE = Namespace(eval_only=True, resume=False)
+
+
+def mismatch(wanted, got):
+    """The words of yacs for a value of another type than that of the default."""
+    return f"Type mismatch (<class '{wanted}'> vs. <class '{got}'>)"
+
+
+HEADS = "MODEL.ROI_HEADS.NAME"
+FOCAL = "MODEL.ROI_BOX_HEAD.FOCAL."
+LOSS = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
+STAR = (LOSS, "sigmoid_focal_star")
+CASCADE = (HEADS, "MRCNNFocalCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True")
+C4 = (
+    "MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.OUT_FEATURES ['res4'] "
+    "MODEL.RPN.IN_FEATURES ['res4'] MODEL.ROI_HEADS.IN_FEATURES ['res4'] "
+    f"{HEADS} MRCNNFocalRes5ROIHeads MODEL.ANCHOR_GENERATOR.SIZES [[32,64]]"
+).split()
+BIFPN = ("MODEL.BACKBONE.NAME", "build_mrcnn_resnet_bifpn_backbone")
+FOCAL_RPN = ("MODEL.PROPOSAL_GENERATOR.NAME", "MRCNNFocalRPN")
+RETINANET = (
+    "MODEL.META_ARCHITECTURE RetinaNet MODEL.MASK_ON False MODEL.RETINANET.NUM_CLASSES 4 "
+    "MODEL.BACKBONE.NAME build_mrcnn_retinanet_resnet_pafpn_backbone "
+    "MODEL.RESNETS.OUT_FEATURES ['res3','res4','res5'] MODEL.FPN.IN_FEATURES ['res3','res4','res5']"
+).split()
+FED = "MODEL.ROI_BOX_HEAD.USE_FED_LOSS"
+SIGMOID = (LOSS, "sigmoid_focal", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True", FED, "True")
+KEYPOINTS = "MODEL.KEYPOINT_ON True MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS".split()
+CROP = ("INPUT.CROP.ENABLED", "True")
+CLIP = "SOLVER.CLIP_GRADIENTS."
+
+# The options, the wrong value being the last of them; its key; the value as the message has it; what is valid.
+# The constructors of this package check these keys, so that every script has these messages.
+BUILT = [
+    (("MODEL.FPN.UPSAMPLE", "carafee"), "MODEL.FPN.UPSAMPLE", "'carafee'", "'gated_carafe'"),
+    (
+        (*BIFPN, "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS", "0"),
+        "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
+        "got 0",
+        "at least 1",
+    ),
+    (
+        (*BIFPN, "MODEL.FPN.FUSE_TYPE", "avg"),
+        "MODEL.FPN.FUSE_TYPE",
+        "'avg'",
+        "leave it at 'sum'",
+    ),
+    (
+        (
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+            "ROIAlignBicubic",
+            "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A",
+            "1e400",
+        ),
+        "MODEL.MRCNN_PLUGIN.ROI_ALIGN.A",
+        "inf",
+        "must be finite",
+    ),
+    (
+        ("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", "5000"),
+        "MODEL.ROI_MASK_HEAD",
+        "POOLER_SAMPLING_RATIO 5000",
+        "must be at most",
+    ),
+    ((LOSS, "focal"), LOSS, "'focal'", "'softmax_focal'"),
+    ((FOCAL + "ALPHA", "1.5"), FOCAL + "ALPHA", "1.5", "in [0, 1], or be -1.0"),
+    (
+        (FOCAL + "ALPHA_PER_CLASS", "[0.5]"),
+        FOCAL + "ALPHA_PER_CLASS",
+        "1: [0.5]",
+        "NUM_CLASSES = 4",
+    ),
+    (
+        (FOCAL + "ALPHA_PER_CLASS", "[0.1, 0.2, 0.3, 4]"),
+        FOCAL + "ALPHA_PER_CLASS",
+        "[0.1, 0.2, 0.3, 4]",
+        "numbers in [0, 1]",
+    ),
+    ((FOCAL + "GAMMA", "-1.0"), FOCAL + "GAMMA", "-1.0", "at least 0"),
+    ((*STAR, FOCAL + "GAMMA", "0.0"), FOCAL + "GAMMA", "got 0", "above 0"),
+    ((*STAR, FOCAL + "BETA", "1e400"), FOCAL + "BETA", "inf", "finite"),
+    ((FOCAL + "PRIOR_PROB", "1.0"), FOCAL + "PRIOR_PROB", "1.0", "between 0 and 1"),
+    ((FOCAL + "NORMALIZER", "mean"), FOCAL + "NORMALIZER", "'mean'", "('foreground', 'proposals')"),
+    ((*FOCAL_RPN, "MODEL.RPN.FOCAL.ALPHA", "-0.5"), "MODEL.RPN.FOCAL.ALPHA", "-0.5", "in [0, 1]"),
+    ((*FOCAL_RPN, "MODEL.RPN.FOCAL.GAMMA", "-2.0"), "MODEL.RPN.FOCAL.GAMMA", "-2.0", "at least 0"),
+    (
+        (*FOCAL_RPN, "MODEL.RPN.FOCAL.PRIOR_PROB", "0.0"),
+        "MODEL.RPN.FOCAL.PRIOR_PROB",
+        "0.0",
+        "between 0 and 1",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"),
+        "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+        "'softmax_focal' is a softmax",
+        "'sigmoid_focal'",
+    ),
+    (
+        ("MODEL.FPN.IN_FEATURES", "['res2','res4','res5']"),
+        "MODEL.FPN.IN_FEATURES",
+        "['res2', 'res4', 'res5']",
+        "successive powers of two",
+    ),
+    (
+        ("MODEL.RESNETS.OUT_FEATURES", "['res3','res4','res5']"),
+        "MODEL.FPN.IN_FEATURES",
+        "['res2', 'res3', 'res4', 'res5']",
+        "features of the bottom-up: ['res3', 'res4', 'res5']",
+    ),
+    (
+        (*RETINANET, "MODEL.BACKBONE.NAME", "build_mrcnn_resnet_pafpn_backbone"),
+        "MODEL.BACKBONE.NAME",
+        "'build_mrcnn_resnet_pafpn_backbone'",
+        "build_mrcnn_retinanet_",
+    ),
+    (
+        (
+            *RETINANET,
+            *"MODEL.RESNETS.OUT_FEATURES ['res3','res4'] MODEL.FPN.IN_FEATURES ['res3','res4']".split(),
+        ),
+        "MODEL.RESNETS.OUT_FEATURES",
+        "['res3', 'res4']",
+        "'res5': add it",
+    ),
+]
+
+# Other keys of this package, and combinations of its components with others.
+OURS = [
+    (("DATASETS.COCO_JSON", "my.json"), "DATASETS.COCO_JSON", "my.json", mismatch("list", "str")),
+    (
+        ("DATASETS.COCO_JSON", "[['a', 'b']]"),
+        "DATASETS.COCO_JSON[0]",
+        "['a', 'b']",
+        "three strings: name, json file, image root",
+    ),
+    (
+        ("DATASETS.COCO_JSON", "[['a', 1, 'images']]"),
+        "DATASETS.COCO_JSON[0]",
+        "['a', 1, 'images']",
+        "three strings",
+    ),
+    (("DATASETS.COCO_JSON", "['a.json']"), "DATASETS.COCO_JSON[0]", "'a.json'", "three strings"),
+    (
+        ("DATASETS.COCO_JSON", "[['a', 'nowhere.json', '.']]"),
+        "DATASETS.COCO_JSON[0] ('a')",
+        "/nowhere.json",
+        "No such file",
+    ),
+    (
+        ("DATASETS.COCO_JSON", "[['a', '$NOT_SET_HERE/a.json', '.']]"),
+        "DATASETS.COCO_JSON[0] ('a')",
+        "'$NOT_SET_HERE/a.json'",
+        "the environment variable NOT_SET_HERE is not set",
+    ),
+    (("DATASETS.CHECK", "fastt"), "DATASETS.CHECK", "'fastt'", "'fast', 'full', 'off'"),
+    (("DATASETS.CHECK", "False"), "DATASETS.CHECK", "False", "unless they stand in quotes"),
+    (("DATASETS.ALLOW", "['boxes']"), "DATASETS.ALLOW", "'boxes'", "'file_name_twice'"),
+    (("DATASETS.ALLOW", "no_objects"), "DATASETS.ALLOW", "no_objects", mismatch("list", "str")),
+    (("INPUT.PIXEL_RANGE", "[100]"), "INPUT.PIXEL_RANGE", "[100]", "[low, high]"),
+    (("INPUT.PIXEL_RANGE", "[200, 100]"), "INPUT.PIXEL_RANGE", "[200, 100]", "low < high"),
+    (("INPUT.PIXEL_RANGE", "['0', '255']"), "INPUT.PIXEL_RANGE", "['0', '255']", "two numbers"),
+    (("INPUT.PIXEL_RANGE", "4095"), "INPUT.PIXEL_RANGE", "4095", mismatch("list", "int")),
+    (
+        ("INPUT.PIXEL_RANGE_UNIT", "percentile", "INPUT.PIXEL_RANGE", "[0, 101]"),
+        "INPUT.PIXEL_RANGE",
+        "[0, 101]",
+        "within [0, 100]",
+    ),
+    (
+        ("INPUT.PIXEL_RANGE_UNIT", "percent"),
+        "INPUT.PIXEL_RANGE_UNIT",
+        "'percent'",
+        "'value' or 'percentile'",
+    ),
+    (
+        ("MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS", "some"),
+        "MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS",
+        "some",
+        mismatch("bool", "str"),
+    ),
+    (("MODEL.FPN.UPSAMPLE", "2"), "MODEL.FPN.UPSAMPLE", "2", mismatch("str", "int")),
+    (
+        ("MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS", "2.5"),
+        "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
+        "2.5",
+        mismatch("int", "float"),
+    ),
+    (
+        ("MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE", "true"),
+        "MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE",
+        "true",
+        mismatch("bool", "str"),
+    ),
+    ((FOCAL + "GAMMA", "2"), FOCAL + "GAMMA", "2", mismatch("float", "int")),
+    (
+        (FOCAL + "ALPHA", "None"),
+        FOCAL + "ALPHA",
+        "None",
+        "of the type float, such as the default -1.0",
+    ),
+    (
+        (HEADS, "MRCNNFocalCascadeROIHeads"),
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        "is False",
+        "to be True",
+    ),
+    (
+        (HEADS, "CascadeROIHeads"),
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        "'CascadeROIHeads'",
+        "to be True",
+    ),
+    (
+        (HEADS, "StandardROIHeads"),
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+        "'ROIAlignBicubic'",
+        "MRCNNFocalROIHeads",
+    ),
+    (
+        (HEADS, "StandardROIHeads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
+        "'ROIAlignBicubic'",
+        "MRCNNFocalROIHeads",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignCubic"),
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+        "'ROIAlignCubic'",
+        "'ROIAlignBicubic', 'ROIAlignBilinear'",
+    ),
+    (
+        (HEADS, "MRCNNFocalRes5ROIHeads"),
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "['p2', 'p3', 'p4', 'p5']",
+        "must be ['res4']",
+    ),
+    (
+        (HEADS, "MRCNNFocalRes5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", "['p4']"),
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "['p4']",
+        "must be ['res4']",
+    ),
+    ((*C4, *KEYPOINTS, "17"), "MODEL.KEYPOINT_ON", "is True", "must be False"),
+    (
+        (*C4, HEADS, "MRCNNFocalROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", "['p4']"),
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "['p4']",
+        "has the features res4",
+    ),
+    ((FED, "True"), FED, "is True", "USE_SIGMOID_CE is False; it must be True"),
+    (
+        (*SIGMOID, "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", "5"),
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES",
+        "is 5",
+        "at most MODEL.ROI_HEADS.NUM_CLASSES, 4",
+    ),
+    (
+        (*SIGMOID, "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", "0"),
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES",
+        "is 0",
+        "at least 1",
+    ),
+    (
+        (
+            *SIGMOID,
+            *"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES 2 DATASETS.TRAIN".split(),
+            "('mrcnn_shapes_train',)",
+        ),
+        FED,
+        "'mrcnn_shapes_train'",
+        "one of DATASETS.COCO_JSON",
+    ),
+    (
+        (*RETINANET, "MODEL.MASK_ON", "True"),
+        "MODEL.MASK_ON",
+        "is True",
+        "must be False",
+    ),
+    (
+        (*RETINANET, "MODEL.RETINANET.NUM_CLASSES", "80"),
+        "MODEL.RETINANET.NUM_CLASSES",
+        "80",
+        "set it to 4",
+    ),
+    (
+        (*RETINANET, "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+        "MODEL.RETINANET.IN_FEATURES",
+        "['p3', 'p4', 'p5', 'p6', 'p7']",
+        "has the features p3, p4, p5, p6; it must be",
+    ),
+]
+
+# Detectron2's own keys.
+STOCK = [
+    (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE", "'gpu'", "'cpu', 'cuda'"),
+    (
+        ("MODEL.META_ARCHITECTURE", "MaskRCNN"),
+        "MODEL.META_ARCHITECTURE",
+        "'MaskRCNN'",
+        "GeneralizedRCNN",
+    ),
+    (
+        ("MODEL.BACKBONE.NAME", "build_mrcnn_resnet_bifpn_backbon"),
+        "MODEL.BACKBONE.NAME",
+        "'build_mrcnn_resnet_bifpn_backbon'",
+        "did you mean 'build_mrcnn_resnet_bifpn_backbone'",
+    ),
+    (("MODEL.BACKBONE.NAME", "Swin"), "MODEL.BACKBONE.NAME", "'Swin'", "registered are "),
+    (
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "MRCNNFocalRpn"),
+        "MODEL.PROPOSAL_GENERATOR.NAME",
+        "'MRCNNFocalRpn'",
+        "'MRCNNFocalRPN'",
+    ),
+    (("MODEL.RPN.HEAD_NAME", "RPNHead"), "MODEL.RPN.HEAD_NAME", "'RPNHead'", "'StandardRPNHead'"),
+    (
+        ("MODEL.ANCHOR_GENERATOR.NAME", "AnchorGenerator"),
+        "MODEL.ANCHOR_GENERATOR.NAME",
+        "'AnchorGenerator'",
+        "'DefaultAnchorGenerator'",
+    ),
+    ((HEADS, "MRCNNFocalROIHead"), HEADS, "'MRCNNFocalROIHead'", "'MRCNNFocalROIHeads'"),
+    (("MODEL.ROI_BOX_HEAD.NAME", "''"), "MODEL.ROI_BOX_HEAD.NAME", "''", "FastRCNNConvFCHead"),
+    (
+        ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNHead"),
+        "MODEL.ROI_MASK_HEAD.NAME",
+        "'MaskRCNNHead'",
+        "MaskRCNNConvUpsampleHead",
+    ),
+    (
+        ("MODEL.WEIGHTS", "nowhere.pth"),
+        "MODEL.WEIGHTS",
+        "'nowhere.pth'",
+        "path or URL of a checkpoint",
+    ),
+    (
+        ("MODEL.PIXEL_MEAN", "[100.0]"),
+        "MODEL.PIXEL_MEAN",
+        "[100.0]",
+        "channel of INPUT.FORMAT 'BGR', 3",
+    ),
+    (("MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"), "MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]", "above 0"),
+    (("INPUT.FORMAT", "L"), "MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]", "INPUT.FORMAT 'L', 1"),
+    (("INPUT.FORMAT", "GRAY"), "INPUT.FORMAT", "'GRAY'", "'L'"),
+    (("INPUT.MASK_FORMAT", "polygons"), "INPUT.MASK_FORMAT", "'polygons'", "'polygon', 'bitmask'"),
+    (("INPUT.MIN_SIZE_TRAIN", "800"), "INPUT.MIN_SIZE_TRAIN", "800", mismatch("tuple", "int")),
+    (("INPUT.MIN_SIZE_TRAIN", "()"), "INPUT.MIN_SIZE_TRAIN", "()", "one or more"),
+    (
+        ("INPUT.MIN_SIZE_TRAIN", "('640',)"),
+        "INPUT.MIN_SIZE_TRAIN",
+        "('640',)",
+        "at least 0, in pixels",
+    ),
+    (("INPUT.MAX_SIZE_TRAIN", "0"), "INPUT.MAX_SIZE_TRAIN", "0", "at least 1"),
+    (("INPUT.MIN_SIZE_TEST", "-1"), "INPUT.MIN_SIZE_TEST", "-1", "at least 0"),
+    (("INPUT.MAX_SIZE_TEST", "0"), "INPUT.MAX_SIZE_TEST", "0", "at least 1"),
+    (
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "random"),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+        "'random'",
+        "'choice', 'range'",
+    ),
+    (
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(100, 200, 300)"),
+        "INPUT.MIN_SIZE_TRAIN",
+        "(100, 200, 300)",
+        "(low, high)",
+    ),
+    (
+        ("INPUT.RANDOM_FLIP", "both"),
+        "INPUT.RANDOM_FLIP",
+        "'both'",
+        "'horizontal', 'vertical', 'none'",
+    ),
+    ((*CROP, "INPUT.CROP.TYPE", "random"), "INPUT.CROP.TYPE", "'random'", "'relative_range'"),
+    ((*CROP, "INPUT.CROP.SIZE", "[300, 300]"), "INPUT.CROP.SIZE", "[300, 300]", "at most 1"),
+    (
+        (*CROP, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[0.5, 0.5]"),
+        "INPUT.CROP.SIZE",
+        "[0.5, 0.5]",
+        "at least 1",
+    ),
+    (("DATASETS.TRAIN", "my_train"), "DATASETS.TRAIN", "my_train", mismatch("tuple", "str")),
+    (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN", "is empty", "name a data set"),
+    (("DATASETS.TRAIN", "(1,)"), "DATASETS.TRAIN", "(1,)", "a tuple of names"),
+    (
+        ("DATASETS.TEST", "('bad_input_trian',)"),
+        "DATASETS.TEST",
+        "'bad_input_trian'",
+        "did you mean 'bad_input_train'",
+    ),
+    (
+        ("MODEL.LOAD_PROPOSALS", "True"),
+        "DATASETS.PROPOSAL_FILES_TRAIN",
+        "()",
+        "a file for each data set",
+    ),
+    (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS", "-1", "at least 0"),
+    (
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler"),
+        "DATALOADER.SAMPLER_TRAIN",
+        "'RepeatFactorSampler'",
+        "'RepeatFactorTrainingSampler'",
+    ),
+    (
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        "DATALOADER.REPEAT_THRESHOLD",
+        "0.0",
+        "(0, 1]",
+    ),
+    (("MODEL.RESNETS.DEPTH", "51"), "MODEL.RESNETS.DEPTH", "51", "18, 34, 50, 101, 152"),
+    (("MODEL.RESNETS.NORM", "BatchNorm"), "MODEL.RESNETS.NORM", "'BatchNorm'", "'FrozenBN'"),
+    (
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "R18/R34",
+        "= 64",
+    ),
+    (
+        ("MODEL.RESNETS.OUT_FEATURES", "['c2','c3']"),
+        "MODEL.RESNETS.OUT_FEATURES",
+        "['c2', 'c3']",
+        "'res2', 'res3'",
+    ),
+    (("MODEL.FPN.IN_FEATURES", "[]"), "MODEL.FPN.IN_FEATURES", "[]", "'res2', 'res3'"),
+    (("MODEL.FPN.OUT_CHANNELS", "0"), "MODEL.FPN.OUT_CHANNELS", "0", "at least 1"),
+    (("MODEL.FPN.OUT_CHANNELS", "100"), "MODEL.FPN.OUT_CHANNELS", "100", "multiple of 32"),
+    (("MODEL.FPN.NORM", "gn"), "MODEL.FPN.NORM", "'gn'", "'GN'"),
+    (("MODEL.FPN.FUSE_TYPE", "mean"), "MODEL.FPN.FUSE_TYPE", "'mean'", "'sum', 'avg'"),
+    (
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64],[128]]"),
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        "[[32], [64], [128]]",
+        "each of the 5 features of MODEL.RPN.IN_FEATURES",
+    ),
+    (
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16],[32],[64],[128,256]]"),
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        "[128, 256]]",
+        "of the same length",
+    ),
+    (
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[]"),
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        "[]",
+        "a list of lists of numbers above 0",
+    ),
+    (
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.0, 1.0]]"),
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+        "[[0.0, 1.0]]",
+        "numbers above 0",
+    ),
+    (("MODEL.ANCHOR_GENERATOR.OFFSET", "1.0"), "MODEL.ANCHOR_GENERATOR.OFFSET", "1.0", "[0, 1)"),
+    (
+        ("MODEL.RPN.IN_FEATURES", "['p2','p3','p4','p5','p7']"),
+        "MODEL.RPN.IN_FEATURES",
+        "'p7'",
+        "p2, p3, p4, p5, p6",
+    ),
+    (
+        ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l1"),
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE",
+        "'l1'",
+        "'smooth_l1', 'giou', 'diou', 'ciou'",
+    ),
+    (
+        ("MODEL.RPN.IOU_THRESHOLDS", "[0.7, 0.3]"),
+        "MODEL.RPN.IOU_THRESHOLDS",
+        "[0.7, 0.3]",
+        "ascending",
+    ),
+    (("MODEL.RPN.IOU_LABELS", "[0, 1]"), "MODEL.RPN.IOU_LABELS", "[0, 1]", "one number more"),
+    (("MODEL.RPN.NMS_THRESH", "70.0"), "MODEL.RPN.NMS_THRESH", "70.0", "at most 1"),
+    (("MODEL.RPN.POST_NMS_TOPK_TEST", "0"), "MODEL.RPN.POST_NMS_TOPK_TEST", "0", "at least 1"),
+    (("MODEL.ROI_HEADS.NUM_CLASSES", "0"), "MODEL.ROI_HEADS.NUM_CLASSES", "0", "at least 1"),
+    (("MODEL.ROI_HEADS.NUM_CLASSES", "5"), "MODEL.ROI_HEADS.NUM_CLASSES", "5", "set it to 4"),
+    (
+        ("MODEL.ROI_HEADS.IN_FEATURES", "['res4']"),
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "['res4']",
+        "p2, p3, p4, p5, p6",
+    ),
+    (
+        ("MODEL.ROI_HEADS.IN_FEATURES", "[]"),
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "[]",
+        "features of the backbone",
+    ),
+    (
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "50.0"),
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        "50.0",
+        "at most 1",
+    ),
+    (
+        ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.0"),
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+        "0.0",
+        "above 0",
+    ),
+    (
+        ("MODEL.ROI_HEADS.IOU_LABELS", "[0, 2]"),
+        "MODEL.ROI_HEADS.IOU_LABELS",
+        "[0, 2]",
+        "-1, 0 or 1",
+    ),
+    (
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "0"),
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+        "0",
+        "at least 1",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "0"),
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+        "0",
+        "at least 1",
+    ),
+    (
+        ("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", "-2"),
+        "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO",
+        "-2",
+        "0 and -1 take",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", "0"),
+        "MODEL.ROI_BOX_HEAD.NUM_FC",
+        "are 0",
+        "at least 1",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(10.0, 10.0)"),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+        "(10.0, 10.0)",
+        "4 values",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "iou"),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE",
+        "'iou'",
+        "'giou'",
+    ),
+    (
+        ("MODEL.ROI_MASK_HEAD.NORM", "LayerNorm"),
+        "MODEL.ROI_MASK_HEAD.NORM",
+        "'LayerNorm'",
+        "'GN', 'LN'",
+    ),
+    (
+        (*CASCADE, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"),
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
+        "(0.5, 0.6)",
+        "BBOX_REG_WEIGHTS has 3",
+    ),
+    (
+        (*CASCADE, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.4, 0.5, 0.6)"),
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
+        "(0.4, 0.5, 0.6)",
+        "IOU_THRESHOLDS, 0.5",
+    ),
+    ((*KEYPOINTS, "5"), "TEST.KEYPOINT_OKS_SIGMAS", "[]", "NUM_KEYPOINTS, 5"),
+    (
+        (*RETINANET, "MODEL.RETINANET.PRIOR_PROB", "0.0"),
+        "MODEL.RETINANET.PRIOR_PROB",
+        "0.0",
+        "(0, 1)",
+    ),
+    (
+        (*RETINANET, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", "25.0"),
+        "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
+        "25.0",
+        "[0, 1]",
+    ),
+    (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH", "0", "at least 1"),
+    (("SOLVER.REFERENCE_WORLD_SIZE", "8"), "SOLVER.IMS_PER_BATCH", "4", "REFERENCE_WORLD_SIZE, 8"),
+    (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER", "0", "at least 1"),
+    (("SOLVER.MAX_ITER", "1e3"), "SOLVER.MAX_ITER", "1000.0", mismatch("int", "float")),
+    (("SOLVER.BASE_LR", "-0.02"), "SOLVER.BASE_LR", "-0.02", "at least 0"),
+    (("SOLVER.BASE_LR", "1"), "SOLVER.BASE_LR", "1", mismatch("float", "int")),
+    (("SOLVER.STEPS", "(960, 900)"), "SOLVER.STEPS", "(960, 900)", "ascending"),
+    (("SOLVER.STEPS", "(960, 1200)"), "SOLVER.STEPS", "(960, 1200)", "below SOLVER.MAX_ITER, 1200"),
+    (("SOLVER.STEPS", "(0.8, 0.9)"), "SOLVER.STEPS", "(0.8, 0.9)", "iterations from 1"),
+    (("SOLVER.GAMMA", "0.0"), "SOLVER.GAMMA", "0.0", "above 0"),
+    (("SOLVER.MOMENTUM", "9.0"), "SOLVER.MOMENTUM", "9.0", "at most 1"),
+    (
+        ("SOLVER.WARMUP_METHOD", "cosine"),
+        "SOLVER.WARMUP_METHOD",
+        "'cosine'",
+        "'linear', 'constant'",
+    ),
+    (("SOLVER.WARMUP_ITERS", "-5"), "SOLVER.WARMUP_ITERS", "-5", "at least 0"),
+    (
+        ("SOLVER.LR_SCHEDULER_NAME", "CosineLR"),
+        "SOLVER.LR_SCHEDULER_NAME",
+        "'CosineLR'",
+        "'WarmupCosineLR'",
+    ),
+    (
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "0.5"),
+        "SOLVER.BASE_LR_END",
+        "0.5",
+        "at most SOLVER.BASE_LR, 0.02",
+    ),
+    (("SOLVER.CHECKPOINT_PERIOD", "0"), "SOLVER.CHECKPOINT_PERIOD", "0", "at least 1"),
+    ((CLIP + "CLIP_TYPE", "full_model"), CLIP + "CLIP_TYPE", "'full_model'", "'value', 'norm'"),
+    ((CLIP + "CLIP_VALUE", "0.0"), CLIP + "CLIP_VALUE", "0.0", "above 0"),
+    (("TEST.DETECTIONS_PER_IMAGE", "0"), "TEST.DETECTIONS_PER_IMAGE", "0", "negative for no limit"),
+    (
+        ("TEST.EXPECTED_RESULTS", "['bbox', 'AP', 38.5, 0.2]"),
+        "TEST.EXPECTED_RESULTS",
+        "['bbox', 'AP', 38.5, 0.2]",
+        "[task, metric, value, tolerance]",
+    ),
+    (("OUTPUT_DIR", "''"), "OUTPUT_DIR", "''", "path of a folder"),
+    (("SEED", "4294967296"), "SEED", "4294967296", "below 2 ** 32"),
+    (
+        ("MODEL.ROI_HEADS.NUM_CLASS", "2"),
+        "MODEL.ROI_HEADS.NUM_CLASS",
+        "Non-existent",
+        "ROI_HEADS.NUM_CLASSES?",
+    ),
+    (("NUM_CLASSES", "2"), "NUM_CLASSES", "Non-existent", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    (("SOLVER.MAX_ITER=10",), "SOLVER.MAX_ITER", "=10", "must be a list of pairs"),
+]
+
+# The text of a config file instead of options.
+FILES = [
+    (
+        "SOLVER: {MAX_ITERS: 10}",
+        "SOLVER.MAX_ITERS",
+        "Non-existent",
+        "did you mean SOLVER.MAX_ITER?",
+    ),
+    ("ROI_HEADS: {NUM_CLASSES: 2}", "ROI_HEADS", "Non-existent", "did you mean MODEL.ROI_HEADS?"),
+    ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER", "many", mismatch("int", "str")),
+    (
+        "SOLVER: {MAX_ITER: }",
+        "SOLVER.MAX_ITER",
+        "is None",
+        "of the type int, such as the default 40000",
+    ),
+    ("SOLVER:", "SOLVER", "None", "CfgNode"),
+    ("MODEL: {MASK_ON: 1}", "MODEL.MASK_ON", "1", mismatch("bool", "int")),
+    ("DATASETS: {CHECK: off}", "DATASETS.CHECK", "False", "unless they stand in quotes"),
+    ("DATASETS: {TRAIN: my_train}", "DATASETS.TRAIN", "my_train", mismatch("tuple", "str")),
+    (
+        "DATASETS: {COCO_JSON: {my_train: [a.json, images]}}",
+        "DATASETS.COCO_JSON",
+        "'my_train'",
+        '["name", "json file", "image root"]',
+    ),
+    (
+        "MODEL: {MASK_ON: True}\nMODEL: {DEVICE: cpu}",
+        "the key MODEL twice",
+        "lines 1 and 2",
+        "once",
+    ),
+    ("SOLVER:\n  MAX_ITER: 5\n  MAX_ITER: 6", "SOLVER.MAX_ITER twice", "lines 2 and 3", "once"),
+    ("", "bad.yaml", "is empty", "a mapping of config keys"),
+    ("- MODEL\n- SOLVER", "bad.yaml", "holds a list", "a mapping of config keys"),
+    ("MODEL.MASK_ON True", "bad.yaml", "holds a text", "a mapping of config keys"),
+    ("MODEL: {MASK_ON: True", "bad.yaml", "line 1", "expected ',' or '}'"),
+    ("_BASE_: nowhere.yaml", "_BASE_", "/nowhere.yaml", "relative to the file that names it"),
+    (
+        "MODEL: {WEIGHTS: !!python/object/apply:os.getcwd []}",
+        "bad.yaml, line 1",
+        "python/object/apply:os.getcwd",
+        "MRCNN_PLUGIN_ALLOW_UNSAFE_YAML=1",
+    ),
+]
+
+# Keys that nothing reads are warned of before the training, because a run of several configs may set them for all.
+UNUSED = [
+    (
+        ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.FPN.UPSAMPLE", "carafe"),
+        "MODEL.FPN.UPSAMPLE",
+        "'carafe'",
+        "MODEL.BACKBONE.NAME is 'build_resnet_fpn_backbone'",
+    ),
+    (
+        ("MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS", "2"),
+        "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
+        "2",
+        "MODEL.BACKBONE.NAME is 'build_mrcnn_resnet_pafpn_backbone'",
+    ),
+    (
+        ("MODEL.RPN.FOCAL.GAMMA", "1.0"),
+        "MODEL.RPN.FOCAL.GAMMA",
+        "1.0",
+        "MODEL.PROPOSAL_GENERATOR.NAME is 'RPN'",
+    ),
+    ((FOCAL + "PRIOR_PROB", "0.5"), FOCAL + "PRIOR_PROB", "0.5", f"{LOSS} is 'softmax_focal'"),
+]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    """The quickstart with two data sets of its own, without Detectron2's default of weights and device."""
+    root = tmp_path_factory.mktemp("bad_input")
+    json_file = generate_shapes(str(root / "data"), 2, seed=0)
+    entries = [
+        [f"bad_input_{use}", json_file, str(root / "data" / "images")] for use in ("train", "val")
+    ]
+    path = root / "good.yaml"
+    path.write_text(
+        f"_BASE_: {CONFIGS / 'quickstart.yaml'}\n"
+        f"DATASETS: {{COCO_JSON: {entries}, TRAIN: [bad_input_train], TEST: [bad_input_val]}}\n"
+        f"OUTPUT_DIR: {root / 'out'}\n"
+    )
+    yield path
+    for name in DatasetCatalog.list():
+        if name.startswith("bad_input_"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def run(config_file, options=(), args=TRAIN):
+    cfg = load_cfg(str(config_file), options)
+    cfg.freeze()
+    engine.check(cfg, args)
+
+
+def message(call, *arguments):
+    with pytest.raises(Exception) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+def shown(rows):
+    return pytest.mark.parametrize(
+        "written, key, value, valid",
+        rows,
+        ids=[re.sub(r"[^\w.= -]+", "", f"{key} {value}")[:60] for _, key, value, _ in rows],
+    )
+
+
+@shown(BUILT + OURS + STOCK)
+def test_a_bad_value_is_named_before_anything_is_built(written, key, value, valid, config_file):
+    said = message(run, config_file, written)
+    assert key in said and value in said and valid in said, said
+
+
+@shown(FILES)
+def test_a_bad_file_is_named(written, key, value, valid, tmp_path):
+    (tmp_path / "bad.yaml").write_text(written)
+    said = message(
+        run, tmp_path / "bad.yaml", ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('some',)"]
+    )
+    assert key in said and value in said and valid in said, said
+
+
+@shown(BUILT)
+def test_a_script_that_only_builds_the_model_says_the_same(written, key, value, valid, config_file):
+    cfg = load_cfg(str(config_file), written)
+    with torch.device("meta"):  # It has no memory, and is fast.
+        said = message(build_model, cfg)
+    assert key in said and value in said and valid in said, said
+
+
+@shown(UNUSED)
+def test_a_key_that_nothing_reads_is_named(written, key, value, valid, config_file):
+    (said,) = find_unused_keys(load_cfg(str(config_file), written))
+    assert key in said and value in said and valid in said, said
+
+
+def test_every_key_of_this_package_has_a_row():
+    assert {key.name for key in KEYS} <= {key.partition("[")[0] for _, key, _, _ in BUILT + OURS}
+
+
+def test_evaluation_needs_a_test_set_and_no_training_keys(config_file, tmp_path):
+    (tmp_path / "weights.pth").touch()
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+    run(config_file, [*weights, "DATASETS.TRAIN", "()", "SOLVER.MAX_ITER", "0"], EVALUATE)
+    said = message(run, config_file, [*weights, "DATASETS.TEST", "()"], EVALUATE)
+    assert "DATASETS.TEST is ()" in said and "--eval-only" in said
+
+
+@pytest.mark.parametrize("changes", [(), C4, RETINANET, CASCADE, BIFPN, FOCAL_RPN, STAR])
+def test_good_values_pass(changes, config_file):
+    run(config_file, changes)
+
+
+@pytest.mark.parametrize("name", CONFIG_NAMES)
+def test_the_configs_pass(name):
+    check_config(full_config(name), TRAIN)
