@@ -154,7 +154,7 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     if PathManager.isfile(config_file):
         _refuse_mapping(read_yaml(config_file, allow_unsafe))
     try:
-        cfg.merge_from_file(config_file, allow_unsafe=_allows_unsafe(allow_unsafe))
+        cfg.merge_from_file(config_file, allow_unsafe=allows_unsafe(allow_unsafe))
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:
         hint = _hint(str(error), cfg)
@@ -195,7 +195,7 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
             return opened
 
     try:
-        content: dict[str, Any] = Checked.load_yaml_with_base(file, _allows_unsafe(allow_unsafe))
+        content: dict[str, Any] = Checked.load_yaml_with_base(file, allows_unsafe(allow_unsafe))
     except yaml.constructor.ConstructorError as error:
         mark = error.problem_mark
         raise ValueError(
@@ -206,7 +206,8 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     return content
 
 
-def _allows_unsafe(asked: bool) -> bool:
+def allows_unsafe(asked: bool = False) -> bool:
+    """Whether tags of a config file may run code: if it was asked for, or the environment allows it."""
     return asked or os.environ.get("MRCNN_PLUGIN_ALLOW_UNSAFE_YAML") == "1"
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from .config import allows_unsafe
+
 
 class PreferringConfig(CfgNode):
     """A Detectron2 config that merges a preferred file again after every other file.
@@ -28,16 +30,16 @@ class PreferringConfig(CfgNode):
         self._take(cfg.clone())
         # CfgNode keeps what is no config key in __dict__. A clone takes it along.
         self.__dict__["_preferred"] = preferred
-        self._merge(lambda stock: stock.merge_from_file(preferred, allow_unsafe=False))
+        self._merge(lambda stock: stock.merge_from_file(preferred, allows_unsafe()))
         return self
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
-        """As Detectron2's, but the preferred file wins."""
+        """As Detectron2's, but the preferred file wins, which is read safely."""
         preferred = self.__dict__["_preferred"]
 
         def merge(stock: CfgNode) -> None:
             stock.merge_from_file(cfg_filename, allow_unsafe)
-            stock.merge_from_file(preferred, allow_unsafe=False)
+            stock.merge_from_file(preferred, allows_unsafe())
 
         self._merge(merge)
         logging.getLogger(__name__).warning(

@@ -4,6 +4,8 @@ A row of a table has what a user wrote, and three parts of the message: the key,
 be valid.
 """
 
+import os
+import pickle
 import re
 from argparse import Namespace
 
@@ -13,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from mrcnn_plugin import engine, load_cfg
+from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.config import KEYS
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.modeling import find_unused_keys
@@ -784,6 +787,49 @@ def test_a_script_that_only_builds_the_model_says_the_same(written, key, value, 
 def test_a_key_that_nothing_reads_is_named(written, key, value, valid, config_file):
     (said,) = find_unused_keys(load_cfg(str(config_file), written))
     assert key in said and value in said and valid in said, said
+
+
+class TestWhatRunsWhenAFileIsRead:
+    @pytest.fixture(params=["itself", "its base"])
+    def tagged(self, request, tmp_path):
+        """A config file that makes a folder when it is read unsafely."""
+        path = tmp_path / "tagged.yaml"
+        arguments = f"[{tmp_path / 'made'}]"
+        path.write_text(f"MODEL: {{WEIGHTS: !!python/object/apply:os.mkdir {arguments}}}")
+        if request.param == "its base":
+            (tmp_path / "config.yaml").write_text("_BASE_: tagged.yaml")
+            path = tmp_path / "config.yaml"
+        return path
+
+    def test_a_config_runs_no_code(self, tagged, tmp_path):
+        said = message(load_cfg, str(tagged))
+        assert f"{tmp_path}/tagged.yaml, line 1" in said and "python/object/apply:os.mkdir" in said
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("how", ["argument", "environment"])
+    def test_a_config_runs_code_if_that_is_allowed(self, how, tagged, tmp_path, monkeypatch):
+        if how == "environment":
+            monkeypatch.setenv("MRCNN_PLUGIN_ALLOW_UNSAFE_YAML", "1")
+        # The file is read twice, so that the second folder is there already.
+        with pytest.raises(FileExistsError):
+            load_cfg(str(tagged), allow_unsafe=how == "argument")
+        assert (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("suffix, runs", [("pth", False), ("pyth", False), ("pkl", True)])
+    def test_a_checkpoint_runs_code_only_if_it_is_a_plain_pickle(self, suffix, runs, tmp_path):
+        class Attack:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "made"),)
+
+        file = tmp_path / f"weights.{suffix}"
+        content = {"model": {"weight": Attack()}, "model_state": {}, "__author__": "a test"}
+        if suffix == "pkl":
+            file.write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, file)
+        said = message(FittingCheckpointer(torch.nn.Linear(1, 1)).load, str(file))
+        assert (tmp_path / "made").exists() == runs
+        assert runs or (str(file) in said and "weights_only" in said)
 
 
 def test_every_key_of_this_package_has_a_row():

@@ -290,7 +290,7 @@ class TestPreferredConfig:
             (None, FileNotFoundError, "'bad.yaml', but mrcnn_plugin has no config file"),
             ("MODEL: {FPN: {UPSAMPEL: carafe}}", ValueError, "MODEL.FPN.UPSAMPEL"),
             ("MODEL: {MASK_ON: many}", ValueError, "MASK_ON"),
-            ("MODEL: !!python/object/apply:os.getpid []", ValueError, "python/object/apply"),
+            ("MODEL: !!python/object/apply:os.getpid []", ValueError, "ALLOW_UNSAFE_YAML=1"),
         ],
     )
     def test_a_bad_file_is_named(self, content, error, message, defaults, tmp_path, monkeypatch):

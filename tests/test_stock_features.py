@@ -217,7 +217,7 @@ def test_evaluates_periodically_and_keeps_the_best_checkpoint(tmp_path, four_ima
     trainer.train()
     evaluations = trainer.storage.history("segm/AP").values()
     assert [iteration for _, iteration in evaluations] == [0, 1, 3]  # 3 is after the training
-    assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 1
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 1
 
 
 def test_frozen_stages_stay_as_they_are(tmp_path, four_images):

@@ -72,7 +72,9 @@ def test_one_alpha_is_not_read_beside_one_for_each_class():
     changes = {"MODEL__ROI_BOX_HEAD__FOCAL__ALPHA": 0.5}
     alphas = {"MODEL__ROI_BOX_HEAD__FOCAL__ALPHA_PER_CLASS": [0.1, 0.2, 0.3]}
     (sentence,) = find_unused_keys(small.config(**changes, **alphas))
-    expected = ".*FOCAL.ALPHA is .*, but nothing reads it: .*FOCAL.ALPHA_PER_CLASS is .0.1, 0.2, 0.3."
+    expected = (
+        ".*FOCAL.ALPHA is .*, but nothing reads it: .*FOCAL.ALPHA_PER_CLASS is .0.1, 0.2, 0.3."
+    )
     assert re.match(expected, sentence)
 
 

@@ -39,7 +39,7 @@ def test_the_tool_trains_writes_metrics_and_evaluates_what_it_saved(run, tmp_pat
 def test_resume_goes_on_where_the_run_ended(run, tmp_path):
     run(SOLVER__MAX_ITER=1)
     run("--resume", SOLVER__MAX_ITER=3)
-    checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)
+    checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 2
     assert not (tmp_path / "out" / "model_0000003.pth").exists()
 
@@ -196,8 +196,9 @@ def test_faulty_data_are_refused_before_the_model_is_built(run, tmp_path, train_
     monkeypatch.setattr(train_net.Trainer, "build_model", None)
     with pytest.raises(ValueError, match="negative width"):
         run()
+    (tmp_path / "model.pth").touch()
     with pytest.raises(ValueError, match="negative width"):
-        run("--eval-only", MODEL__WEIGHTS="model.pth")
+        run("--eval-only", MODEL__WEIGHTS=tmp_path / "model.pth")
 
 
 def test_an_evaluation_needs_no_images_of_the_training_set(run, tmp_path):
