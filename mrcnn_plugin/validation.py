@@ -53,7 +53,6 @@ _CHANNELS = {
     "LAB": 3,
     "YUV-BT.601": 3,
 }
-_STOCK_POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 
 def check_config(cfg: CfgNode, args: Namespace) -> None:
@@ -86,11 +85,16 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
     if "train" in parts:
         _check_solver(cfg)
     if "ROI heads" in parts:
-        _check_roi_heads(cfg)
+        _check_roi_heads(cfg, parts)
     if "RetinaNet" in parts:
         _check_retinanet(cfg)
-    if "RPN" in parts:
-        _check_labels(cfg, "RPN")
+    for part, node in (
+        ("RPN", "RPN"),
+        ("known ROI heads", "ROI_HEADS"),
+        ("RetinaNet", "RETINANET"),
+    ):
+        if part in parts:
+            _check_labels(cfg, node)
     for part, node, channels in (
         ("FPN", "FPN", "OUT_CHANNELS"),
         ("box head", "ROI_BOX_HEAD", "CONV_DIM"),
@@ -174,6 +178,8 @@ _STRINGS = Check(
     "a tuple of names, such as ('my_train',)",
 )
 _WEIGHTS = several(_POSITIVE, 4)
+_POOLER_TYPE = one_of(*POOLER_TYPES, "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+_SAMPLING_RATIO = whole(-1, "; 0 and -1 take as many samples as a bin has pixels")
 _LABELS = several(Check(lambda value: value in (-1, 0, 1), "-1, 0 or 1"))
 _THRESHOLDS = Check(
     lambda value: several(_POSITIVE).holds(value) and list(value) == sorted(value),
@@ -251,11 +257,6 @@ RULES = (
     ),
     Rule(
         "train",
-        "DATALOADER.SAMPLER_TRAIN",
-        one_of("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
-    ),
-    Rule(
-        "train",
         "SOLVER.LR_SCHEDULER_NAME",
         one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     ),
@@ -313,28 +314,39 @@ RULES = (
     ),
     #
     Rule("ROI heads", "MODEL.ROI_HEADS.NUM_CLASSES MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", whole(1)),
-    Rule("ROI heads", "MODEL.ROI_HEADS.IN_FEATURES", _FEATURES),
-    Rule("ROI heads", "MODEL.ROI_HEADS.IOU_THRESHOLDS", _THRESHOLDS),
-    Rule("ROI heads", "MODEL.ROI_HEADS.IOU_LABELS", _LABELS),
+    Rule("known ROI heads", "MODEL.ROI_HEADS.IN_FEATURES", _FEATURES),
+    Rule("known ROI heads", "MODEL.ROI_HEADS.IOU_THRESHOLDS", _THRESHOLDS),
+    Rule("known ROI heads", "MODEL.ROI_HEADS.IOU_LABELS", _LABELS),
     Rule(
-        "ROI heads", "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST", _FRACTION
+        "known ROI heads",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST",
+        _FRACTION,
     ),
-    Rule("ROI heads", "MODEL.ROI_HEADS.POSITIVE_FRACTION", number(0, 1, above=True)),
-    Rule("ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
-    Rule("ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", _WEIGHTS),
+    Rule("known ROI heads", "MODEL.ROI_HEADS.POSITIVE_FRACTION", number(0, 1, above=True)),
+    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
+    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", _WEIGHTS),
     Rule(
-        "ROI heads",
+        "known ROI heads",
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
         number(0),
     ),
+    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", _POOLER_TYPE),
+    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", whole(1)),
+    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", _SAMPLING_RATIO),
     Rule("box head", "MODEL.ROI_BOX_HEAD.NUM_CONV MODEL.ROI_BOX_HEAD.NUM_FC", whole(0)),
     Rule("box head", "MODEL.ROI_BOX_HEAD.CONV_DIM MODEL.ROI_BOX_HEAD.FC_DIM", whole(1)),
     Rule("box head", "MODEL.ROI_BOX_HEAD.NORM", _NORM),
     Rule("cascade", "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", several(_WEIGHTS)),
     Rule("cascade", "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", several(_FRACTION)),
+    Rule("masks", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", _POOLER_TYPE),
+    Rule("masks", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", whole(1)),
+    Rule("masks", "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", _SAMPLING_RATIO),
     Rule("masks", "MODEL.ROI_MASK_HEAD.NUM_CONV", whole(0)),
     Rule("masks", "MODEL.ROI_MASK_HEAD.CONV_DIM", whole(1)),
     Rule("masks", "MODEL.ROI_MASK_HEAD.NORM", _NORM),
+    Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", _POOLER_TYPE),
+    Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", whole(1)),
+    Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", _SAMPLING_RATIO),
     Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", whole(1)),
     Rule("keypoints", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", several(whole(1))),
     #
@@ -366,7 +378,7 @@ RULES = (
 NAMES = (
     ("MODEL.META_ARCHITECTURE", "all", META_ARCH_REGISTRY),
     ("MODEL.BACKBONE.NAME", "all", BACKBONE_REGISTRY),
-    ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", PROPOSAL_GENERATOR_REGISTRY),
+    ("MODEL.PROPOSAL_GENERATOR.NAME", "proposals", PROPOSAL_GENERATOR_REGISTRY),
     ("MODEL.RPN.HEAD_NAME", "RPN", RPN_HEAD_REGISTRY),
     ("MODEL.ANCHOR_GENERATOR.NAME", "anchors", ANCHOR_GENERATOR_REGISTRY),
     ("MODEL.ROI_HEADS.NAME", "ROI heads", ROI_HEADS_REGISTRY),
@@ -377,31 +389,47 @@ NAMES = (
 
 
 def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
-    """The parts of a run that read keys. An unknown architecture reads whatever it wants."""
+    """The parts of a run that read keys.
+
+    The keys of a component are only checked if it is Detectron2's or of this package. That of another
+    project may give them other values.
+    """
     model = cfg.MODEL
     architecture = model.META_ARCHITECTURE
     parts = {"all"}
     parts |= {"train"} if train else set()
     parts |= {"crop"} if train and cfg.INPUT.CROP.ENABLED else set()
     parts |= {"gradient clipping"} if train and cfg.SOLVER.CLIP_GRADIENTS.ENABLED else set()
-    parts |= {"ResNet"} if "resnet" in model.BACKBONE.NAME else set()
-    parts |= {"FPN"} if "fpn" in model.BACKBONE.NAME else set()
+    backbone = model.BACKBONE.NAME
+    if _is_known(BACKBONE_REGISTRY, backbone):
+        parts |= {"ResNet"} if "resnet" in backbone else set()
+        parts |= {"FPN"} if "fpn" in backbone else set()
     if architecture == "RetinaNet":
         return parts | {"RetinaNet", "anchors"}
     if architecture not in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"):
         return parts
-    if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":
-        parts |= {"RPN", "anchors"}
+    proposals = model.PROPOSAL_GENERATOR.NAME
+    parts |= {"proposals"} if proposals != "PrecomputedProposals" else set()
+    parts |= {"RPN", "anchors"} if _is_known(PROPOSAL_GENERATOR_REGISTRY, proposals) else set()
     if architecture == "ProposalNetwork":
         return parts
     parts |= {"ROI heads"}
-    heads = model.ROI_HEADS.NAME
-    heads = ROI_HEADS_REGISTRY.get(heads) if heads in ROI_HEADS_REGISTRY else object
-    parts |= {"box head"} if _derives(heads, StandardROIHeads) else set()
-    parts |= {"cascade"} if _derives(heads, CascadeROIHeads) else set()
-    parts |= {"masks"} if model.MASK_ON else set()
-    parts |= {"keypoints"} if model.KEYPOINT_ON else set()
+    if _is_known(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME):
+        heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
+        parts |= {"known ROI heads"}
+        parts |= {"box head"} if _derives(heads, StandardROIHeads) else set()
+        parts |= {"cascade"} if _derives(heads, CascadeROIHeads) else set()
+        parts |= {"masks"} if model.MASK_ON else set()
+        parts |= {"keypoints"} if model.KEYPOINT_ON else set()
     return parts
+
+
+def _is_known(registry: Registry, name: str) -> bool:
+    """Whether a component is Detectron2's or of this package."""
+    if name not in registry:
+        return False
+    module = registry.get(name).__module__
+    return module.startswith(("detectron2.modeling.", "mrcnn_plugin."))
 
 
 def _derives(component: Any, base: type) -> bool:
@@ -521,19 +549,27 @@ def _check_solver(cfg: CfgNode) -> None:
                 f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; for INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r} it must be "
                 f"{check.valid}."
             )
+    _check_sampler(cfg)
+
+
+def _check_sampler(cfg: CfgNode) -> None:
     loader = cfg.DATALOADER
-    if (
-        loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
-        and not 0 < loader.REPEAT_THRESHOLD <= 1
-    ):
+    samplers = ["TrainingSampler", "RepeatFactorTrainingSampler"]
+    # These need keys that Detectron2's default config lacks.
+    if "RANDOM_SUBSET_RATIO" in loader:
+        samplers += ["RandomSubsetTrainingSampler"]
+    if "TRAIN_REPEAT_FACTOR" in cfg.DATASETS:
+        samplers += ["WeightedTrainingSampler", "WeightedCategoryTrainingSampler"]
+    if loader.SAMPLER_TRAIN not in samplers:
         raise ValueError(
-            f"DATALOADER.REPEAT_THRESHOLD is {loader.REPEAT_THRESHOLD}, with which DATALOADER.SAMPLER_TRAIN "
+            f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r}; it must be {one_of(*samplers).valid}."
+        )
+    threshold = loader.REPEAT_THRESHOLD
+    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not 0 < threshold <= 1:
+        raise ValueError(
+            f"DATALOADER.REPEAT_THRESHOLD is {threshold}, with which DATALOADER.SAMPLER_TRAIN "
             f"'RepeatFactorTrainingSampler' repeats nothing; it must be a share of the images in (0, 1], such as 0.001."
         )
-    if loader.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
-        ratio = loader.get("RANDOM_SUBSET_RATIO", 1.0)
-        if not 0 < ratio <= 1:
-            raise ValueError(f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}; it must be in (0, 1].")
 
 
 def _check_groups(cfg: CfgNode, norm: str, channels: str) -> None:
@@ -554,16 +590,14 @@ def _check_labels(cfg: CfgNode, node: str) -> None:
         )
 
 
-def _check_roi_heads(cfg: CfgNode) -> None:
+def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
     name = cfg.MODEL.ROI_HEADS.NAME
-    heads = ROI_HEADS_REGISTRY.get(name)
     box_head = cfg.MODEL.ROI_BOX_HEAD
-    _check_labels(cfg, "ROI_HEADS")
-    if _derives(heads, CascadeROIHeads):
+    if _derives(ROI_HEADS_REGISTRY.get(name), CascadeROIHeads):
         _check_cascade(cfg)
     if box_head.get("USE_FED_LOSS"):
         _check_fed_loss(cfg)
-    if _derives(heads, StandardROIHeads) and not box_head.NUM_CONV + box_head.NUM_FC:
+    if "box head" in parts and not box_head.NUM_CONV + box_head.NUM_FC:
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.NUM_FC and MODEL.ROI_BOX_HEAD.NUM_CONV are 0; the box head needs a layer, so one of "
             "them must be at least 1."
@@ -578,17 +612,6 @@ def _check_roi_heads(cfg: CfgNode) -> None:
                 f"that to MRCNNFocalROIHeads, MRCNNFocalCascadeROIHeads or MRCNNFocalRes5ROIHeads (with "
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS 'cross_entropy' they are Detectron2's own)"
             )
-        for key, check in (
-            ("POOLER_TYPE", one_of(*POOLER_TYPES, *_STOCK_POOLER_TYPES)),
-            ("POOLER_RESOLUTION", whole(1)),
-            (
-                "POOLER_SAMPLING_RATIO",
-                whole(-1, "; 0 and -1 take as many samples as there are pixels"),
-            ),
-        ):
-            value = cfg.MODEL[node][key]
-            if not check.holds(value):
-                raise ValueError(f"MODEL.{node}.{key} is {value!r}; it must be {check.valid}.")
 
 
 def _check_cascade(cfg: CfgNode) -> None:
@@ -635,7 +658,6 @@ def _check_fed_loss(cfg: CfgNode) -> None:
 
 
 def _check_retinanet(cfg: CfgNode) -> None:
-    _check_labels(cfg, "RETINANET")
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if cfg.MODEL[key]:
             raise ValueError(
@@ -645,8 +667,10 @@ def _check_retinanet(cfg: CfgNode) -> None:
 
 def _check_model(cfg: CfgNode, parts: set[str]) -> None:
     """Builds the model without memory. Raises what a constructor raises, with the keys where Detectron2 names none."""
-    components = [registry.get(_get(cfg, key)) for key, part, registry in NAMES if part in parts]
-    if not all(_can_be_built_without_memory(component) for component in components):
+    # A component of another project may compute with the values of tensors, which are not there.
+    if not all(
+        _is_known(registry, _get(cfg, key)) for key, part, registry in NAMES if part in parts
+    ):
         return
     cfg = cfg.clone()
     cfg.defrost()
@@ -663,12 +687,6 @@ def _check_model(cfg: CfgNode, parts: set[str]) -> None:
     if "ROI heads" in parts:
         _check_res5_heads(cfg, shapes)
     _build(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), cfg)
-
-
-def _can_be_built_without_memory(component: Any) -> bool:
-    """Detectron2's components and ours can. Others may compute with the values of tensors."""
-    module = component.__module__
-    return module.startswith(("detectron2.modeling.", "mrcnn_plugin."))
 
 
 def _build(build: Callable[[CfgNode], Any], cfg: CfgNode) -> Any:
