@@ -45,9 +45,8 @@ _HEADS = {
 }
 
 
-def _pooler(name: str) -> dict[str, Any]:
-    keys = ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE")
-    return {**_HEADS, **dict.fromkeys(keys, name)}
+def _pooler(name: str, heads: Sequence[str] = ("BOX", "MASK")) -> dict[str, Any]:
+    return {**_HEADS, **{f"MODEL.ROI_{head}_HEAD.POOLER_TYPE": name for head in heads}}
 
 
 def _ratio(samples: int) -> dict[str, Any]:
@@ -58,6 +57,11 @@ def _ratio(samples: int) -> dict[str, Any]:
 def _loss(name: str, **focal: Any) -> dict[str, Any]:
     keys = {f"MODEL.ROI_BOX_HEAD.FOCAL.{key}": value for key, value in focal.items()}
     return {**_HEADS, "MODEL.ROI_BOX_HEAD.CLS_LOSS": name, **keys}
+
+
+def _softmax_focal(gamma: float = 2.0, weight: float = 1.0) -> dict[str, Any]:
+    keys = _loss("softmax_focal", GAMMA=gamma)
+    return {**keys, "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT": weight}
 
 
 def _sigmoid_loss(name: str, **focal: Any) -> dict[str, Any]:
@@ -94,8 +98,22 @@ MASK_RCNN = {
     "bicubic_ratio2": Variant(
         "bicubic poolers, sampling ratio 2", {**_BICUBIC, **_ratio(2)}, "stock_ratio2"
     ),
+    "bicubic_boxes": Variant("bicubic pooler for boxes", _pooler("ROIAlignBicubic", ["BOX"])),
+    "bicubic_masks": Variant("bicubic pooler for masks", _pooler("ROIAlignBicubic", ["MASK"])),
     # Loss of the box head.
-    "softmax_focal": Variant("softmax focal loss", _loss("softmax_focal")),
+    "softmax_focal": Variant("softmax focal loss", _softmax_focal()),
+    "softmax_focal_gamma0.5": Variant("softmax focal loss, γ = 0.5", _softmax_focal(0.5)),
+    "softmax_focal_gamma1": Variant("softmax focal loss, γ = 1", _softmax_focal(1.0)),
+    "softmax_focal_weight2": Variant("softmax focal loss, weight 2", _softmax_focal(weight=2.0)),
+    "softmax_focal_weight4": Variant("softmax focal loss, weight 4", _softmax_focal(weight=4.0)),
+    # These two differ in the probability that they start with, 0.01 and 0.5.
+    "sigmoid_cross_entropy": Variant(
+        "sigmoid cross entropy",
+        _sigmoid_loss("sigmoid_focal", GAMMA=0.0, ALPHA=-1.0, NORMALIZER="proposals"),
+    ),
+    "stock_sigmoid_cross_entropy": Variant(
+        "Detectron2's sigmoid cross entropy", {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}
+    ),
     "sigmoid_focal": Variant("sigmoid focal loss", _SIGMOID_FOCAL),
     "sigmoid_focal_gamma1": Variant(
         "sigmoid focal loss, γ = 1", _sigmoid_loss("sigmoid_focal", GAMMA=1.0)
@@ -120,9 +138,20 @@ MASK_RCNN = {
     "gated_carafe_bicubic": Variant(
         "CARAFE that starts as nearest, and bicubic poolers", {**_BICUBIC, **_GATED_CARAFE}
     ),
+    "pafpn_gated_carafe_bicubic": Variant(
+        "PAFPN with CARAFE that starts as nearest, and bicubic poolers",
+        {**_BICUBIC, **_backbone("pafpn", UPSAMPLE="gated_carafe")},
+    ),
+    **{
+        f"gated_carafe_bicubic_focal{gamma:g}": Variant(
+            f"CARAFE that starts as nearest, bicubic poolers, softmax focal loss, γ = {gamma:g}",
+            {**_BICUBIC, **_GATED_CARAFE, **_softmax_focal(gamma)},
+        )
+        for gamma in (0.5, 1.0, 2.0)
+    },
     "headline": Variant(
         "PAFPN, bicubic poolers, softmax focal loss (mask_rcnn_focal.yaml)",
-        {**_BICUBIC, **_PAFPN, **_loss("softmax_focal")},
+        {**_BICUBIC, **_PAFPN, **_softmax_focal()},
     ),
     "headline_sigmoid_focal": Variant(
         "PAFPN, bicubic poolers, sigmoid focal loss", {**_BICUBIC, **_PAFPN, **_SIGMOID_FOCAL}

@@ -81,6 +81,8 @@ KEYS = (
     # with FL* of the paper's appendix A) or "cross_entropy" (Detectron2's own loss). Detectron2's
     # USE_FED_LOSS works with all of them except "softmax_focal".
     Key("MODEL.ROI_BOX_HEAD.CLS_LOSS", "softmax_focal", "ROI heads"),
+    # The weight of this loss, whichever it is. BBOX_REG_LOSS_WEIGHT is Detectron2's key for the boxes.
+    Key("MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT", 1.0, "ROI heads"),
     #
     # The focal loss of the box head (arXiv 1708.02002), in the symbols of the paper.
     # α in [0, 1] is the weight of foreground, and 1 - α that of background. -1.0 means no weights.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model, build_roi_heads
 from detectron2.utils.events import EventStorage
 
 from ablations import cells, scenes
@@ -56,6 +57,11 @@ def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
         assert change(f"stock_ratio{ratio}") == samples
         assert change(f"bicubic_ratio{ratio}", f"stock_ratio{ratio}") == change("bicubic")
 
+    for head in ("BOX", "MASK"):
+        key = f"MODEL.ROI_{head}_HEAD.POOLER_TYPE"
+        name = {"BOX": "bicubic_boxes", "MASK": "bicubic_masks"}[head]
+        assert change(name) == {**FOCAL_HEADS, key: "ROIAlignBicubic"}
+
     focal = "MODEL.ROI_BOX_HEAD.FOCAL"
     heads = {"MODEL.ROI_HEADS.NAME": "MRCNNFocalROIHeads"}
     loss = "MODEL.ROI_BOX_HEAD.CLS_LOSS"
@@ -63,6 +69,18 @@ def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
     # It is the default of the key, which stock heads do not read.
     assert change("softmax_focal") == heads
     assert cells.load(f"{base}/softmax_focal").MODEL.ROI_BOX_HEAD.CLS_LOSS == "softmax_focal"
+    for gamma in (0.5, 1.0):
+        assert change(f"softmax_focal_gamma{gamma:g}") == {**heads, f"{focal}.GAMMA": gamma}
+    for weight in (2.0, 4.0):
+        key = "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT"
+        assert change(f"softmax_focal_weight{weight:g}") == {**heads, key: weight}
+    assert change("sigmoid_cross_entropy") == {
+        **heads,
+        loss: "sigmoid_focal",
+        f"{focal}.GAMMA": 0.0,
+    }
+    sigmoid_ce = {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}
+    assert change("stock_sigmoid_cross_entropy") == sigmoid_ce
     sigmoid = {**heads, loss: "sigmoid_focal", **weights}
     assert change("sigmoid_focal") == sigmoid
     assert change("sigmoid_focal_gamma1") == {**sigmoid, f"{focal}.GAMMA": 1.0}
@@ -83,6 +101,16 @@ def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
     assert change("carafe") == backbone("upsample_fpn", UPSAMPLE="carafe")
     assert change("carafe_bicubic") == {**change("carafe"), **change("bicubic")}
     bicubic = poolers("ROIAlignBicubic")
+    gated = {**bicubic, **backbone("upsample_fpn", UPSAMPLE="gated_carafe")}
+    assert change("gated_carafe_bicubic") == {**FOCAL_HEADS, **gated}
+    for gamma in (0.5, 1.0, 2.0):
+        focusing = {} if gamma == 2.0 else {f"{focal}.GAMMA": gamma}
+        assert change(f"gated_carafe_bicubic_focal{gamma:g}") == {**heads, **gated, **focusing}
+    assert change("pafpn_gated_carafe_bicubic") == {
+        **FOCAL_HEADS,
+        **bicubic,
+        **backbone("pafpn", UPSAMPLE="gated_carafe"),
+    }
     assert change("headline") == {**heads, **bicubic, **change("pafpn")}
     assert change("headline_sigmoid_focal") == {**sigmoid, **bicubic, **change("pafpn")}
 
@@ -98,6 +126,31 @@ def test_the_headline_is_that_of_the_configs():
         "MODEL.ROI_BOX_HEAD.CLS_LOSS",
     ):
         assert flat(ours)[key] == flat(theirs)[key]
+
+
+def test_sigmoid_cross_entropy_is_the_loss_of_detectron2():
+    ours = cells.load("shapes_scales/sigmoid_cross_entropy")
+    stock = cells.load("shapes_scales/stock_sigmoid_cross_entropy")
+    classes, proposals = stock.MODEL.ROI_HEADS.NUM_CLASSES, 12
+    predictors = [
+        build_roi_heads(
+            cfg, {f"p{i}": ShapeSpec(64, stride=2**i) for i in (2, 3, 4, 5)}
+        ).box_predictor
+        for cfg in (ours, stock)
+    ]
+    torch.manual_seed(0)
+    # From logits that a trained model may have to those at which a sigmoid is 0 or 1.
+    scores = torch.randn(proposals, classes + 1) * torch.logspace(-1, 2, proposals)[:, None]
+    labels = torch.arange(proposals) % (classes + 1)
+    losses, gradients = [], []
+    for loss in (predictors[0].focal_loss, predictors[1].sigmoid_cross_entropy_loss):
+        logits = scores.clone().requires_grad_()
+        losses.append(loss(logits, labels))
+        # Each logit has its own derivative, which tells the weight of each element of the loss.
+        gradients += torch.autograd.grad(losses[-1], logits)
+    assert torch.equal(*losses) and torch.equal(*gradients)
+    assert not gradients[0][:, -1].any()
+    assert predictors[0].scores_are_sigmoids and predictors[1].use_sigmoid_ce
 
 
 @pytest.mark.parametrize("base", ["retinanet_nuclei", "retinanet_shapes_long_tail"])

@@ -471,5 +471,23 @@ def test_every_option_comes_from_its_key():
     cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS = [0.1, 0.2, 0.3]
     layer = FocalFastRCNNOutputLayers(cfg, INPUT)
     assert torch.equal(layer.focal_alpha, torch.tensor([0.1, 0.2, 0.3]))
+    assert layer.loss_weight == {"loss_cls": 1.0, "loss_box_reg": 1.0}
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT, cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 2.0, 3.0
+    layer = FocalFastRCNNOutputLayers(cfg, INPUT)
+    assert layer.loss_weight == {"loss_cls": 2.0, "loss_box_reg": 3.0}
     cfg = small.config(MODEL__ROI_BOX_HEAD__FOCAL__PRIOR_PROB=0.5)
     assert not FocalFastRCNNOutputLayers(cfg, INPUT).cls_score.bias.any()  # log(0.5 / 0.5)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_a_bad_loss_weight_is_named(weight):
+    cfg = small.config(MODEL__ROI_BOX_HEAD__CLS_LOSS_WEIGHT=weight)
+    with pytest.raises(ValueError, match=f"CLS_LOSS_WEIGHT must be finite .*, got {weight}"):
+        FocalFastRCNNOutputLayers(cfg, INPUT)
+
+
+def test_the_weight_applies_to_cross_entropy_too(scores):
+    weight = {"loss_cls": 2.0}
+    ours = losses(focal(cls_loss="cross_entropy", loss_weight=weight), scores, proposals(LABELS))
+    expected = losses(stock(), scores, proposals(LABELS))
+    torch.testing.assert_close(ours["loss_cls"], 2 * expected["loss_cls"])

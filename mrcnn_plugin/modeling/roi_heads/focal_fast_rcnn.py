@@ -115,8 +115,15 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         # Each key is written in full, so that a search for a key finds this place.
         alphas = cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS
+        weight = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT must be finite and at least 0, got {weight}"
+            )
+        arguments = super().from_config(cfg, input_shape)
         return {
-            **super().from_config(cfg, input_shape),
+            **arguments,
+            "loss_weight": {**arguments["loss_weight"], "loss_cls": weight},
             "cls_loss": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS,
             "focal_alpha": alphas or cfg.MODEL.ROI_BOX_HEAD.FOCAL.ALPHA,
             "focal_gamma": cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA,
