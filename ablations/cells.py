@@ -19,6 +19,8 @@ from detectron2.config import CfgNode
 
 import mrcnn_plugin
 
+from . import focal_forms  # noqa: F401 (registers its ROI heads)
+
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 # Keys that say where and how often a cell is run or saved. They do not change what is trained.
@@ -64,6 +66,10 @@ def _softmax_focal(gamma: float = 2.0, weight: float = 1.0) -> dict[str, Any]:
     return {**keys, "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT": weight}
 
 
+def _form(name: str) -> dict[str, Any]:
+    return {**_softmax_focal(), "MODEL.ROI_HEADS.NAME": f"Ablations{name}FocalROIHeads"}
+
+
 def _sigmoid_loss(name: str, **focal: Any) -> dict[str, Any]:
     """With RetinaNet's α and divisor."""
     return _loss(name, **{"ALPHA": 0.25, "NORMALIZER": "foreground", **focal})
@@ -106,6 +112,16 @@ MASK_RCNN = {
     "softmax_focal_gamma1": Variant("softmax focal loss, γ = 1", _softmax_focal(1.0)),
     "softmax_focal_weight2": Variant("softmax focal loss, weight 2", _softmax_focal(weight=2.0)),
     "softmax_focal_weight4": Variant("softmax focal loss, weight 4", _softmax_focal(weight=4.0)),
+    # Forms that the package does not have, see focal_forms.py.
+    "softmax_focal_background": Variant(
+        "softmax focal loss, the factor on background only", _form("Background")
+    ),
+    "softmax_focal_far": Variant(
+        "softmax focal loss, no factor within 0.1 of the IoU threshold", _form("Far")
+    ),
+    "softmax_focal_normalized": Variant(
+        "softmax focal loss, divided by the sum of its factors", _form("Normalized")
+    ),
     # These two differ in the probability that they start with, 0.01 and 0.5.
     "sigmoid_cross_entropy": Variant(
         "sigmoid cross entropy",

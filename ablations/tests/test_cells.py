@@ -71,6 +71,9 @@ def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
     assert cells.load(f"{base}/softmax_focal").MODEL.ROI_BOX_HEAD.CLS_LOSS == "softmax_focal"
     for gamma in (0.5, 1.0):
         assert change(f"softmax_focal_gamma{gamma:g}") == {**heads, f"{focal}.GAMMA": gamma}
+    for form in ("Background", "Far", "Normalized"):
+        name = f"Ablations{form}FocalROIHeads"
+        assert change(f"softmax_focal_{form.lower()}") == {"MODEL.ROI_HEADS.NAME": name}
     for weight in (2.0, 4.0):
         key = "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT"
         assert change(f"softmax_focal_weight{weight:g}") == {**heads, key: weight}
