@@ -3,13 +3,15 @@
     python -m ablations run --config 'nuclei/*' my.yaml --seeds 1 2 3 --jobs 2
     python -m ablations table --config 'nuclei/*' my.yaml
     python -m ablations overview --results ablations/results/ablations.jsonl
+    python -m ablations losses --config 'shapes_scales/softmax_focal*' --seeds 1 --opts SOLVER.MAX_ITER 300
     python -m ablations report
 
 `run` trains each cell, a config with a seed, as tools/train_net.py does, and adds a line to the
 results. It may be killed and started again: a cell with a line is not run again, and one that was
 interrupted goes on from its last checkpoint. `table` prints a Markdown table of the cells that have
-a line. `overview` prints one table of all variants and data sets. `report` makes the tables and plots
-of this study's pages again.
+a line. `overview` prints one table of all variants and data sets. `losses` trains cells without an
+evaluation and records what each loss weighs, and `shares` prints a table of these records. `report`
+makes the tables and plots of this study's pages again.
 
 A config is a name of ablations/cells.py, a pattern of such names, or a YAML file. A file is compared
 with its _BASE_ if that lies in the same folder and is not called Base-*.yaml, as Detectron2 calls
@@ -29,6 +31,7 @@ from . import cells
 FOLDER = Path(__file__).resolve().parent
 PAGES = (FOLDER / "README.md", FOLDER / "report.md")
 RESULTS = "output/ablations/results.jsonl"
+LOSS_SHARES = "output/ablations/loss_shares.jsonl"
 
 
 def parse(argv: Sequence[str] | None = None) -> Namespace:
@@ -44,15 +47,21 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     overview = commands.add_parser(
         "overview", help="print one table of all variants and data sets", allow_abbrev=False
     )
+    losses = commands.add_parser(
+        "losses", help="record what each loss weighs in trainings", allow_abbrev=False
+    )
+    shares = commands.add_parser(
+        "shares", help="print a table of what `losses` recorded", allow_abbrev=False
+    )
     commands.add_parser("report", help="make the pages of this study again")
 
-    for command in (run, table):
+    for command in (run, table, losses, shares):
         command.add_argument("--config", nargs="+", required=True, metavar="NAME_OR_FILE")
     overview.add_argument("--config", nargs="+", default=["*"], metavar="NAME")
-    for command in (run, table, overview):
+    for command in (run, table, overview, losses, shares):
         command.add_argument(
             "--results",
-            default=RESULTS,
+            default=LOSS_SHARES if command in (losses, shares) else RESULTS,
             metavar="FILE",
             help="a JSON line for each cell; default: %(default)s",
         )
@@ -74,12 +83,16 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     table.add_argument(
         "--plots", metavar="PREFIX", help="draw PREFIX_ap.png and PREFIX_curves.png too"
     )
-    run.add_argument("--seeds", nargs="+", type=int, required=True, metavar="N")
-    run.add_argument(
-        "--output-dir",
-        default="output/ablations",
-        metavar="FOLDER",
-        help="for the trainings; default: %(default)s",
+    for command, folder in ((run, "output/ablations"), (losses, "output/ablations/losses")):
+        command.add_argument("--seeds", nargs="+", type=int, required=True, metavar="N")
+        command.add_argument(
+            "--output-dir",
+            default=folder,
+            metavar="FOLDER",
+            help="for the trainings; default: %(default)s",
+        )
+    losses.add_argument(
+        "--every", type=int, default=20, metavar="N", help="iterations; default: %(default)s"
     )
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time; default: 1")
     run.add_argument(
@@ -110,7 +123,7 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--opts has {args.opts}; it must come last")
     if len(args.opts) % 2:
         parser.error(f"--opts has {args.opts}; say a value for each key")
-    if args.command != "run":
+    if args.command not in ("run", "losses"):
         if not os.path.isfile(args.results):
             parser.error(f"--results names {args.results}, which is no file")
         return
@@ -119,19 +132,22 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
             parser.error(f"--opts has {key}; say it by {option}")
     if any(seed < 0 for seed in args.seeds):
         parser.error(f"--seeds has {min(args.seeds)}; seeds must be at least 0")
-    if args.threads is None:
+    if args.command == "run" and args.threads is None:
         args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
-    for name in ("jobs", "threads"):
+    for name in ("jobs", "threads") if args.command == "run" else ("every",):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
 
 
-def printed_by(argv: Sequence[str]) -> str:
-    """What a command without side effects on results prints: `table` or `overview`."""
-    from . import report
+def printed_by(args: Namespace) -> str:
+    """What a command without side effects on results prints: `table`, `overview` or `shares`."""
+    from . import loss_shares, report
 
-    args = parse(argv)
-    return {"table": report.print_table, "overview": report.print_overview}[args.command](args)
+    return {
+        "table": report.print_table,
+        "overview": report.print_overview,
+        "shares": loss_shares.print_shares,
+    }[args.command](args)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,15 +164,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen = cells.all_cells(args.config, args.opts, args.seeds)
         run(chosen, args)
         return
+    if args.command == "losses":
+        from .loss_shares import record_all
+
+        record_all(cells.all_cells(args.config, args.opts, args.seeds), args)
+        return
     from . import report
 
     if args.command == "report":
         # The commands of the pages name files from the root of the repository.
         os.chdir(FOLDER.parent)
         for page in PAGES:
-            report.write_page(page, printed_by)
+            report.write_page(page, lambda argv: printed_by(parse(argv)))
     else:
-        print(report.print_table(args) if args.command == "table" else report.print_overview(args))
+        print(printed_by(args))
 
 
 if __name__ == "__main__":

@@ -59,12 +59,16 @@ class PartlyFocalOutputLayers(FocalFastRCNNOutputLayers):
         self.factor_mask = self.has_factor(proposals)
         return super().losses(predictions, proposals)
 
-    def focal_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+    def row_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        """Returns the loss [R] of each of the proposals that :meth:`losses` got."""
         focal, plain = (
             softmax_focal_loss(scores, gt_classes, self.focal_alpha, gamma)
             for gamma in (self.focal_gamma, 0.0)
         )
-        return torch.where(self.factor_mask, focal, plain).sum() / max(len(gt_classes), 1)
+        return torch.where(self.factor_mask, focal, plain)
+
+    def focal_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        return self.row_losses(scores, gt_classes).sum() / max(len(gt_classes), 1)
 
 
 class BackgroundFocalOutputLayers(PartlyFocalOutputLayers):

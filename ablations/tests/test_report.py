@@ -8,7 +8,7 @@ import cv2
 import pytest
 
 from ablations import cells, lines, report
-from ablations.__main__ import FOLDER, PAGES, main, printed_by
+from ablations.__main__ import FOLDER, PAGES, main, parse, printed_by
 from tests.small import ROOT
 
 from .helpers import write_other
@@ -255,7 +255,7 @@ def test_a_page_has_what_its_commands_print(page, command, text, tmp_path, monke
     arguments = shlex.split(command)
     if "--plots" in arguments:
         arguments[arguments.index("--plots") + 1] = str(tmp_path / "plot")
-    assert printed_by(arguments) == text
+    assert printed_by(parse(arguments)) == text
     assert len(list(tmp_path.iterdir())) == (2 if "--plots" in arguments else 0)
 
 
