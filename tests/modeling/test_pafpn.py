@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.modeling import FPN, build_backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
-from mrcnn_plugin.modeling import PAFPN
+from mrcnn_plugin.modeling import PAFPN, UpsampleFPN
 from tests import small
 from tests.small import BottomUp
 
@@ -77,6 +77,22 @@ def test_the_new_path_computes_the_equation():
         torch.testing.assert_close(actual[level], expected)
 
 
+@pytest.mark.parametrize("upsample", ["bicubic", "carafe", "gated_carafe"])
+def test_the_second_path_starts_from_the_levels_of_the_chosen_upsampling(upsample):
+    options = (["res2", "res3", "res4", "res5"], 16)
+    fpn = UpsampleFPN(BottomUp(), *options, upsample=upsample)
+    ours = PAFPN(BottomUp(), *options, upsample=upsample)
+    for parameter in fpn.upsample.parameters():
+        torch.nn.init.normal_(parameter)
+    missing, unexpected = ours.load_state_dict(fpn.state_dict(), strict=False)
+    assert not unexpected and all(key.startswith("pafpn.") for key in missing)
+    images = torch.randn(1, 3, 64, 96)
+    assert_equal_levels(ours(images), fpn(images))
+    nearest = PAFPN(BottomUp(), *options)
+    nearest.load_state_dict(ours.state_dict(), strict=False)
+    assert not torch.equal(nearest(images)["p2"], ours(images)["p2"])
+
+
 def test_every_level_sees_the_lowest_one_once_trained():
     _, ours = pyramids()
     for name, parameter in ours.named_parameters():
@@ -99,11 +115,18 @@ def test_pafpn_is_built_from_yaml():
     assert list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
 
 
-def test_a_whole_model_with_a_stock_checkpoint_gives_the_stock_outputs():
+@pytest.mark.parametrize(
+    "upsample, new",
+    [
+        ("nearest", ("backbone.pafpn.",)),
+        ("gated_carafe", ("backbone.pafpn.", "backbone.upsample.")),
+    ],
+)
+def test_a_whole_model_with_a_stock_checkpoint_gives_the_stock_outputs(upsample, new):
     stock = build_model(small.config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")).eval()
-    ours = build_model(small.config()).eval()
+    ours = build_model(small.config(MODEL__FPN__UPSAMPLE=upsample)).eval()
     missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
-    assert not unexpected and all(key.startswith("backbone.pafpn.") for key in missing)
+    assert not unexpected and all(key.startswith(new) for key in missing)
     with torch.no_grad():
         expected, actual = (
             stock(small.batch((64, 96), (96, 64))),
