@@ -3,13 +3,15 @@
     python -m ablations run --config 'nuclei/*' my.yaml --seeds 1 2 3 --jobs 2
     python -m ablations table --config 'nuclei/*' my.yaml
     python -m ablations overview --results ablations/results/ablations.jsonl
+    python -m ablations power --results ablations/results/ablations.jsonl --config 'shapes_scales/*' --pairs 5 10
     python -m ablations losses --config 'shapes_scales/softmax_focal*' --seeds 1 --opts SOLVER.MAX_ITER 300
     python -m ablations report
 
 `run` trains each cell, a config with a seed, as tools/train_net.py does, and adds a line to the
 results. It may be killed and started again: a cell with a line is not run again, and one that was
 interrupted goes on from its last checkpoint. `table` prints a Markdown table of the cells that have
-a line. `overview` prints one table of all variants and data sets. `losses` trains cells without an
+a line. `overview` prints one table of all variants and data sets. `power` prints the smallest
+difference that a number of seeds can show, as known pairs scatter. `losses` trains cells without an
 evaluation and records what each loss weighs, and `shares` prints a table of these records. `report`
 makes the tables and plots of this study's pages again.
 
@@ -47,6 +49,11 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     overview = commands.add_parser(
         "overview", help="print one table of all variants and data sets", allow_abbrev=False
     )
+    power = commands.add_parser(
+        "power",
+        help="print the smallest difference that a number of pairs can show",
+        allow_abbrev=False,
+    )
     losses = commands.add_parser(
         "losses", help="record what each loss weighs in trainings", allow_abbrev=False
     )
@@ -55,10 +62,10 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     )
     commands.add_parser("report", help="make the pages of this study again")
 
-    for command in (run, table, losses, shares):
+    for command in (run, table, power, losses, shares):
         command.add_argument("--config", nargs="+", required=True, metavar="NAME_OR_FILE")
     overview.add_argument("--config", nargs="+", default=["*"], metavar="NAME")
-    for command in (run, table, overview, losses, shares):
+    for command in (run, table, overview, power, losses, shares):
         command.add_argument(
             "--results",
             default=LOSS_SHARES if command in (losses, shares) else RESULTS,
@@ -72,7 +79,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
             metavar="KEY VALUE",
             help="config changes of all cells; what follows --opts belongs to it",
         )
-    for command, metrics in ((table, ["bbox/AP", "segm/AP"]), (overview, ["bbox/AP"])):
+    both = ["bbox/AP", "segm/AP"]
+    for command, metrics in ((table, both), (overview, ["bbox/AP"]), (power, both)):
         command.add_argument(
             "--metrics",
             nargs="+",
@@ -80,6 +88,9 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
             metavar="NAME",
             help=f"default: {' '.join(metrics)}",
         )
+    power.add_argument(
+        "--pairs", nargs="+", type=int, default=[3, 5, 10], metavar="N", help="default: 3 5 10"
+    )
     table.add_argument(
         "--plots", metavar="PREFIX", help="draw PREFIX_ap.png and PREFIX_curves.png too"
     )
@@ -100,6 +111,12 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
         type=int,
         metavar="N",
         help="of each cell; default: the cores of this machine divided by the jobs",
+    )
+    run.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="evaluate the exponential moving average of the weights too, as metrics ema/...",
     )
     run.add_argument("--only-this-cell", action="store_true", help=argparse.SUPPRESS)
 
@@ -126,6 +143,8 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
     if args.command not in ("run", "losses"):
         if not os.path.isfile(args.results):
             parser.error(f"--results names {args.results}, which is no file")
+        if args.command == "power" and min(args.pairs) < 2:
+            parser.error(f"--pairs has {min(args.pairs)}; an interval needs at least 2")
         return
     for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output-dir")):
         if key in args.opts[::2]:
@@ -134,18 +153,25 @@ def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--seeds has {min(args.seeds)}; seeds must be at least 0")
     if args.command == "run" and args.threads is None:
         args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
+    if args.command == "run" and args.ema is not None:
+        if not 0 <= args.ema < 1:
+            parser.error(f"--ema is {args.ema}; it must be at least 0 and below 1")
+        # A training that was begun without the average, or with another one, cannot be resumed.
+        if not args.only_this_cell:
+            args.output_dir = os.path.join(args.output_dir, f"ema{args.ema:g}")
     for name in ("jobs", "threads") if args.command == "run" else ("every",):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
 
 
 def printed_by(args: Namespace) -> str:
-    """What a command without side effects on results prints: `table`, `overview` or `shares`."""
+    """What a command without side effects on results prints: `table`, `overview`, `power` or `shares`."""
     from . import loss_shares, report
 
     return {
         "table": report.print_table,
         "overview": report.print_overview,
+        "power": report.print_power,
         "shares": loss_shares.print_shares,
     }[args.command](args)
 

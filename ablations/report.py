@@ -245,6 +245,34 @@ def _change(row: Row | None, by_config: Rows, metric: str) -> str:
     return difference(pairs_of(row, other, metric)).replace(" pairs", "")
 
 
+def power(rows: Rows, metric: str, numbers: Sequence[int]) -> str:
+    """The smallest difference that n pairs can show: half the width of its 95 % interval.
+
+    It follows from the standard deviation of known pairs, pooled over all that are compared with one
+    baseline. Their mean differences do not enter it.
+    """
+    body = []
+    for baseline in dict.fromkeys(row.baseline for row in rows.values()):
+        known = [
+            pairs
+            for name, row in rows.items()
+            if row.baseline == baseline != name
+            and len(pairs := pairs_of(row, rows.get(baseline), metric)) > 1
+        ]
+        if known:
+            freedom = sum(len(pairs) - 1 for pairs in known)
+            squares = sum((len(pairs) - 1) * np.var(pairs, ddof=1) for pairs in known)
+            deviation = np.sqrt(squares / freedom)
+            halves = [stats.t.ppf(0.975, n - 1) * deviation / np.sqrt(n) for n in numbers]
+            counts = [str(len(known)), str(sum(map(len, known)))]
+            body.append([baseline, *counts, *(f"{x:.1f}" for x in (deviation, *halves))])
+    if not body:
+        raise ValueError("No comparison has two pairs, so that nothing is known of their scatter.")
+    headers = ["against", "comparisons", "pairs", f"SD of {metric.replace('/', ' ')}"]
+    headers += [f"{n} pairs" for n in numbers]
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+
+
 def plot_ap(rows: Rows, metrics: Sequence[str], file: str) -> None:
     """Each run as a dot, each cell's mean with its 95 % interval."""
     figure = Figure(figsize=(3 + 4 * len(metrics), 1 + 0.35 * len(rows)), layout="constrained")
@@ -312,6 +340,14 @@ def print_overview(args: Namespace) -> str:
     rows, sentences = find_rows(args.results, args.config, args.opts)
     check_metrics(rows, args.metrics)
     return "\n\n".join([*(overview(rows, metric) for metric in args.metrics), *sentences])
+
+
+def print_power(args: Namespace) -> str:
+    """What the command `power` prints."""
+    rows, sentences = find_rows(args.results, args.config, args.opts)
+    check_metrics(rows, args.metrics)
+    tables = (power(rows, metric, args.pairs) for metric in args.metrics)
+    return "\n\n".join([*tables, *sentences])
 
 
 # A page shows a command, and between these two comments what the command prints.

@@ -26,7 +26,10 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_argument_parser
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import mrcnn_plugin
@@ -40,6 +43,7 @@ SUMMARY_METRICS = ("bbox/AP", "segm/AP")
 RESULT = "result.json"
 LOG = "output.txt"
 POLL_SECONDS = 2.0
+EMA = "ema/"  # before the names of the metrics of averaged weights
 
 Metrics = dict[int, dict[str, float]]  # iteration -> name -> value
 
@@ -57,8 +61,30 @@ class CPUTimer(HookBase):
         self.trainer.storage.put_scalar("cpu_time", time.process_time() - self.start)
 
 
+class WeightAverage(HookBase):
+    """Keeps the exponential moving average of the weights, which checkpoints save and restore."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.trainer.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state)
+
+
 class AblationTrainer(Trainer):
+    """Trains a cell. With `ema`, it also evaluates the averaged weights at the end, as `ema/bbox/AP`."""
+
     extra_checkpoints = False
+
+    def __init__(self, cfg: CfgNode, ema: float | None = None) -> None:
+        self.ema = ema
+        super().__init__(cfg)
 
     @classmethod
     def build_evaluator(
@@ -69,8 +95,19 @@ class AblationTrainer(Trainer):
         return COCOEvaluator(dataset_name, output_dir=folder)
 
     def build_hooks(self) -> list[HookBase | None]:
-        # The last hook writes the values, so that this one must come before it.
-        return [CPUTimer(), *super().build_hooks()]
+        own: list[HookBase] = [CPUTimer()]
+        if self.ema is not None:
+            hook = WeightAverage(self._trainer.model, self.ema)
+            own += [hook, EvalHook(0, lambda: {EMA[:-1]: self.evaluate(hook.average.module)})]
+        # The last hook writes the values, so that these must come before it.
+        return [*own, *super().build_hooks()]
+
+    def evaluate(self, average: nn.Module) -> dict[str, Any]:
+        folder = os.path.join(self.cfg.OUTPUT_DIR, "inference_ema")
+        evaluators = [
+            self.build_evaluator(self.cfg, name, folder) for name in self.cfg.DATASETS.TEST
+        ]
+        return self.test(self.cfg, average, evaluators)
 
 
 # The arguments of tools/train_net.py. A cell is trained as that script trains a config.
@@ -99,11 +136,11 @@ def checked_config(cell: Cell, output_dir: str) -> CfgNode:
     return cfg
 
 
-def run_cell(cell: Cell, output_dir: str) -> None:
+def run_cell(cell: Cell, output_dir: str, ema: float | None = None) -> None:
     """Trains and evaluates, or goes on with it, and writes RESULT into the folder of the cell."""
     cfg = checked_config(cell, output_dir)
     start(cfg, ARGUMENTS)
-    trainer = AblationTrainer(cfg)
+    trainer = AblationTrainer(cfg, ema)
     trainer.resume_or_load(resume=True)
     start_iter = trainer.start_iter
     diverged_at = None
@@ -143,7 +180,8 @@ def run_cell(cell: Cell, output_dir: str) -> None:
         "seconds_per_iteration": median(metrics, "time"),
         "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
         "peak_memory_mib": None if peak is None else round(peak),
-        "metrics": final_metrics(metrics, tasks_of(cfg)),
+        "ema": ema,
+        "metrics": final_metrics(metrics, tasks_of(cfg, ema)),
         "diverged_at": diverged_at,
         # 0 if it was not interrupted. After an interruption Detectron2 does not go on with the same images.
         "resumed_from": start_iter,
@@ -159,13 +197,14 @@ def run_cell(cell: Cell, output_dir: str) -> None:
             os.remove(file)
 
 
-def tasks_of(cfg: CfgNode) -> list[str]:
+def tasks_of(cfg: CfgNode, ema: float | None = None) -> list[str]:
     """The tasks that COCOEvaluator evaluates."""
-    return ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+    tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+    return tasks if ema is None else [*tasks, *(f"{EMA}{task}" for task in tasks)]
 
 
 def is_ap(name: str) -> bool:
-    return name.startswith(("bbox/", "segm/", "keypoints/"))
+    return name.removeprefix(EMA).startswith(("bbox/", "segm/", "keypoints/"))
 
 
 def final_metrics(metrics: Metrics, tasks: Sequence[str]) -> dict[str, float | None]:
@@ -325,12 +364,18 @@ def check_lines(cell: Cell, settings: Settings, lines: Sequence[Line], args: Nam
                 f"The line of {cell.name}, seed {seed} in {args.results}",
                 f"Delete such lines and {folder}, or choose other --results and --output-dir.",
             )
+            if line.get("ema") != args.ema:
+                raise ValueError(
+                    f"The line of {cell.name}, seed {seed} in {args.results} was run with --ema "
+                    f"{line.get('ema')} instead of {args.ema}. Choose other --results."
+                )
 
 
 def cell_arguments(cell: Cell, args: Namespace) -> list[str]:
     """Returns the arguments of the process that runs only this cell."""
     arguments = ["run", "--only-this-cell", "--config", cell.config, "--seeds", str(cell.seed)]
-    return [*arguments, "--output-dir", args.output_dir, "--opts", *cell.opts]
+    ema = [] if args.ema is None else ["--ema", str(args.ema)]
+    return [*arguments, *ema, "--output-dir", args.output_dir, "--opts", *cell.opts]
 
 
 def start_process(cell: Cell, args: Namespace) -> subprocess.Popen[bytes]:
@@ -386,4 +431,4 @@ def run(cells: Sequence[Cell], args: Namespace) -> None:
     with locked(folder):
         # Its line may have been lost between the end of the training and the results.
         if not os.path.exists(os.path.join(folder, RESULT)):
-            run_cell(cell, args.output_dir)
+            run_cell(cell, args.output_dir, args.ema)

@@ -9,7 +9,7 @@ SCALES = Scene(diameter=(0.08, 0.86))
 LONG_TAIL = Scene(frequency=(100.0, 21.5, 4.6, 1.0))
 
 # name -> (number of images, seed, scene)
-DATASETS = {
+DATASETS: dict[str, tuple[int, int, Scene]] = {
     "ablations_shapes_small_train": (400, 1, SMALL),
     "ablations_shapes_small_val": (100, 2, SMALL),
     "ablations_shapes_scales_train": (400, 1, SCALES),
@@ -17,6 +17,12 @@ DATASETS = {
     "ablations_shapes_long_tail_train": (400, 1, LONG_TAIL),
     # Frequencies are equal, so that every class has enough objects to measure its AP.
     "ablations_shapes_long_tail_val": (100, 2, Scene()),
+}
+# Of the same scenes and more images, for `--opts DATASETS.TEST`. The first hundred are those above.
+DATASETS |= {
+    f"{name}1000": (1000, seed, scene)
+    for name, (_, seed, scene) in DATASETS.items()
+    if name.endswith("_val")
 }
 
 

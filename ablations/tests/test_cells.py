@@ -226,6 +226,16 @@ def test_data_sets_are_difficult_in_one_respect(name, classes, diameters):
     assert np.quantile(whole_discs, 0.05) > 0.75 * smallest
 
 
+def test_the_large_validation_sets_begin_with_the_images_of_the_small_ones():
+    scenes.register()
+    large = [name for name in scenes.DATASETS if name.endswith("_val1000")]
+    assert len(large) == 3
+    for name in large:
+        number, seed, scene = scenes.DATASETS[name]
+        assert (100, seed, scene) == scenes.DATASETS[name.removesuffix("1000")]
+        assert number == 1000 and name in DatasetCatalog.list()
+
+
 def test_patterns_name_variants_and_unknown_names_are_refused():
     assert cells.choose(["shapes_small/bicubic_ratio?"]) == [
         "shapes_small/bicubic_ratio1",

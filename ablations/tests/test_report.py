@@ -111,6 +111,36 @@ def test_what_the_cells_ran_on_is_said(folder, capsys):
     assert cells_of(capsys.readouterr().out)[3][3:5] == ["0.0", "-8.0 (1 pair)"]
 
 
+def test_power_is_the_interval_that_more_pairs_would_have(folder, capsys):
+    # Differences of other: 1, 2, 3, with SD 1; of third: 0 and 4, with SD 2.83; pooled (2 + 8) / 3.
+    aps = {"base": [10.0, 20.0, 30.0], "other": [11.0, 22.0, 33.0], "third": [10.0, 24.0]}
+    write_other(folder)
+    (folder / "third.yaml").write_text("_BASE_: base.yaml\nSOLVER: {GAMMA: 0.5}\n")
+    found = [
+        {
+            **line(name, seed, ap),
+            "settings": lines.settings_of(cells.load(f"{name}.yaml")),
+            "metrics": {"bbox/AP": ap, "segm/AP": -2 * ap},
+        }
+        for name, values in aps.items()
+        for seed, ap in enumerate(values)
+    ]
+    (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+    options = ["--results", "results.jsonl", "--config"]
+    main(["power", *options, "other.yaml", "third.yaml", "--pairs", "3", "10"])
+    printed = capsys.readouterr().out
+    header, _, base, *masks = cells_of(printed)
+    assert header == ["against", "comparisons", "pairs", "SD of bbox AP", "3 pairs", "10 pairs"]
+    # 4.3027 / sqrt(3) and 2.2622 / sqrt(10), Student's t of any table, times 1.826.
+    assert base == ["base", "2", "5", "1.8", "4.5", "1.3"]
+    assert masks[-1][3:] == ["3.7", "9.1", "2.6"]
+    with pytest.raises(ValueError, match="No comparison has two pairs"):
+        main(["power", *options, "base.yaml"])
+    with pytest.raises(SystemExit):
+        main(["power", *options, "other.yaml", "--pairs", "1"])
+    assert "--pairs has 1; an interval needs at least 2" in capsys.readouterr().err
+
+
 def test_common_changes_choose_lines_and_are_not_repeated_in_names(folder, capsys):
     found = [line(f"{n} SOLVER.GAMMA 0.5 SOLVER.BASE_LR 0.5", 1, 2.0) for n in ("base", "other")]
     show(folder, [*found, line("other", 1, 1.0)], "--opts", "SOLVER.GAMMA", "0.5")
