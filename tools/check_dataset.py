@@ -3,22 +3,29 @@
 
     python tools/check_dataset.py train.json images
     python tools/check_dataset.py train.json images --config-file my.yaml --json report.json
+    python tools/check_dataset.py train.json images --val val.json images --write-config my.yaml
 
 The checks are those that tools/train_net.py makes before training, but every image is decoded and
 every fault is listed. The exit status is 0 if the data set can be used as it is, 1 if something
 would be refused, and 2 if there is no such file, it is not COCO JSON, or the config cannot be used.
+
+--write-config writes a config that trains on the data set, if nothing is refused. A comment at each
+value says from which number of the data it follows. Values that --config-file or --opts set stay.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
-from mrcnn_plugin import load_cfg
+from mrcnn_plugin import get_config_file, load_cfg
 from mrcnn_plugin.data import check_categories, check_pixel_range, register_coco_json
 from mrcnn_plugin.data.checks import (
     Usage,
@@ -30,6 +37,9 @@ from mrcnn_plugin.data.checks import (
 )
 from mrcnn_plugin.data.checks.annotations import Finding
 from mrcnn_plugin.data.checks.kinds import Level
+from mrcnn_plugin.data.pixels import is_deep_image
+from mrcnn_plugin.data.statistics import Statistics
+from mrcnn_plugin.data.suggest import Suggestion, find_own_keys, suggest_config, to_yaml
 
 REFUSED = (Level.ERROR, Level.JUDGEMENT)
 WORDS = {
@@ -54,6 +64,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=("train", "test"),
         help="check it as a training set or as a test set only (default: as both)",
     )
+    parser.add_argument(
+        "--val",
+        nargs="+",
+        default=[],
+        metavar=("JSON", "IMAGES"),
+        help="a data set to evaluate on, while the other one is for training; IMAGES can be left out if the folder is "
+        "the same",
+    )
+    parser.add_argument(
+        "--write-config", metavar="FILE", help="write a config that trains on the data set"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="FILE",
+        help="the config that the written one inherits from (default: mask_rcnn_focal.yaml of this package); unlike "
+        "those of --config-file, its values do not stay where the data suggest others",
+    )
     parser.add_argument("--fast", action="store_true", help="do not decode the images")
     parser.add_argument(
         "--examples",
@@ -65,25 +92,54 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if len(args.val) > 2:
+        parser.error(f"--val takes JSON and IMAGES, not {' '.join(args.val)}")
+    if args.only and (args.val or args.write_config):
+        parser.error("--only cannot be used with --val or --write-config")
+    if args.base and (args.config_file or not args.write_config):
+        parser.error("--base can only be used with --write-config, and without --config-file")
+    return args
+
+
+def check_target(file: str) -> None:
+    """Checks that a file can be written, before any work.
+
+    Raises:
+        ValueError: it exists, or its folder does not.
+    """
+    if os.path.lexists(file):
+        raise ValueError(f"--write-config {file} exists already; name another file.")
+    folder = os.path.dirname(os.path.abspath(file))
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--write-config {file}: there is no folder {folder} to write to.")
+
+
+def find_config(args: argparse.Namespace) -> str | None:
+    """The config file to read: that of --config-file, or else the base of a config to be written."""
+    if args.config_file or not args.write_config:
+        return args.config_file
+    return args.base or get_config_file("mask_rcnn_focal.yaml")
 
 
 def read_config(args: argparse.Namespace) -> CfgNode | None:
-    """The config of --config-file, if it is given.
+    """The config of --config-file or --base, if one is needed.
 
     Raises:
         ValueError: the config cannot be read, or has a key for data with a value that it cannot have.
     """
-    if not args.config_file:
+    file = find_config(args)
+    if not file:
         return None
     try:
-        cfg = load_cfg(args.config_file, args.opts)
+        cfg = load_cfg(file, args.opts)
     except Exception as error:
         # YAML, yacs and Detectron2 raise half a dozen types for files that are no configs. The text
         # of a KeyError has quotes, and YAML's has several lines.
         reason = error.args[0] if isinstance(error, KeyError) else error
+        option = "--config-file" if args.config_file else "--base"
         raise ValueError(
-            f"--config-file {args.config_file} cannot be read: {' '.join(str(reason).split())}"
+            f"{option} {file} cannot be read: {' '.join(str(reason).split())}"
         ) from error
     check_values(cfg.DATASETS.CHECK, cfg.DATASETS.ALLOW)
     check_pixel_range(cfg)
@@ -94,7 +150,8 @@ def check_fit(cfg: CfgNode, name: str, usage: Usage) -> list[str]:
     """What keeps a registered data set from being used with a config."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
+    # A test set must have the categories of the training set.
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(usage.train), (name,)
     faults: list[str] = []
     try:
         check_categories(cfg)
@@ -103,52 +160,150 @@ def check_fit(cfg: CfgNode, name: str, usage: Usage) -> list[str]:
     return faults + check_keypoints(name, usage)
 
 
-def make_usage(args: argparse.Namespace, cfg: CfgNode | None, name: str) -> Usage:
-    """How the data set is used, as far as a config says so."""
+def data_sets(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(JSON file, image root) of the data set, and of that of --val."""
+    found = [(args.json_file, args.image_root)]
+    if args.val:
+        found.append((args.val[0], args.val[1] if len(args.val) > 1 else args.image_root))
+    return found
+
+
+def make_usage(args: argparse.Namespace, cfg: CfgNode | None) -> Usage:
+    """How the data sets are used, as far as a config says so."""
     usage = Usage(train=(), test=()) if cfg is None else Usage.of(cfg)
     return dataclasses.replace(
         usage,
-        train=() if args.only == "test" else (name,),
-        test=() if args.only == "train" else (name,),
+        train=() if args.only == "test" else (args.json_file,),
+        test=() if args.only == "train" else (args.val[0] if args.val else args.json_file,),
         check="fast" if args.fast else "full",
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    name = args.json_file
-    try:
-        cfg = read_config(args)
-        usage = make_usage(args, cfg, name)
-        register_coco_json(
-            [(name, args.json_file, args.image_root)],
-            masks=usage.mask_on is not False,
-            check_on_load=False,
-        )
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    report: list[dict[str, Any]] = []
+def make_first_usage(args: argparse.Namespace, cfg: CfgNode) -> Usage:
+    """The usage by which data sets are checked before a config is made for them."""
+    return dataclasses.replace(
+        make_usage(args, None),
+        allow=cfg.DATASETS.ALLOW,
+        mask_on=None if cfg.MODEL.MASK_ON else False,
+        scaled=True,
+    )
+
+
+Faults = list[tuple[Finding, Level | None]]
+
+
+def find_faults(name: str, cfg: CfgNode | None, usage: Usage, limit: int | None) -> Faults:
+    """The faults of a registered data set, and what they lead to; None for nothing."""
+    faults: Faults = []
     for fault in check_fit(cfg, name, usage) if cfg is not None else ():
-        finding = Finding("config", 1, 1, [], hint=fault)
-        report.append({**dataclasses.asdict(finding), "level": Level.ERROR.value})
-        print(f"{WORDS[Level.ERROR]}: {fault}")
-    for finding in find_problems(name, usage, limit=args.examples):
-        level = judge(finding, usage, train=bool(usage.train), test=bool(usage.test))
+        faults.append((Finding("config", 1, 1, [], hint=fault), Level.ERROR))
+    for finding in find_problems(name, usage, limit=limit):
+        level = judge(finding, usage, train=name in usage.train, test=name in usage.test)
+        faults.append((finding, level))
+    return faults
+
+
+def count_refused(faults: Faults) -> int:
+    return sum(level in REFUSED for _, level in faults)
+
+
+def print_faults(name: str, faults: Faults) -> list[dict[str, Any]]:
+    """Prints the faults of a data set, and returns them for the report in JSON."""
+    report: list[dict[str, Any]] = []
+    for finding, level in faults:
         if level is None:
             continue
-        report.append({**dataclasses.asdict(finding), "level": level.value})
+        entry = {**dataclasses.asdict(finding), "level": level.value, "json_file": name}
+        report.append(entry)
+        if finding.kind == "config":
+            print(f"{WORDS[level]}: {finding.hint}")
+            continue
         text = sentence(finding, refused=level is Level.JUDGEMENT, examples=False)
         print(f"{WORDS.get(level, 'NOTE')}: {text}")
         for example in filter(None, finding.examples):
             print(f"    {example}")
-    refused = sum(entry["level"] in [level.value for level in REFUSED] for entry in report)
-    print(
-        f"{args.json_file}: {refused} kinds of faults are refused, {len(report) - refused} others found."
+    refused = count_refused(faults)
+    print(f"{name}: {refused} kinds of faults are refused, {len(report) - refused} others found.")
+    return report
+
+
+def suggest(args: argparse.Namespace, cfg: CfgNode, faults: dict[str, Faults]) -> Suggestion:
+    """What the data suggest for the config.
+
+    Raises:
+        As :func:`suggest_config`.
+    """
+    kept = (
+        dict.fromkeys(find_own_keys(args.config_file), args.config_file) if args.config_file else {}
     )
+    kept.update(dict.fromkeys(args.opts[::2], "--opts"))
+    statistics, deep = [], []
+    for name in faults:
+        dicts = DatasetCatalog.get(name)
+        statistics.append(Statistics.of(dicts, MetadataCatalog.get(name).thing_classes))
+        if any(finding.kind == "file_16_bit" for finding, _ in faults[name]):
+            deep += [path for d in dicts if is_deep_image(path := d["file_name"])]
+    val = statistics[-1] if args.val else None
+    name, _ = os.path.splitext(os.path.basename(args.write_config))
+    return suggest_config(
+        cfg, kept, statistics[0], val, data_sets(args), deep, output_dir=f"./output/{name}"
+    )
+
+
+def write_config(args: argparse.Namespace, suggestion: Suggestion) -> None:
+    base = find_config(args)
+    assert base is not None
+    if "://" in base:
+        base = PathManager.get_local_path(base)
+    if not os.path.isabs(base):
+        # That is how Detectron2 reads it.
+        base = os.path.relpath(base, os.path.dirname(os.path.abspath(args.write_config)))
+    header = (
+        f"Written by tools/check_dataset.py for {args.json_file}. Each comment says from which number of the data "
+        f"the value follows. What is not here is as in the config that _BASE_ names."
+    )
+    text = to_yaml(suggestion, base, header)
+    with open(args.write_config, "x", encoding="utf-8") as f:
+        f.write(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    suggestion = None
+    try:
+        if args.write_config:
+            check_target(args.write_config)
+        cfg = read_config(args)
+        usage = make_usage(args, cfg)
+        if args.write_config:
+            usage = make_first_usage(args, cfg)
+        # A data set has the name of its file. The same one may be for training and for evaluation.
+        entries = dict.fromkeys((json_file, *rest) for json_file, *rest in data_sets(args))
+        register_coco_json(
+            [(name, name, root) for name, root in entries],
+            masks=usage.mask_on is not False,
+            check_on_load=False,
+        )
+        model = None if args.write_config else cfg
+        faults = {name: find_faults(name, model, usage, args.examples) for name, _ in entries}
+        if args.write_config and not any(map(count_refused, faults.values())):
+            suggestion = suggest(args, cfg, faults)
+            cfg = suggestion.cfg
+            usage = make_usage(args, cfg)
+            faults = {name: find_faults(name, cfg, usage, args.examples) for name in faults}
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    report = [entry for name in faults for entry in print_faults(name, faults[name])]
+    refused = any(map(count_refused, faults.values()))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(report, f, indent=1)
+    if args.write_config and refused:
+        print(f"{args.write_config} is not written, because data are refused.")
+    elif suggestion is not None:
+        write_config(args, suggestion)
+        print(f"{args.write_config} is written. tools/train_net.py --config-file trains with it.")
     return 1 if refused else 0
 
 

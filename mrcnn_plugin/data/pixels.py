@@ -36,14 +36,10 @@ class _ScaledImages(PathHandler):
         with PathManager.open(real, "rb") as f:
             data = f.read()
         with Image.open(io.BytesIO(data)) as image:
-            mode = pixel_mode(image)
-            if not is_deep(mode):
+            pixels = _read_deep(image, data)
+            if pixels is None:
                 return io.BytesIO(data)
             exif = image.getexif()
-            if mode == image.mode:
-                pixels = np.asarray(image, dtype=np.float64)
-            else:
-                pixels = _read_colours(data)
         scaled = Image.fromarray(scale_pixels(pixels, low, high, unit))
         scaled.getexif().update(exif)
         file = io.BytesIO()
@@ -62,6 +58,23 @@ class _ScaledImages(PathHandler):
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
         return PathManager.isdir(_parse(path)[3])
+
+
+def read_deep(path: str) -> NDArray[np.float64] | None:
+    """Pixels of an image of more than 8 bits per pixel as they are stored, [H, W] or [H, W, C]; None for others."""
+    with PathManager.open(path, "rb") as f:
+        data = f.read()
+    with Image.open(io.BytesIO(data)) as image:
+        return _read_deep(image, data)
+
+
+def _read_deep(image: Any, data: bytes) -> NDArray[np.float64] | None:
+    mode = pixel_mode(image)
+    if not is_deep(mode):
+        return None
+    if mode == image.mode:
+        return np.asarray(image, dtype=np.float64)
+    return _read_colours(data)
 
 
 def _read_colours(data: bytes) -> Any:
@@ -94,7 +107,7 @@ def scale_pixels(pixels: Any, low: float, high: float, unit: str) -> Any:
     return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
 
 
-def _is_deep_image(path: str) -> bool:
+def is_deep_image(path: str) -> bool:
     """Whether an image has more than 8 bits per pixel; False if it cannot be read."""
     try:
         with PathManager.open(path, "rb") as f, Image.open(f) as image:
@@ -111,7 +124,7 @@ def read_input(path: str, cfg: CfgNode) -> NDArray[np.uint8]:
         Others, if Pillow cannot read it.
     """
     limits = cfg.INPUT.PIXEL_RANGE
-    if not limits and _is_deep_image(path):
+    if not limits and is_deep_image(path):
         raise ValueError(
             "it has 16 or 32 bits or floats per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE as in "
             "the training."
