@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mrcnn_plugin import load_cfg
 from mrcnn_plugin.data import generate_shapes
 from tests.conftest import load_tool
 from tests.small import CONFIGS
@@ -101,3 +104,126 @@ def test_files_that_are_none(data, capsys):
     (data / "instances.json").write_text("{}")
     assert run(data) == 2
     assert "not COCO JSON" in capsys.readouterr().err
+
+
+@pytest.fixture
+def val(tmp_path):
+    generate_shapes(str(tmp_path / "val"), 2, seed=6)
+    return [tmp_path / "val" / "instances.json", tmp_path / "val" / "images"]
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+class TestVal:
+    def test_is_checked_as_a_test_set_and_the_other_one_for_training(self, data, val, capsys):
+        for file in (data / "instances.json", val[0]):
+            edit(file, lambda content: [a.pop("area") for a in content["annotations"]])
+        assert run(data, "--val", *val) == 0
+        out = capsys.readouterr().out
+        # Only an evaluation needs areas.
+        assert out.count("REPAIRED") == 1
+        first, second = (
+            out.index(f"{file}: 0 kinds") for file in (data / "instances.json", val[0])
+        )
+        assert first < out.index("REPAIRED") < second
+
+    def test_can_be_in_the_same_folder_of_images_or_be_the_same_file(self, data, capsys):
+        assert run(data, "--val", data / "instances.json") == 0
+        assert capsys.readouterr().out.count("0 kinds of faults") == 1
+
+    def test_must_have_the_same_categories(self, data, val, capsys):
+        edit(val[0], lambda content: content["categories"][0].update(name="other"))
+        assert run(data, "--val", *val, "--config-file", CONFIGS / "quickstart.yaml") == 1
+        assert "must have the same categories" in capsys.readouterr().out
+
+
+class TestWriteConfig:
+    def test_the_file_trains_on_the_data_sets(self, data, val, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        assert check_dataset.main(
+            ["data/instances.json", "data/images", "--val", "val/instances.json", "val/images"]
+            + ["--write-config", "my.yaml"]
+        ) == 0  # fmt: skip
+        assert "my.yaml is written" in capsys.readouterr().out
+        cfg = load_cfg("my.yaml")
+        assert cfg.DATASETS.COCO_JSON == [
+            ["my_train", "data/instances.json", "data/images"],
+            ["my_val", "val/instances.json", "val/images"],
+        ]
+        assert cfg.DATASETS.TRAIN == ("my_train",) and cfg.DATASETS.TEST == ("my_val",)
+        assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4 and cfg.MODEL.DEVICE == "cpu"
+        assert cfg.MODEL.RESNETS.DEPTH == 50 and cfg.OUTPUT_DIR == "./output/my"
+        before = (tmp_path / "my.yaml").read_bytes()
+        assert run(data, "--write-config", "my.yaml") == 2
+        assert "my.yaml exists already" in capsys.readouterr().err
+        assert (tmp_path / "my.yaml").read_bytes() == before
+
+    def test_the_base_is_found_from_the_folder_of_the_file(self, data, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "base.yaml").write_text(
+            f"_BASE_: {CONFIGS / 'quickstart.yaml'}\nMODEL: {{MASK_ON: False}}\n"
+        )
+        (tmp_path / "folder").mkdir()
+        assert run(data, "--base", "base.yaml", "--write-config", "folder/my.yaml") == 0
+        assert '_BASE_: "../base.yaml"\n' in (tmp_path / "folder" / "my.yaml").read_text()
+        cfg = load_cfg("folder/my.yaml")
+        assert cfg.MODEL.MASK_ON is False and cfg.DATASETS.TRAIN == ("my_train",)
+
+    def test_values_of_the_config_file_and_of_opts_stay(self, data, tmp_path):
+        mine, written = tmp_path / "mine.yaml", tmp_path / "my.yaml"
+        mine.write_text(f"_BASE_: {CONFIGS / 'Base-R18-GN-Small.yaml'}\nSOLVER: {{MAX_ITER: 90}}\n")
+        assert run(
+            data, "--config-file", mine, "--write-config", written, "--opts", "SOLVER.GAMMA", 0.5
+        ) == 0  # fmt: skip
+        cfg = load_cfg(str(written))
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.GAMMA) == (90, (60, 80), 0.5)
+
+    def test_nothing_is_written_if_data_are_refused(self, data, capsys, tmp_path):
+        (data / "images" / "000002.png").write_bytes(b"")
+        assert run(data, "--write-config", tmp_path / "my.yaml") == 1
+        assert "my.yaml is not written" in capsys.readouterr().out
+        assert not (tmp_path / "my.yaml").exists()
+
+    def test_nor_if_the_config_would_not_fit_the_data(self, data, capsys, tmp_path):
+        edit(data / "instances.json", lambda content: content["annotations"][0].pop("segmentation"))
+        file = tmp_path / "my.yaml"
+        assert run(data, "--write-config", file) == 1
+        out = capsys.readouterr().out
+        assert "MODEL.MASK_ON" in out and "my.yaml is not written" in out and not file.exists()
+        assert run(data, "--write-config", file, "--opts", "MODEL.MASK_ON", False) == 0
+        assert load_cfg(str(file)).MODEL.MASK_ON is False
+
+    def test_images_of_16_bits_get_a_range(self, data, tmp_path):
+        for path in (data / "images").iterdir():
+            pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+            Image.fromarray(pixels).save(path)
+        assert run(data, "--write-config", tmp_path / "my.yaml") == 0
+        low, high = load_cfg(str(tmp_path / "my.yaml")).INPUT.PIXEL_RANGE
+        assert 0 <= low < 300 and 3000 < high <= 255 * 16
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--base", "base.yaml"),
+            ("--base", "base.yaml", "--config-file", "my.yaml", "--write-config", "new.yaml"),
+            ("--only", "train", "--write-config", "new.yaml"),
+            ("--only", "train", "--val", "val.json"),
+            ("--val", "a", "b", "c"),
+        ],
+    )
+    def test_options_that_exclude_each_other(self, data, capsys, options):
+        with pytest.raises(SystemExit, match="2"):
+            run(data, *options)
+        assert options[0] in capsys.readouterr().err
+
+    def test_a_folder_or_a_base_that_is_not_there(self, data, capsys, tmp_path):
+        assert run(data, "--write-config", tmp_path / "no" / "my.yaml") == 2
+        assert "no folder" in capsys.readouterr().err
+        file = tmp_path / "my.yaml"
+        assert run(data, "--base", tmp_path / "no.yaml", "--write-config", file) == 2
+        assert f"--base {tmp_path / 'no.yaml'} cannot be read" in capsys.readouterr().err
