@@ -345,7 +345,8 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
     iterations = s.cfg.SOLVER.MAX_ITER
     s.set(
         "SOLVER.STEPS",
-        (round(iterations * 2 / 3), round(iterations * 8 / 9)),
+        # Detectron2 needs numbers that rise, below MAX_ITER.
+        tuple(sorted({iterations * 2 // 3, iterations * 8 // 9} - {0})),
         "2/3 and 8/9 of MAX_ITER, as in Detectron2's 1x schedule.",
     )
     s.set(

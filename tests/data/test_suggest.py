@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
@@ -112,6 +113,16 @@ def test_the_schedule_is_detectron2s_scaled_linearly(images):
     assert suggest(make(images), base="retinanet_R_50_PAFPN_1x.yaml").cfg.SOLVER.BASE_LR == (
         solver.BASE_LR / 2
     )
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 9])
+def test_detectron2_takes_the_steps_of_short_schedules(iterations):
+    cfg = suggest(make(4), opts=["SOLVER.MAX_ITER", iterations]).cfg
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for _ in range(iterations):
+        optimizer.step()
+        scheduler.step()
 
 
 def test_more_images_are_never_trained_on_less():
