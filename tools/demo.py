@@ -1,36 +1,54 @@
 #!/usr/bin/env python
-"""Detects objects in images with a trained model, and draws what it finds.
+"""Detects objects in images and videos with a trained model, and draws what it finds.
 
     python tools/demo.py --config-file configs/quickstart.yaml \\
-        --input photo.jpg folder 'more/*.png' --output output/demo --json output/demo.json \\
+        --input photo.jpg clip.mp4 folder 'more/*.png' --output output/demo --json output/demo.json \\
         --opts MODEL.WEIGHTS output/quickstart/model_final.pth
 
-The picture of an image is called <name of the image>.png. Small images are enlarged. --json writes
-all detections in COCO's result format. `image_id` is then the name of the file without its extension.
-It is an integer if the name is a number, as in COCO. `category_id` is that of the data set in
-DATASETS.TEST (or TRAIN) if Detectron2 knows it, and otherwise the number of the class.
+The picture of an image is called <name of the image>.png. Small images are enlarged. A video becomes
+a video of the same name, size and frame rate. --json writes all detections in COCO's result format.
+`image_id` is then the name of the file without its extension. It is an integer if the name is a
+number, as in COCO. The detections of a video also have a `frame_number`, from 0. `category_id` is
+that of the data set in DATASETS.TEST (or TRAIN) if Detectron2 knows it, and otherwise the number of
+the class.
+
+A file that cannot be read or drawn costs no other: it is named at the end, and the exit status is 1.
+Ctrl-C and SIGTERM end the run after the image or frame in work, with everything up to there kept.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import glob
+import itertools
 import json
 import logging
+import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.data.detection_utils import convert_image_to_rgb, convert_PIL_to_numpy
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
+from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
+from numpy.typing import NDArray
+from PIL import Image
 
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
@@ -42,10 +60,17 @@ from mrcnn_plugin.data import (
 )
 from mrcnn_plugin.data.coco_json import check_entries
 
-# Files with these extensions are read from a folder. A file that --input names can have any other.
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Files with these extensions are read from a folder. An image that --input names can have any other.
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 # The longer side of a picture has at least this many pixels, so that labels do not hide objects.
 MIN_PICTURE_SIZE = 600
+# (codec, extension), best first. OpenCV's wheels can write both, and each OpenCV has its own MJPG.
+CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))
+# What a video is written with if the file does not say its own, in frames per second.
+FRAME_RATE = 25.0
+# The number of names that a line lists.
+MAX_NAMES = 5
 
 logger = logging.getLogger("detectron2.demo")
 
@@ -56,9 +81,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
-        "--input", required=True, nargs="+", help="images, folders of images, or quoted patterns"
+        "--input",
+        required=True,
+        nargs="+",
+        help="images, videos, folders of these, or quoted patterns",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the pictures and videos"
+    )
     parser.add_argument("--json", metavar="FILE", help="file for the detections in COCO format")
     parser.add_argument(
         "--confidence-threshold",
@@ -68,7 +98,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="detections with a lower score are left out (default: 0.5)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace pictures and JSON that are there already"
+        "--overwrite",
+        action="store_true",
+        help="replace pictures, videos and JSON that are there already",
     )
     parser.add_argument(
         "--opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
@@ -142,8 +174,8 @@ def find_metadata(cfg: CfgNode) -> Metadata:
     return MetadataCatalog.get(name)
 
 
-def find_images(inputs: Sequence[str]) -> list[str]:
-    """The files that images, folders and patterns name, each once.
+def find_inputs(inputs: Sequence[str]) -> list[str]:
+    """The files that images, videos, folders and patterns name, each once.
 
     Raises:
         FileNotFoundError: one of `inputs` names nothing.
@@ -155,7 +187,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             found = [
                 os.path.join(name, file)
                 for file in sorted(os.listdir(name))
-                if file.lower().endswith(EXTENSIONS)
+                if file.lower().endswith(IMAGES + VIDEOS)
             ]
         elif os.path.exists(name):
             found = [name]
@@ -163,24 +195,52 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
         if not found:
             raise FileNotFoundError(
-                f"--input {name}: there is no such image, nor a folder with images "
-                f"({', '.join(EXTENSIONS)}), nor does it match any file as a pattern."
+                f"--input {name}: there is no such file, nor a folder with images or videos "
+                f"({', '.join(IMAGES + VIDEOS)}), nor does it match any file as a pattern."
             )
         paths += found
     return list(dict.fromkeys(map(os.path.normpath, paths)))
 
 
-def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> dict[str, str]:
-    """Image -> picture to write.
+def is_video(path: str) -> bool:
+    return path.lower().endswith(VIDEOS)
+
+
+def find_codec() -> tuple[str, str]:
+    """The first of CODECS that the installed OpenCV can write.
 
     Raises:
-        ValueError: two images have the same name or `image_id`, or a picture would replace an image.
+        RuntimeError: it can write none of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for codec, extension in CODECS:
+            file = os.path.join(folder, f"video{extension}")
+            writer = cv2.VideoWriter(file, cv2.VideoWriter.fourcc(*codec), FRAME_RATE, (64, 64))
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+            writer.release()
+            if count_frames(file) == 1:
+                return codec, extension
+    tried = " and ".join(f"{codec} in {extension}" for codec, extension in CODECS)
+    raise RuntimeError(
+        f"--input names a video, but OpenCV {cv2.__version__} can write none here (tried {tried}). "
+        f"`pip install opencv-python-headless` installs one that can; without videos none is needed."
+    )
+
+
+def plan_outputs(
+    args: argparse.Namespace, paths: Sequence[str], video_extension: str
+) -> dict[str, str]:
+    """Input -> picture or video to write.
+
+    Raises:
+        ValueError: two inputs have the same output or `image_id`, or an output would replace an input.
         FileExistsError: something is there already, and `--overwrite` is not given.
     """
     outputs: dict[str, str] = {}
     taken: dict[str, str] = {}
     for path in paths:
-        output = os.path.join(args.output, f"{stem(path)}.png")
+        extension = video_extension if is_video(path) else ".png"
+        output = os.path.join(args.output, f"{stem(path)}{extension}")
         if output in taken:
             raise ValueError(
                 f"--input: {taken[output]} and {path} would both be drawn to {output}; run them "
@@ -198,10 +258,12 @@ def plan_outputs(args: argparse.Namespace, paths: Sequence[str]) -> dict[str, st
     inputs = {os.path.realpath(path) for path in paths}
     for output in taken:
         if os.path.realpath(output) in inputs:
-            raise ValueError(f"--output: {output} would replace an image of --input.")
+            what = "a video" if is_video(output) else "an image"
+            raise ValueError(f"--output: {output} would replace {what} of --input.")
     if args.json and os.path.isdir(args.json):
         raise ValueError(f"--json: {args.json} is a folder; it must be a file.")
-    existing = [file for file in (*taken, args.json) if file and os.path.exists(file)]
+    files = [*taken, *((args.json, partial_json(args.json)) if args.json else ())]
+    existing = [file for file in files if os.path.exists(file)]
     if existing and not args.overwrite:
         raise FileExistsError(
             f"{len(existing)} of the files to write exist already, the first {existing[0]}; give "
@@ -218,6 +280,251 @@ def image_id(path: str) -> int | str:
     return int(stem(path)) if stem(path).isdecimal() else stem(path)
 
 
+def partial_json(file: str) -> str:
+    return f"{file}.partial"
+
+
+class Results:
+    """A JSON list of detections that is whole on the disk after every image, so that it survives everything.
+
+    It has the name <file>.partial until it is closed. Even a process that is killed leaves it.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        # Without a buffer, what could not be written is not tried again later.
+        self._raw = open(partial_json(file), "wb", buffering=0)
+        # The place of what closes the list.
+        self._end = 0
+        self._write(b"[")
+
+    def add(self, results: Sequence[dict[str, Any]]) -> None:
+        """Adds the results of an image: all of them, or none if that fails.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        if results:
+            start = b"\n" if self._end == 1 else b",\n"
+            self._write(start + ",\n".join(map(json.dumps, results)).encode())
+
+    def close(self) -> None:
+        self._raw.close()
+        os.replace(partial_json(self.file), self.file)
+
+    def _write(self, text: bytes) -> None:
+        try:
+            self._put(text + b"\n]")
+        except BaseException:
+            # There is room for this, because it was there before.
+            self._put(b"\n]")
+            self._raw.truncate()
+            raise
+        self._end += len(text)
+
+    def _put(self, text: bytes) -> None:
+        self._raw.seek(self._end)
+        while text:
+            text = text[self._raw.write(text) :]
+
+
+class Signals:
+    """Notes Ctrl-C and SIGTERM, so that the image or frame in work is finished. A second one ends at once.
+
+    Attributes:
+        received: the signal that came, if any.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.__exit__()
+        self.received = signal.Signals(number)
+        print("\nStopping after the image in work. Ctrl-C again stops at once.", file=sys.stderr)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was found in a file.
+
+    Attributes:
+        objects: the number of detections.
+        images: the number of images or frames that were looked at.
+        empty: how many of them have no detection.
+    """
+
+    objects: int = 0
+    images: int = 0
+    empty: int = 0
+
+    def count(self, instances: Instances) -> None:
+        self.objects += len(instances)
+        self.images += 1
+        self.empty += len(instances) == 0
+
+
+class Demo:
+    """Detects and draws.
+
+    Args:
+        cfg: the config of the model.
+        predictor: the model.
+        metadata: class names and category ids, as far as they are known.
+        results: where the detections are written, if they are.
+        codec: that of videos.
+        signals: the signals that end a video early.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        predictor: Predictor,
+        metadata: Metadata,
+        results: Results | None,
+        codec: str,
+        signals: Signals,
+    ) -> None:
+        self.cfg = cfg
+        self.predictor = predictor
+        self.results = results
+        self.codec = codec
+        self.signals = signals
+        contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+        self.category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
+        self.drawn = Metadata()
+        if "thing_classes" in metadata.as_dict():
+            # Matplotlib takes what is between two dollars for mathematics.
+            self.drawn.thing_classes = [name.replace("$", r"\$") for name in metadata.thing_classes]
+
+    def run_on_image(self, path: str, output: str, tally: Tally) -> None:
+        image = read_input(path, self.cfg)
+        instances = self._detect(image, tally, image_id=image_id(path))
+        scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
+        rgb = convert_image_to_rgb(image, self.cfg.INPUT.FORMAT)
+        visualizer = Visualizer(rgb, self.drawn, scale=scale)
+        with kept_if_whole(output) as part:
+            visualizer.draw_instance_predictions(instances).save(part)
+
+    def run_on_video(self, path: str, output: str, tally: Tally) -> None:
+        """Writes as many frames as can be read and drawn.
+
+        Raises:
+            ValueError: these are not all, or there are none.
+        """
+        capture = cv2.VideoCapture(path)
+        frames = read_frames(capture)
+        first = next(frames, None)
+        if first is None:
+            raise ValueError("OpenCV cannot read it as a video.")
+        expected = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        if not 0 < rate < math.inf:
+            rate = FRAME_RATE
+            logger.warning("%s does not say its frame rate; %g per second are written.", path, rate)
+        fault = None
+        with kept_if_whole(output) as part:
+            size = even(first).shape[1::-1]
+            writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*self.codec), rate, size)
+            if not writer.isOpened():
+                raise ValueError(f"OpenCV cannot write a video of {size[0]} x {size[1]} pixels.")
+            visualizer = VideoVisualizer(self.drawn)
+            written = 0
+            try:
+                for frame in tqdm.tqdm(
+                    itertools.chain([first], frames),
+                    desc=os.path.basename(path),
+                    total=int(expected) if expected >= 1 else None,
+                    unit="frame",
+                    leave=False,
+                ):
+                    if self.signals.received:
+                        break
+                    writer.write(self._draw_frame(frame, visualizer, path, written, tally))
+                    written += 1
+            except Exception as error:
+                # What was drawn before is kept.
+                fault = f"frame {written}: {error}"
+            finally:
+                writer.release()
+            if not written:
+                raise ValueError(fault or "the run ended before its first frame.")
+            # OpenCV does not say what it could not write.
+            if count_frames(part) < written:
+                raise OSError(f"OpenCV could not write all frames of {output}; is the disk full?")
+        if fault:
+            raise ValueError(f"{fault}. The frames before are in {output}.")
+        # The number in a header may be an estimate.
+        if not self.signals.received and written < 0.99 * expected - 1:
+            raise ValueError(
+                f"only {written} frames can be read, while its header says {expected:.0f}. "
+                f"They are in {output}."
+            )
+
+    def _draw_frame(
+        self, frame: Any, visualizer: VideoVisualizer, path: str, number: int, tally: Tally
+    ) -> Any:
+        """A frame with the objects found in it. Both are BGR."""
+        rgb = frame[:, :, ::-1]
+        image = convert_PIL_to_numpy(Image.fromarray(rgb), self.cfg.INPUT.FORMAT)
+        instances = self._detect(image, tally, image_id=image_id(path), frame_number=number)
+        picture = visualizer.draw_instance_predictions(rgb, instances).get_image()
+        return even(picture[:, :, ::-1])
+
+    def _detect(self, image: Any, tally: Tally, **keys: Any) -> Instances:
+        instances = self.predictor(image)["instances"].to("cpu")
+        if self.results is not None:
+            results = instances_to_coco_json(instances, keys["image_id"])
+            for result in results:
+                id = result["category_id"]
+                result.update(keys, category_id=self.category_ids.get(id, id))
+            self.results.add(results)
+        tally.count(instances)
+        return instances
+
+
+def read_frames(capture: cv2.VideoCapture) -> Iterator[Any]:
+    """The frames of a video, uint8 BGR [H, W, 3]."""
+    there, frame = capture.read()
+    while there:
+        yield frame
+        there, frame = capture.read()
+
+
+def even(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame of even height and width, which codecs need. OpenCV would cut off the last row or column."""
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def count_frames(file: str) -> int:
+    """The number of frames that the header of a video says; 0 or less if there is no such video."""
+    return int(cv2.VideoCapture(file).get(cv2.CAP_PROP_FRAME_COUNT))
+
+
+@contextlib.contextmanager
+def kept_if_whole(file: str) -> Iterator[str]:
+    """Gives a name to write to. The file gets its own name once it is whole, and is removed if that fails."""
+    folder, name = os.path.split(file)
+    part = os.path.join(folder, f".partial-{name}")
+    try:
+        yield part
+        os.replace(part, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     # Shows what Detectron2 says about the weights that it loads.
@@ -225,50 +532,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger()
 
     cfg = setup_cfg(args)
-    paths = find_images(args.input)
-    outputs = plan_outputs(args, paths)
+    paths = find_inputs(args.input)
+    codec, extension = find_codec() if any(map(is_video, paths)) else CODECS[0]
+    outputs = plan_outputs(args, paths, extension)
     metadata = find_metadata(cfg)
     predictor = Predictor(cfg)
     os.makedirs(args.output, exist_ok=True)
     if args.json:
         os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
 
-    contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
-    drawn = Metadata()
-    if "thing_classes" in metadata.as_dict():
-        # Matplotlib takes what is between two dollars for mathematics.
-        drawn.thing_classes = [name.replace("$", r"\$") for name in metadata.thing_classes]
-    results: list[dict[str, Any]] = []
+    tallies: dict[str, Tally] = {}
     failed: list[str] = []
-    for path, output in tqdm.tqdm(outputs.items(), unit="image"):
+    with Signals() as signals:
+        results = Results(args.json) if args.json else None
+        demo = Demo(cfg, predictor, metadata, results, codec, signals)
         try:
-            image = read_input(path, cfg)
-            instances = predictor(image)["instances"].to("cpu")
-            found = instances_to_coco_json(instances, image_id(path))
-            scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
-            visualizer = Visualizer(
-                convert_image_to_rgb(image, cfg.INPUT.FORMAT), drawn, scale=scale
-            )
-            visualizer.draw_instance_predictions(instances).save(output)
-        except Exception as error:
-            # Pillow raises a dozen types for damaged files, and a model may run out of memory for a
-            # large one. None should cost the other images.
-            failed.append(f"{path}: {error}")
-            continue
-        for result in found:
-            result["category_id"] = category_ids.get(result["category_id"], result["category_id"])
-            results.append(result)
+            for path, output in tqdm.tqdm(outputs.items(), unit="file"):
+                if signals.received:
+                    break
+                tallies[path] = Tally()
+                run = demo.run_on_video if is_video(path) else demo.run_on_image
+                try:
+                    run(path, output, tallies[path])
+                except Exception as error:
+                    # Pillow raises a dozen types for damaged files, and a model may run out of memory
+                    # for a large one. None should cost the other files.
+                    failed.append(f"{path}: {error}")
+        finally:
+            if results is not None:
+                results.close()
 
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump(results, f)
+    if any(tally.images for tally in tallies.values()):
+        print(summary(tallies, args.confidence_threshold))
     if failed:
         count = f"{len(failed)} of {len(paths)}"
-        listed = "\n  ".join(failed)
-        print(f"{count} files could not be read or drawn:\n  {listed}", file=sys.stderr)
-        return 1
-    return 0
+        lines = "\n  ".join(failed)
+        print(f"{count} files could not be read or drawn:\n  {lines}", file=sys.stderr)
+    if signals.received:
+        last = list(tallies)[-1:]
+        frames = "".join(f"; {tallies[p].images} frames of {p}" for p in last if is_video(p))
+        print(
+            f"{signals.received.name} ended the run after {len(tallies)} of {len(paths)} files{frames}.",
+            file=sys.stderr,
+        )
+        return 128 + signals.received
+    return 1 if failed else 0
+
+
+def summary(tallies: dict[str, Tally], threshold: float) -> str:
+    """What was found, and in which files nothing was."""
+    scores = f"with a score of at least {threshold:g} (--confidence-threshold)"
+    objects = sum(tally.objects for tally in tallies.values())
+    if not objects:
+        return f"Nothing was found {scores}."
+    text = f"{objects} objects were found {scores}."
+    empty = [
+        f"{tally.empty} of {tally.images} frames of {path}" if is_video(path) else path
+        for path, tally in tallies.items()
+        if tally.empty
+    ]
+    if empty:
+        more = len(empty) - MAX_NAMES
+        names = ", ".join(empty[:MAX_NAMES]) + (f" and {more} more files" if more > 0 else "")
+        text += f" Nothing was found in {names}."
+    return text
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import resource
+import signal
 
 import cv2
 import numpy as np
@@ -102,10 +104,11 @@ def test_a_folder_becomes_pictures_and_coco_results(weights, images):
         assert 0.01 < changed < 0.99
 
 
-def test_nothing_above_the_threshold_leaves_the_image_as_it_is(weights, images):
+def test_nothing_above_the_threshold_leaves_the_image_as_it_is(weights, images, capsys):
     arguments = ("--input", images / "000001.png", "--output", "out", "--json", "results.json")
     assert run(weights, *arguments, threshold="1") == 0
     assert json.load(open("results.json")) == []
+    assert "Nothing was found with a score of at least 1 " in capsys.readouterr().out
     image = cv2.imread(str(images / "000001.png"))
     plain = cv2.resize(image, (600, 480), interpolation=cv2.INTER_NEAREST)
     assert np.abs(cv2.imread("out/000001.png").astype(int) - plain).mean() < 3
@@ -134,10 +137,10 @@ def test_folders_patterns_and_images_are_found_once_each(images, monkeypatch):
     os.makedirs("more/deep")
     for name in ("more/b.JPG", "more/a.png", "more/x.txt", "more/deep/c.png", "odd.dat"):
         open(name, "w").close()
-    found = demo.find_images(["more", "mo*/x.*", "more/../more/a.png", "odd.dat", "more/**/c.*"])
+    found = demo.find_inputs(["more", "mo*/x.*", "more/../more/a.png", "odd.dat", "more/**/c.*"])
     assert found == ["more/a.png", "more/b.JPG", "more/x.txt", "odd.dat", "more/deep/c.png"]
     monkeypatch.setenv("HOME", os.getcwd())
-    assert demo.find_images(["~/odd.dat"]) == [os.path.abspath("odd.dat")]
+    assert demo.find_inputs(["~/odd.dat"]) == [os.path.abspath("odd.dat")]
 
 
 @pytest.mark.parametrize("name", ["missing.png", "empty", "no*match"])
@@ -160,6 +163,280 @@ def test_an_unreadable_image_does_not_stop_the_others(weights, images, capsys):
     error = capsys.readouterr().err
     assert "2 of 3 files could not be read" in error
     assert "in/broken.png: " in error and "in/cut.png: " in error
+
+
+# Videos
+
+
+def moving(number=6, size=(80, 64)):
+    """Returns frames [H, W, 3] of a bright square that moves, on noise that a codec changes little."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 120, (8, 8, 3), dtype=np.uint8), size)
+    frames = []
+    for i in range(number):
+        frame = noise.copy()
+        cv2.rectangle(frame, (4 * i, 10), (4 * i + 30, 45), (40, 200, 250), -1)
+        frames.append(frame)
+    assert frames[0].shape == (height, width, 3)
+    return frames
+
+
+def write_video(name, frames, rate=12.5, codec="mp4v"):
+    size = frames[0].shape[1::-1]
+    writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*codec), rate, size)
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def read_video(name):
+    """Returns the frames of a video and its rate."""
+    capture = cv2.VideoCapture(name)
+    return list(demo.read_frames(capture)), capture.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.mark.parametrize("order", ["BGR", "RGB"])
+def test_a_video_becomes_a_video_and_results_with_frame_numbers(weights, order):
+    write_video("clip.avi", moving())
+    arguments = ("--input", "clip.avi", "--output", "out", "--json", "r.json")
+    assert run(weights, *arguments, INPUT__FORMAT=order) == 0
+    assert os.listdir("out") == ["clip.mp4"]
+    frames, rate = read_video("clip.avi")
+    drawn, drawn_rate = read_video("out/clip.mp4")
+    assert len(drawn) == len(frames) == 6
+    assert drawn_rate == rate == 12.5
+    results = json.load(open("r.json"))
+    assert {r["image_id"] for r in results} == {"clip"}
+
+    cfg = make_cfg()
+    cfg.merge_from_list(["MODEL.WEIGHTS", weights, "INPUT.FORMAT", order])
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    predictor = DefaultPredictor(cfg)
+    for number, (frame, picture) in enumerate(zip(frames, drawn, strict=True)):
+        expected = predictor(frame)["instances"]
+        found = [r for r in results if r["frame_number"] == number]
+        assert len(found) == len(expected) > 0
+        assert [r["score"] for r in found] == pytest.approx(expected.scores.tolist())
+        assert [r["category_id"] for r in found] == (expected.pred_classes + 1).tolist()
+        assert picture.shape == frame.shape
+        assert (np.abs(picture.astype(int) - frame) > 40).any(2).mean() > 0.01
+
+
+def test_a_video_keeps_its_colours_and_rate(weights, capsys):
+    write_video("clip.mkv", moving(), rate=30000 / 1001)
+    arguments = ("--input", "clip.mkv", "--output", "out")
+    assert run(weights, *arguments, threshold="1", INPUT__FORMAT="RGB") == 0
+    frames, rate = read_video("clip.mkv")
+    drawn, drawn_rate = read_video("out/clip.mp4")
+    assert drawn_rate == pytest.approx(rate, abs=0.01)
+    assert len(drawn) == len(frames) == 6
+    assert np.abs(np.subtract(drawn, frames, dtype=int)).mean() < 5
+    assert "Nothing was found with a score of at least 1 " in capsys.readouterr().out
+
+
+def test_a_frame_of_odd_size_loses_nothing():
+    drawn = demo.even(np.arange(63 * 47 * 3, dtype=np.uint8).reshape(47, 63, 3))
+    assert drawn.shape == (48, 64, 3)
+    assert np.array_equal(drawn[-1], drawn[-2]) and np.array_equal(drawn[:, -1], drawn[:, -2])
+    assert drawn[:47, :63].tobytes() == np.arange(63 * 47 * 3, dtype=np.uint8).tobytes()
+
+
+def test_images_and_videos_that_cannot_be_read_cost_only_themselves(weights, images, capsys):
+    os.mkdir("in")
+    open("in/none.mp4", "w").write("no video")
+    write_video("in/cut.avi", moving(20), codec="MJPG")
+    content = open("in/cut.avi", "rb").read()
+    open("in/cut.avi", "wb").write(content[: len(content) // 2])
+    open("in/text.png", "w").write("no image")
+    write_video("in/whole.mp4", moving(2))
+    open("in/picture.png", "wb").write((images / "000001.png").read_bytes())
+    assert run(weights, "--input", "in", "--output", "out", "--json", "r.json") == 1
+    error = capsys.readouterr().err
+    assert "3 of 5 files could not be read or drawn" in error
+    assert "in/none.mp4: OpenCV cannot read it as a video" in error
+    assert "in/text.png: " in error
+    number = int(re.search(r"in/cut.avi: only (\d+) frames .* header says 20", error)[1])
+    assert 5 < number < 15
+    assert sorted(os.listdir("out")) == ["cut.mp4", "picture.png", "whole.mp4"]
+    assert len(read_video("out/cut.mp4")[0]) == number
+    results = json.load(open("r.json"))
+    assert {r["image_id"] for r in results} == {"cut", "whole", "picture"}
+    frames = {r["frame_number"] for r in results if r["image_id"] == "cut"}
+    assert frames == set(range(number))
+    assert not any("frame_number" in r for r in results if r["image_id"] == "picture")
+
+
+def interrupt(monkeypatch, at, action):
+    """Lets `action` run after the model has seen its image or frame of number `at`."""
+    predict = demo.Predictor.__call__
+    calls = []
+
+    def wrapped(self, image):
+        calls.append(1)
+        if len(calls) == at:
+            action()
+        return predict(self, image)
+
+    monkeypatch.setattr(demo.Predictor, "__call__", wrapped)
+
+
+def fail():
+    raise RuntimeError("out of memory")
+
+
+def test_a_frame_on_which_the_model_fails_ends_its_video_only(weights, monkeypatch, capsys):
+    write_video("a.mp4", moving())
+    write_video("b.mp4", moving(2))
+    interrupt(monkeypatch, 4, fail)
+    arguments = ("--input", "a.mp4", "b.mp4", "--output", "out", "--json", "r.json")
+    assert run(weights, *arguments) == 1
+    assert "a.mp4: frame 3: out of memory. The frames before are in" in capsys.readouterr().err
+    assert [len(read_video(f"out/{name}.mp4")[0]) for name in "ab"] == [3, 2]
+    found = {(r["image_id"], r["frame_number"]) for r in json.load(open("r.json"))}
+    assert found == {("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)}
+
+
+def test_another_codec_is_used_where_the_first_cannot_be_written(weights, monkeypatch):
+    write_video("clip.mp4", moving(2))
+    monkeypatch.setattr(demo, "CODECS", [("none", ".mp4"), ("MJPG", ".avi")])
+    assert run(weights, "--input", "clip.mp4", "--output", "out") == 0
+    assert len(read_video("out/clip.avi")[0]) == 2
+
+
+def test_an_opencv_without_codecs_is_an_error_for_videos_only(weights, images, monkeypatch):
+    write_video("clip.mp4", moving(2))
+    monkeypatch.setattr(demo, "CODECS", [("none", ".mp4")])
+    with pytest.raises(RuntimeError, match=r"can write none here \(tried none in .mp4\)"):
+        run(weights, "--input", images, "clip.mp4", "--output", "out")
+    assert not os.path.exists("out")
+    assert run(weights, "--input", images, "--output", "out") == 0
+
+
+def test_a_video_is_not_replaced_unless_asked_nor_by_its_own_result(weights):
+    write_video("clip.mp4", moving(2))
+    os.mkdir("out")
+    open("out/clip.mp4", "w").write("mine")
+    arguments = ("--input", "clip.mp4", "--output", "out")
+    with pytest.raises(FileExistsError, match="the first out/clip.mp4"):
+        run(weights, *arguments)
+    assert open("out/clip.mp4").read() == "mine"
+    assert run(weights, *arguments, "--overwrite") == 0
+    assert len(read_video("out/clip.mp4")[0]) == 2
+    with pytest.raises(ValueError, match="clip.mp4 would replace a video"):
+        run(weights, "--input", "clip.mp4", "--output", ".", "--overwrite")
+
+
+# What survives
+
+
+@pytest.fixture
+def disk_of():
+    """Lets no file become longer than a number of bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_json_is_whole_after_every_image():
+    results = demo.Results("r.json")
+    assert json.load(open("r.json.partial")) == []
+    results.add([{"a": 1}, {"a": 2}])
+    assert json.load(open("r.json.partial")) == [{"a": 1}, {"a": 2}]
+    results.add([])
+    results.add([{"a": 3}])
+    assert json.load(open("r.json.partial")) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    results.close()
+    assert json.load(open("r.json")) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert os.listdir() == ["r.json"]
+
+
+def test_the_json_is_whole_on_a_full_disk(disk_of):
+    results = demo.Results("r.json")
+    results.add([{"a": 1}])
+    disk_of(100)
+    with pytest.raises(OSError):
+        results.add([{"a": "x" * 200}])
+    assert json.load(open("r.json.partial")) == [{"a": 1}]
+    results.add([{"a": 2}])
+    results.close()
+    assert json.load(open("r.json")) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_full_disk_leaves_nothing_half_written(weights, images, capsys, disk_of):
+    write_video("clip.mp4", moving(40))
+    disk_of(4000)
+    assert run(weights, "--input", images, "clip.mp4", "--output", "out") == 1
+    error = capsys.readouterr().err
+    assert "4 of 4 files" in error and "clip.mp4: OpenCV could not write all frames" in error
+    assert os.listdir("out") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_run_after_the_image_in_work(weights, images, number, monkeypatch, capsys):
+    handler = signal.getsignal(number)
+    interrupt(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
+    arguments = ("--input", images, "--output", "out", "--json", "r.json")
+    assert run(weights, *arguments) == 128 + number
+    assert sorted(os.listdir("out")) == ["000001.png", "000002.png"]
+    assert {r["image_id"] for r in json.load(open("r.json"))} == {1, 2}
+    assert f"{number.name} ended the run after 2 of 3 files." in capsys.readouterr().err
+    assert signal.getsignal(number) is handler
+
+
+def test_a_signal_ends_a_video_after_the_frame_in_work(weights, images, monkeypatch, capsys):
+    write_video("clip.mp4", moving())
+    interrupt(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    arguments = ("--input", "clip.mp4", images, "--output", "out", "--json", "r.json")
+    assert run(weights, *arguments) == 130
+    assert os.listdir("out") == ["clip.mp4"]
+    assert len(read_video("out/clip.mp4")[0]) == 3
+    assert {r["frame_number"] for r in json.load(open("r.json"))} == {0, 1, 2}
+    assert "after 1 of 4 files; 3 frames of clip.mp4." in capsys.readouterr().err
+
+
+def test_a_second_signal_ends_at_once_with_the_json_whole(weights, images, monkeypatch):
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt(monkeypatch, 2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        run(weights, "--input", images, "--output", "out", "--json", "r.json")
+    assert {r["image_id"] for r in json.load(open("r.json"))} == {1}
+
+
+def test_a_picture_that_cannot_be_drawn_is_in_the_json_all_the_same(
+    weights, images, monkeypatch, capsys
+):
+    draw = demo.Visualizer.draw_instance_predictions
+    calls = []
+
+    def draw_but_one(self, instances):
+        calls.append(1)
+        return draw(self, instances) if len(calls) != 2 else fail()
+
+    monkeypatch.setattr(demo.Visualizer, "draw_instance_predictions", draw_but_one)
+    assert run(weights, "--input", images, "--output", "out", "--json", "r.json") == 1
+    assert sorted(os.listdir("out")) == ["000001.png", "000003.png"]
+    assert {r["image_id"] for r in json.load(open("r.json"))} == {1, 2, 3}
+    assert "000002.png: out of memory" in capsys.readouterr().err
+
+
+# What is said
+
+
+def test_it_says_where_nothing_was_found_and_at_which_threshold():
+    tallies = {f"{i}.png": demo.Tally(0, 1, 1) for i in range(7)}
+    assert demo.summary(tallies, 0.5) == (
+        "Nothing was found with a score of at least 0.5 (--confidence-threshold)."
+    )
+    tallies["a.png"], tallies["b.png"] = demo.Tally(3, 1, 0), demo.Tally()
+    text = demo.summary(tallies, 0.25)
+    assert text.startswith("3 objects were found with a score of at least 0.25")
+    assert text.endswith("found in 0.png, 1.png, 2.png, 3.png, 4.png and 2 more files.")
+    tallies = {"c.mp4": demo.Tally(4, 10, 3), "d.mp4": demo.Tally(4, 10, 0)}
+    assert demo.summary(tallies, 0.5).endswith("Nothing was found in 3 of 10 frames of c.mp4.")
 
 
 # Nothing is overwritten
