@@ -4,6 +4,7 @@
     python tools/check_dataset.py train.json images
     python tools/check_dataset.py train.json images --config-file my.yaml --json report.json
     python tools/check_dataset.py train.json images --val val.json images --write-config my.yaml
+    python tools/check_dataset.py train.json images --pictures output/pictures
 
 The checks are those that tools/train_net.py makes before training, but every image is decoded and
 every fault is listed. The exit status is 0 if the data set can be used as it is, 1 if something
@@ -11,6 +12,9 @@ would be refused, and 2 if there is no such file, it is not COCO JSON, or the co
 
 --write-config writes a config that trains on the data set, if nothing is refused. A comment at each
 value says from which number of the data it follows. Values that --config-file or --opts set stay.
+
+--pictures draws samples of the images, those with the most and the smallest objects and with faults,
+and charts that compare the objects with the config, or with Detectron2's defaults.
 """
 
 import argparse
@@ -21,12 +25,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 
 from mrcnn_plugin import get_config_file, load_cfg
-from mrcnn_plugin.data import check_categories, check_pixel_range, register_coco_json
+from mrcnn_plugin.analysis import dataset as drawn
+from mrcnn_plugin.data import (
+    check_categories,
+    check_pixel_range,
+    register_coco_json,
+    scaled_path,
+)
 from mrcnn_plugin.data.checks import (
     Usage,
     check_keypoints,
@@ -41,6 +53,7 @@ from mrcnn_plugin.data.pixels import is_deep_image
 from mrcnn_plugin.data.statistics import Statistics
 from mrcnn_plugin.data.suggest import Suggestion, find_own_keys, suggest_config, to_yaml
 
+PICTURES = ("samples.png", "extremes.png", "statistics.png")
 REFUSED = (Level.ERROR, Level.JUDGEMENT)
 WORDS = {
     Level.ERROR: "REFUSED",
@@ -89,6 +102,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="list at most N examples of each fault (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="file for the report in JSON")
+    parser.add_argument("--pictures", metavar="FOLDER", help="folder for pictures of the data set")
     parser.add_argument(
         "--opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
@@ -179,6 +193,56 @@ def make_usage(args: argparse.Namespace, cfg: CfgNode | None) -> Usage:
     )
 
 
+def check_pictures(folder: str) -> None:
+    """Checks that pictures can be written to a folder.
+
+    Raises:
+        ValueError: there is one already, or there can be no such folder.
+    """
+    existing = [p for name in PICTURES if os.path.lexists(p := os.path.join(folder, name))]
+    if existing:
+        raise ValueError(f"--pictures: {existing[0]} exists already; name another folder.")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--pictures {folder} cannot be made: {error}") from error
+
+
+def show(name: str, cfg: CfgNode | None, findings: Sequence[Finding], folder: str | None) -> None:
+    """Prints the numbers of a data set, and draws it if there is a folder for pictures."""
+    try:
+        dicts = DatasetCatalog.get(name)
+    except Exception as error:
+        # Detectron2 raises any type for data that it cannot load. The findings say why.
+        print(f"NOTE: there are no numbers and pictures, as Detectron2 cannot load it: {error!r}")
+        return
+    statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
+    settings = drawn.Settings.of(get_cfg() if cfg is None else cfg)
+    if cfg is None:
+        settings = dataclasses.replace(settings, levels=drawn.FPN_LEVELS)
+    for line in drawn.describe(statistics, settings):
+        print(line)
+    if folder is None:
+        return
+    # Without a range, images of more than 8 bits would be white.
+    pixel_range, unit = (cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT) if cfg else ([], "")
+    if not pixel_range:
+        pixel_range, unit = [0.1, 99.9], "percentile"
+
+    def read(file: str) -> Any:
+        return read_image(scaled_path(file, pixel_range, unit), format="RGB")
+
+    title = f"{os.path.basename(name)}: {len(dicts)} images, {len(statistics.classes)} objects"
+    compared = (
+        "Compared with Detectron2's defaults." if cfg is None else "Compared with the config."
+    )
+    samples, extremes, charts = (os.path.join(folder, picture) for picture in PICTURES)
+    drawn.plot_statistics(statistics, settings, f"{title}. {compared}", charts)
+    drawn.plot_samples(dicts, statistics, read, title, samples)
+    drawn.plot_extremes(dicts, statistics, findings, read, title, extremes)
+    print(f"Pictures: {', '.join((samples, extremes, charts))}")
+
+
 def make_first_usage(args: argparse.Namespace, cfg: CfgNode) -> Usage:
     """The usage by which data sets are checked before a config is made for them."""
     return dataclasses.replace(
@@ -222,8 +286,6 @@ def print_faults(name: str, faults: Faults) -> list[dict[str, Any]]:
         print(f"{WORDS.get(level, 'NOTE')}: {text}")
         for example in filter(None, finding.examples):
             print(f"    {example}")
-    refused = count_refused(faults)
-    print(f"{name}: {refused} kinds of faults are refused, {len(report) - refused} others found.")
     return report
 
 
@@ -273,6 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.write_config:
             check_target(args.write_config)
+        if args.pictures:
+            check_pictures(args.pictures)
         cfg = read_config(args)
         usage = make_usage(args, cfg)
         if args.write_config:
@@ -294,17 +358,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    report = [entry for name in faults for entry in print_faults(name, faults[name])]
-    refused = any(map(count_refused, faults.values()))
+    report: list[dict[str, Any]] = []
+    for name in faults:
+        found = print_faults(name, faults[name])
+        report += found
+        folder = args.pictures if name == args.json_file else None
+        # Boxes of negative width, which are among the findings, have no size.
+        with np.errstate(invalid="ignore"):
+            show(name, cfg, [finding for finding, _ in faults[name]], folder)
+        refused = count_refused(faults[name])
+        others = len(found) - refused
+        print(f"{name}: {refused} kinds of faults are refused, {others} others found.")
+    any_refused = any(map(count_refused, faults.values()))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(report, f, indent=1)
-    if args.write_config and refused:
+    if args.write_config and any_refused:
         print(f"{args.write_config} is not written, because data are refused.")
     elif suggestion is not None:
         write_config(args, suggestion)
         print(f"{args.write_config} is written. tools/train_net.py --config-file trains with it.")
-    return 1 if refused else 0
+    return 1 if any_refused else 0
 
 
 if __name__ == "__main__":

@@ -37,20 +37,35 @@ _LEGEND = {
 
 
 def draw(
-    image: NDArray[np.uint8], annotations: Sequence[dict[str, Any]], names: Sequence[str]
+    image: NDArray[np.uint8],
+    annotations: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    colors: Sequence[Any] | None = None,
+    boxes: bool = True,
 ) -> NDArray[np.uint8]:
-    """Draws annotations of the form in Detectron2's data set dicts on an RGB image [H, W, 3]."""
+    """Draws annotations of the form in Detectron2's data set dicts on an RGB image [H, W, 3].
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        annotations: what to draw.
+        names: the names of the classes.
+        colors: a colour of Matplotlib for each annotation, which then has no label. By default the class has a colour.
+        boxes: whether to draw boxes around masks.
+    """
     visualizer = _visualizer(image)
     palette = colormaps["Set1"]
     for index, annotation in enumerate(annotations):
         category = annotation["category_id"]
         color = palette((category if len(names) > 1 else index) % palette.N)[:3]
         label = ""
-        if len(annotations) <= MAX_LABELS:
+        if colors is not None:
+            color = colors[index]
+        elif len(annotations) <= MAX_LABELS:
             label = plain(names[category])
             if "score" in annotation:
                 label += f" {100 * annotation['score']:.0f}%"
-        _draw_one(visualizer, annotation, color, label)
+        box = boxes or "segmentation" not in annotation
+        _draw_one(visualizer, annotation, color, label, box=box)
     return visualizer.output.get_image()
 
 

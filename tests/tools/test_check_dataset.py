@@ -1,7 +1,9 @@
 """tools/check_dataset.py, run as a user would."""
 
 import json
+import os
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -227,3 +229,72 @@ class TestWriteConfig:
         file = tmp_path / "my.yaml"
         assert run(data, "--base", tmp_path / "no.yaml", "--write-config", file) == 2
         assert f"--base {tmp_path / 'no.yaml'} cannot be read" in capsys.readouterr().err
+
+
+# Numbers and pictures
+
+
+def test_the_report_ends_with_the_numbers(data, capsys):
+    content = json.loads((data / "instances.json").read_text())
+    assert run(data) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("3 images of ") and lines[0].endswith("; 0 without objects.")
+    assert lines[1].startswith(f"{len(content['annotations'])} objects of ")
+    assert lines[-1].endswith("0 kinds of faults are refused, 0 others found.")
+
+
+def test_pictures(data, capsys, tmp_path):
+    folder = tmp_path / "new" / "pictures"
+    config = ("--config-file", CONFIGS / "quickstart.yaml")
+    assert run(data, *config, "--pictures", folder) == 0
+    assert sorted(os.listdir(folder)) == ["extremes.png", "samples.png", "statistics.png"]
+    for name in os.listdir(folder):
+        picture = cv2.imread(str(folder / name))
+        assert min(picture.shape[:2]) > 400 and picture.std() > 10
+    assert f"{folder / 'samples.png'}" in capsys.readouterr().out
+
+
+def test_no_picture_is_overwritten(data, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
+    (tmp_path / "extremes.png").write_text("mine")
+    assert run(data, "--pictures", tmp_path) == 2
+    assert "extremes.png exists already; name another folder" in capsys.readouterr().err
+    assert (tmp_path / "extremes.png").read_text() == "mine"
+    assert not (tmp_path / "samples.png").exists()
+    assert run(data, "--pictures", tmp_path / "extremes.png" / "folder") == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_pictures_of_faulty_data(data, capsys, tmp_path):
+    file = data / "instances.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] *= -1
+    file.write_text(json.dumps(content))
+    (data / "images" / "000002.png").write_bytes(b"")
+    assert run(data, "--pictures", tmp_path / "pictures") == 1
+    assert len(os.listdir(tmp_path / "pictures")) == 3
+    content["annotations"][0]["segmentation"] = [1, 2, 3, 4, 5, 6]
+    file.write_text(json.dumps(content))
+    assert run(data, "--pictures", tmp_path / "none") == 1
+    out = capsys.readouterr().out
+    assert "there are no numbers and pictures, as Detectron2 cannot load it" in out
+    assert "1 kinds" not in out and os.listdir(tmp_path / "none") == []
+
+
+def test_images_of_16_bits_are_drawn_as_they_are_seen(data, tmp_path, monkeypatch):
+    originals = []
+    for path in sorted((data / "images").iterdir()):
+        originals.append(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+        cv2.imwrite(str(path), originals[-1].astype(np.uint16) * 16)
+    seen = []
+
+    def keep(dicts, statistics, read, title, file):
+        seen.extend(read(record["file_name"]) for record in dicts)
+
+    monkeypatch.setattr(check_dataset.drawn, "plot_samples", keep)
+    for other in ("plot_extremes", "plot_statistics"):
+        monkeypatch.setattr(check_dataset.drawn, other, lambda *_: None)
+    run(data, "--pictures", tmp_path / "pictures")
+    for image, original in zip(seen, originals, strict=True):
+        assert image.dtype == np.uint8 and image.min() < 20 and image.max() > 235
+        assert np.corrcoef(image[:, :, 1].ravel(), original.ravel())[0, 1] > 0.99
