@@ -243,11 +243,13 @@ def _plot_classes(axes: Axes, statistics: Statistics) -> None:
     objects, images = statistics.objects_per_class, statistics.images_per_class
     order = np.argsort(-objects, kind="stable")
     note = ""
+    places = np.arange(min(len(order), MAX_BARS))
     if len(order) > MAX_BARS:
         half = MAX_BARS // 2
         note = f"\nThe {half} classes with the most and the {half} with the fewest objects of {len(order)} are shown."
         order = np.concatenate([order[:half], order[-half:]])
-    places = np.arange(len(order))
+        places[half:] += 1
+        axes.text(half, 0.5, "…", transform=axes.get_xaxis_transform(), ha="center", fontsize=16)
     axes.bar(places, objects[order], 0.8, color="tab:blue", alpha=0.45, label="objects")
     axes.bar(places, images[order], 0.5, color="tab:blue", label="images with the class")
     for place, i in zip(places, order, strict=True):
@@ -268,15 +270,17 @@ def _plot_classes(axes: Axes, statistics: Statistics) -> None:
         places, names, rotation=90 if rotated else 0, fontsize=8 if len(order) > 40 else 9
     )
     # Few bars are as wide as one of twelve.
-    middle, half_width = (len(order) - 1) / 2, max(len(order), 12) / 2
-    axes.set_xlim(middle - half_width, middle + half_width)
+    last = places.max(initial=0)
+    width = max(last + 1, 12)
+    axes.set_xlim((last - width) / 2, (last + width) / 2)
     present = objects[objects > 0]
     if len(present) and present.max() > 30 * present.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_ylim(0.5, 4 * present.max())
+        # A fifth of the height is left for the numbers.
+        axes.set_ylim(0.5, 0.5 * (2 * present.max()) ** 1.25)
     else:
-        axes.set_ylim(0, 1.2 * max(objects.max(initial=0), 1))
+        axes.set_ylim(0, 1.25 * max(objects.max(initial=0), 1))
     absent = int((objects == 0).sum())
     without = f"; {absent} without objects" if absent else ""
     axes.set_title(f"Objects per class: {_number(len(objects), 'class')}{without}{note}")
@@ -596,8 +600,8 @@ def _of_anchors(sizes: NDArray[np.float64], settings: Settings) -> str:
     smallest, largest = min(settings.anchors), max(settings.anchors)
     below, above = (sizes < smallest / 2).mean(), (sizes > 2 * largest).mean()
     return (
-        f"{100 * below:.1f} % are smaller than half of the smallest anchor ({smallest:g}), {100 * above:.1f} % larger "
-        f"than twice the largest ({largest:g})."
+        f"{100 * below:.1f} % are smaller than half of the smallest anchor ({smallest:.4g}), "
+        f"{100 * above:.1f} % larger than twice the largest ({largest:.4g})."
     )
 
 
