@@ -351,7 +351,10 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.__exit__()
         self.received = signal.Signals(number)
-        print("\nStopping after the image in work. Ctrl-C again stops at once.", file=sys.stderr)
+        print(
+            "\nStopping after the image or frame in work. Ctrl-C again stops at once.",
+            file=sys.stderr,
+        )
 
 
 @dataclasses.dataclass

@@ -178,7 +178,7 @@ def _plot_sizes(axes: Axes, statistics: Statistics, settings: Settings) -> None:
     logs = np.log2(sizes)
     shown = np.concatenate([logs, np.log2(settings.anchors)])
     first, last = np.floor(min(shown)), np.ceil(max(shown))
-    bins = np.arange(first, last + 0.01, 0.25)
+    bins = np.arange(first, last + 0.01, 0.25).tolist()
     if settings.levels is None:
         axes.hist(logs, bins, color="tab:blue", label="objects")
     else:
@@ -212,7 +212,7 @@ def _plot_objects_per_image(axes: Axes, statistics: Statistics, settings: Settin
     counts = statistics.objects_per_image
     highest = int(counts.max(initial=0))
     width = max(1, -(-(highest + 1) // 40))
-    bins = np.arange(0, highest + width + 1, width) - 0.5
+    bins = (np.arange(0, highest + width + 1, width) - 0.5).tolist()
     axes.hist(counts, bins, color="tab:blue", rwidth=0.9)
     axes.set(xlabel="objects in an image", ylabel="images")
     axes.set_title(
@@ -377,8 +377,8 @@ def plot_extremes(
         ("Smallest objects, enlarged", _smallest(dicts, statistics)),
     ]
     for start in range(0, len(found), _COLUMNS):
-        row = found[start : start + _COLUMNS]
-        shown = [{"record": dicts[i], "text": text, "boxes": True} for i, text in row]
+        part_found = found[start : start + _COLUMNS]
+        shown = [{"record": dicts[i], "text": text, "boxes": True} for i, text in part_found]
         rows.append(("Found by the check" if start == 0 else "", shown))
     rows = [(heading, row) for heading, row in rows if row]
     figure = Figure(figsize=(4.6 * _COLUMNS, 5.4 * max(len(rows), 1) + 0.6), layout="constrained")
@@ -525,8 +525,8 @@ def _show(
             margin = 0.04 * (right - left)
             frame = (x0 - margin, y0 - margin), x1 - x0 + 2 * margin, y1 - y0 + 2 * margin
             # It is seen on white and on black.
-            for color, width in (("black", 3), ("white", 1.5)):
-                axes.add_patch(Rectangle(*frame, fill=False, edgecolor=color, linewidth=width))
+            for edge, width in (("black", 3), ("white", 1.5)):
+                axes.add_patch(Rectangle(*frame, fill=False, edgecolor=edge, linewidth=width))
     except Exception as error:  # Faulty images and annotations raise dozens of types, and are to be shown if they can.
         message = "\n".join(textwrap.wrap(f"cannot be drawn: {error}", 40, max_lines=6))
         axes.text(0.5, 0.5, plain(message), ha="center", va="center", transform=axes.transAxes)
