@@ -58,10 +58,12 @@ def read(file):
 
 
 def with_objects(*numbers):
-    """Statistics of one image for each object of classes with these numbers of objects."""
-    records = [record(c, (c, 5, 5, 10, 10)) for c, n in enumerate(numbers) for _ in range(n)]
-    names = [f"a class of number {c}" for c in range(len(numbers))]
-    return Statistics.of(records, names)
+    """Statistics of one image with these numbers of objects of each class."""
+    classes = np.repeat(np.arange(len(numbers)), numbers)
+    sides = np.full(len(classes), 10.0)
+    names = tuple(f"a class of number {c}" for c in range(len(numbers)))
+    image = np.array([100])
+    return Statistics(names, image, image, sides, sides, classes, np.zeros_like(classes), 0, 0)
 
 
 # Numbers
@@ -129,7 +131,7 @@ def overlaps(artists):
 def test_no_labels_of_classes_overlap(saved, number):
     counts = [1 + 3 * (c % 7) for c in range(number)]
     # Of many classes, one has so many objects that the axis is logarithmic.
-    counts[:1], counts[-1:] = [5000 if number > 12 else 50], [0 if number > 1 else 1234]
+    counts[:1], counts[-1:] = [200000 if number > 12 else 50], [0 if number > 1 else 1234]
     dataset.plot_statistics(with_objects(*counts), SETTINGS, "title", "")
     *_, axes = saved[0].axes
     assert overlaps(axes.get_xticklabels()) == overlaps(axes.texts) == []
