@@ -402,6 +402,188 @@ __device__ inline void for_each_weight(
   }
 }
 
+// Writes NaN to `num_rows` rows of bins of the channels from `channel` to `end`. `bin` is the first bin of channel 0.
+template <typename scalar_t>
+__device__ inline void store_nan(scalar_t* bin, const Steps& steps, int num_rows, int num_bins, int channel, int end) {
+  for (int c = channel; c < end; ++c) {
+    for (int i = threadIdx.x; i < num_rows * num_bins; i += kThreads) {
+      store_global(
+          bin + int64_t(c) * steps.channel + int64_t(i / num_bins) * steps.row + int64_t(i % num_bins) * steps.column,
+          static_cast<scalar_t>(std::numeric_limits<float>::quiet_NaN()));
+    }
+  }
+}
+
+// Sets [begin, end) to the map columns that `count` neighbouring bin tiles read. It stops when they are more than
+// `enough`.
+__device__ inline void reach_of_tiles(const Tile* tiles, int count, int enough, int& begin, int& end) {
+  begin = end = 0;
+  for (int t = 0; t < count && end - begin <= enough; ++t) {
+    const int first = load_global(&tiles[t].x_begin);
+    extend(begin, end, first, load_global(&tiles[t].x_end) - first);
+  }
+}
+
+// Copies `count` records to shared memory. Empty records fill the last batch of kUnroll map rows.
+template <int kUnroll, typename T>
+__device__ inline void stage_records(const T* records, int count, T* staged) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < divide_up(count, kUnroll) * kUnroll * kRecord; i += kThreads) {
+    staged[i] = i < count * kRecord ? load_global(records + i) : T(0);
+  }
+}
+
+// Copies the bands and the short weights of `count` bin columns to shared memory.
+template <typename T>
+__device__ inline void stage_bands(
+    const Workspace<T>& workspace, int64_t first_bin, int count, Band32* bands, T* short_weights) {
+  const int thread = threadIdx.x;
+  if (thread < count * kShort) {
+    short_weights[thread] = load_global(workspace.short_weights + first_bin * kShort + thread);
+  } else if (thread >= kThreads - count) {
+    bands[thread - (kThreads - count)] = load_global(workspace.bands + first_bin + thread - (kThreads - count));
+  }
+}
+
+// Reduces `count` to the bin columns that together read at most `columns` map columns, and sets [begin, end) to these.
+// A single bin column may read more.
+__device__ inline void fit_bands(const Band32* bands, int columns, int& count, int& begin, int& end) {
+  begin = end = 0;
+  for (int i = 0; i < count; ++i) {
+    int new_begin = begin, new_end = end;
+    extend(new_begin, new_end, bands[i].first, bands[i].count);
+    if (i > 0 && new_end - new_begin > columns) {
+      count = i;
+    } else {
+      begin = new_begin;
+      end = new_end;
+    }
+  }
+}
+
+// Adds `count` rows of a map column to the sums of the bin rows, kUnroll rows at a time. `pixel` is the first of them,
+// `staged` has their records, and `read` reads V channels of a pixel.
+template <int kUnroll, typename scalar_t, typename T, int V, typename Reader>
+__device__ inline void y_pass(
+    const Reader& read, const scalar_t* pixel, int row_step, int count, const T* staged, T (&sums)[kTileBins][V]) {
+  for (int r = 0; r < count; r += kUnroll) {
+    T values[kUnroll][V];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      read(pixel, values[i]);
+      // Past the end, the last row is read again, and its record is empty.
+      pixel += r + i + 1 < count ? row_step : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      add_row<T, V>(staged + (r + i) * kRecord, values[i], sums);
+    }
+  }
+}
+
+// Writes the sums of a map column to the strip. It is [bin row][column][channel] for channels_last, and otherwise
+// [channel][bin row][column] with one column more than needed, which spreads the channels over the banks.
+template <bool channels_last, typename T, int V>
+__device__ inline void store_strip(T* strip, int columns, int column, int group, const T (&sums)[kTileBins][V]) {
+#pragma unroll
+  for (int p = 0; p < kTileBins; ++p) {
+    if constexpr (channels_last) {
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        pack.values[v] = sums[p][v];
+      }
+      as_pack<T, V>(strip + (p * kColumns + column) * kGroups * V + group * V) = pack;
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        strip[((group * V + v) * kTileBins + p) * (columns + 1) + column] = sums[p][v];
+      }
+    }
+  }
+}
+
+// The map columns [column, column + columns) of a strip, among those that a group of bin columns reads, [begin, end).
+// A strip has all of them, unless the group is a single bin column that is wide. The sums of its bins are kept from
+// strip to strip.
+struct StripColumns {
+  int column;
+  int columns;
+  int begin;
+  int end;
+  bool is_wide;
+};
+
+// The bins that a thread makes in the x pass: bin rows `row`, `row + rows` and so on of a bin column. For NCHW these
+// are bin rows of all channels.
+struct Slot {
+  int column; // among those of the group
+  int row;
+  int rows;
+};
+
+// Spreads the bins of `num_q` bin columns over `slots` threads.
+__device__ inline Slot make_slot(unsigned int slot, unsigned int slots, int num_q) {
+  const unsigned int inverse = 65536u / num_q + 1; // makes the quotients below exact for all slots
+  const int row = slot * inverse >> 16, rows = slots * inverse >> 16;
+  return {static_cast<int>(slot - row * num_q), row, rows};
+}
+
+// Makes the bins of a slot from the strip, for NCHW. The rows of the strip are the bin rows of all channels. `for_each`
+// calls a function for each weight of the bin column, from map column `from` on. `store(channel, bin row, bin)` writes
+// a bin.
+template <typename T, typename ForEachWeight, typename Store>
+__device__ inline void x_pass_of_rows(
+    const T* strip, T* wide, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
+    int num_rows, int num_p, const Store& store) {
+  for (int r = slot.row; r < num_rows; r += slot.rows) {
+    const int c = r / kTileBins, p = r - c * kTileBins;
+    if (p >= num_p) {
+      continue;
+    }
+    T bin = T(0);
+    const T* s = strip + r * (now.columns + 1) + from - now.column;
+    for_each([&](T weight, int i) { bin = fused(weight, s[i], bin); });
+    if (now.is_wide) {
+      bin += now.column == now.begin ? T(0) : wide[r];
+      wide[r] = bin;
+    }
+    if (now.column + now.columns >= now.end) {
+      store(c, p, bin);
+    }
+  }
+}
+
+// Does the same for channels_last and the V channels of a group. `store(bin row, bins)` writes the bins of a bin row.
+template <int V, typename T, typename ForEachWeight, typename Store>
+__device__ inline void x_pass_of_channels(
+    const T* strip, T* wide, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
+    int group, int num_p, const Store& store) {
+  constexpr int kChannels = kGroups * V;
+  for (int p = slot.row; p < num_p; p += slot.rows) {
+    T bin[V] = {};
+    const T* s = strip + (p * kColumns + from - now.column) * kChannels + group * V;
+    for_each([&](T weight, int i) {
+      const Pack<T, V> pack = as_pack<T, V>(s + i * kChannels);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        bin[v] = fused(weight, pack.values[v], bin[v]);
+      }
+    });
+    if (now.is_wide) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        T* sum = wide + p * kChannels + group * V + v;
+        bin[v] += now.column == now.begin ? T(0) : *sum;
+        *sum = bin[v];
+      }
+    }
+    if (now.column + now.columns >= now.end) {
+      store(p, bin);
+    }
+  }
+}
+
 // A block has a RoI, a row of bin tiles, and a chunk of kGroups * V channels. The kernel pools the levels whose map has
 // the layout `channels_last`, and skips the others.
 template <typename scalar_t, typename T, bool channels_last>
@@ -437,38 +619,23 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
     const int num_p = smaller(workspace.y.size, workspace.y.bins - first_p);
     scalar_t* const result = bins.data + k * bins.steps.item + int64_t(first_p) * bins.steps.row;
     if (!is_valid) {
-      for (int c = chunk_channel; c < last_channel; ++c) {
-        for (int i = thread; i < num_p * num_bins; i += kThreads) {
-          store_global(
-              result + int64_t(c) * bins.steps.channel + int64_t(i / num_bins) * bins.steps.row +
-                  int64_t(i % num_bins) * bins.steps.column,
-              static_cast<scalar_t>(std::numeric_limits<float>::quiet_NaN()));
-        }
-      }
+      store_nan(result, bins.steps, num_p, num_bins, chunk_channel, last_channel);
       continue;
     }
     const scalar_t* plane = map.data + tile.place / kPlaces * map.steps.item;
     const T* row_records = workspace.row_record(k, tile.tile_y);
     const int num_rows = tile.y_end - tile.y_begin;
-    int x_begin = 0, x_end = 0; // map columns that the RoI reads; the loop stops when they are too many for a block
-    for (int t = 0; t < workspace.x.tiles && x_end - x_begin <= 2 * kColumns; ++t) {
-      const int begin = load_global(&tiles[t].x_begin);
-      extend(x_begin, x_end, begin, load_global(&tiles[t].x_end) - begin);
-    }
+    int x_begin, x_end;
+    reach_of_tiles(tiles, workspace.x.tiles, 2 * kColumns, x_begin, x_end);
     // For a wide RoI, the block has twice the columns and half of the channels at a time.
     const int columns = channels_last || x_end - x_begin <= kColumns ? kColumns : 2 * kColumns;
     const bool is_one_group = num_bins <= kGroupBins && x_end - x_begin <= columns;
     const int step = kThreads / columns * V; // channels at a time
     const int x = channels_last ? thread / kGroups : thread & (columns - 1);
     const int group = channels_last ? thread % kGroups : thread / columns;
-    // Copies the records of map rows from `first` on to shared memory. Empty records fill the last batch of kUnroll
-    // rows.
+    // Copies the records of map rows from `first` on to shared memory.
     const auto stage = [&](int first) {
-      const int count = smaller(kStagedRows, num_rows - first);
-#pragma unroll 1
-      for (int i = thread; i < divide_up(count, kUnroll) * kUnroll * kRecord; i += kThreads) {
-        staged[i] = i < count * kRecord ? load_global(row_records + first * int64_t(kRecord) + i) : T(0);
-      }
+      stage_records<kUnroll>(row_records + first * int64_t(kRecord), smaller(kStagedRows, num_rows - first), staged);
     };
     for (int q0 = 0, num_q = 0; q0 < num_bins; q0 += num_q) {
       // Takes the next bin columns that together fit the columns of the block. A single bin column may read more.
@@ -477,38 +644,18 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
       if (q0 == 0) {
         stage(0);
       }
-      const int64_t first_bin = static_cast<int64_t>(k) * num_bins + q0;
-      if (thread < num_q * kShort) {
-        short_weights[thread] = load_global(workspace.short_weights + first_bin * kShort + thread);
-      } else if (thread >= kThreads - num_q) {
-        bands[thread - (kThreads - num_q)] = load_global(workspace.bands + first_bin + thread - (kThreads - num_q));
-      }
+      stage_bands(workspace, static_cast<int64_t>(k) * num_bins + q0, num_q, bands, short_weights);
       __syncthreads();
       int begin = x_begin, end = x_end;
       if (!is_one_group) {
-        begin = end = 0;
-        for (int i = 0; i < num_q; ++i) {
-          int new_begin = begin, new_end = end;
-          extend(new_begin, new_end, bands[i].first, bands[i].count);
-          if (i > 0 && new_end - new_begin > columns) {
-            num_q = i;
-          } else {
-            begin = new_begin;
-            end = new_end;
-          }
-        }
+        fit_bands(bands, columns, num_q, begin, end);
       }
-      // In the x pass, a thread has a bin column and some of its bin rows. For NCHW these are bin rows of all channels.
-      const unsigned int slots = channels_last ? kColumns : kThreads;
-      const unsigned int slot = channels_last ? thread / kGroups : thread;
-      const unsigned int inverse = 65536u / num_q + 1; // makes the quotients below exact for all slots
-      const int slot_row = slot * inverse >> 16, slot_rows = slots * inverse >> 16;
-      const int of_group = slot - slot_row * num_q;
+      const Slot slot =
+          make_slot(channels_last ? thread / kGroups : thread, channels_last ? kColumns : kThreads, num_q);
       const bool is_wide = end - begin > columns;
       for (int first_channel = chunk_channel; first_channel < last_channel; first_channel += step) {
         int column = begin;
         do { // This loops only for a bin that reads more columns than the block has.
-          // y pass
           T sums[kTileBins][V] = {};
           const int channel = first_channel + group * V;
           const bool has_pixels = column + x < end && channel < maps.channels;
@@ -525,99 +672,41 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
               const int left = smaller(kStagedRows, num_rows - first);
               const scalar_t* pixel = plane + int64_t(channel) * map.steps.channel +
                   int64_t(column + x) * map.steps.column + int64_t(tile.y_begin + first) * row_step;
-              for (int r = 0; r < left; r += kUnroll) {
-                T values[kUnroll][V];
-#pragma unroll
-                for (int i = 0; i < kUnroll; ++i) {
-                  read(pixel, values[i]);
-                  // Past the end, the last row is read again, and its record is empty.
-                  pixel += r + i + 1 < left ? row_step : 0;
-                }
-#pragma unroll
-                for (int i = 0; i < kUnroll; ++i) {
-                  add_row<T, V>(staged + (r + i) * kRecord, values[i], sums);
-                }
-              }
+              y_pass<kUnroll>(read, pixel, row_step, left, staged, sums);
             }
           }
-#pragma unroll
-          for (int p = 0; p < kTileBins; ++p) {
-            if constexpr (channels_last) {
-              Pack<T, V> pack;
-#pragma unroll
-              for (int v = 0; v < V; ++v) {
-                pack.values[v] = sums[p][v];
-              }
-              as_pack<T, V>(strip + (p * kColumns + x) * kChannels + group * V) = pack;
-            } else {
-#pragma unroll
-              for (int v = 0; v < V; ++v) {
-                strip[((group * V + v) * kTileBins + p) * (columns + 1) + x] = sums[p][v];
-              }
-            }
-          }
+          store_strip<channels_last>(strip, columns, x, group, sums);
           __syncthreads();
-          // x pass
-          if (slot_row < slot_rows) {
-            const Band32 band = bands[of_group];
-            const int q = q0 + of_group;
+          if (slot.row < slot.rows) {
+            const Band32 band = bands[slot.column];
+            const int q = q0 + slot.column;
             const int from = larger(band.first, column), to = smaller(band.first + band.count, column + columns);
-            // Returns where the weights of a long band are.
+            T weights[kShort];
+            load_record(short_weights + slot.column * kShort, weights);
             const auto long_weights = [&] {
               const int t = q / workspace.x.size;
               return workspace.column_record(k, t) + (from - load_global(&tiles[t].x_begin)) * int64_t(kRecord) +
                   q % workspace.x.size;
             };
-            T weights[kShort];
-            load_record(short_weights + of_group * kShort, weights);
+            const auto for_each = [&](const auto& add) {
+              for_each_weight(weights, band.count, to - from, long_weights, add);
+            };
+            const auto bin_at = [&](int c, int p) {
+              return result + int64_t(c) * bins.steps.channel + int64_t(p) * bins.steps.row +
+                  int64_t(q) * bins.steps.column;
+            };
+            const StripColumns now{column, columns, begin, end, is_wide};
             if constexpr (channels_last) {
-              for (int p = slot_row; p < num_p; p += slot_rows) {
-                T bin[V] = {};
-                const T* s = strip + (p * kColumns + from - column) * kChannels + group * V;
-                for_each_weight(weights, band.count, to - from, long_weights, [&](T weight, int i) {
-                  const Pack<T, V> pack = as_pack<T, V>(s + i * kChannels);
-#pragma unroll
-                  for (int v = 0; v < V; ++v) {
-                    bin[v] = fused(weight, pack.values[v], bin[v]);
-                  }
-                });
-                if (is_wide) {
-#pragma unroll
-                  for (int v = 0; v < V; ++v) {
-                    T* sum = wide + p * kChannels + group * V + v;
-                    bin[v] += column == begin ? T(0) : *sum;
-                    *sum = bin[v];
-                  }
+              x_pass_of_channels<V>(strip, wide, now, slot, from, for_each, group, num_p, [&](int p, const T(&bin)[V]) {
+                if (channel < maps.channels) {
+                  store_channels(bin_at(channel, p), bins.steps.channel, channel, maps.channels, bins.vectors, bin);
                 }
-                if (column + columns >= end && channel < maps.channels) {
-                  scalar_t* target = result + int64_t(channel) * bins.steps.channel + int64_t(p) * bins.steps.row +
-                      int64_t(q) * bins.steps.column;
-                  store_channels(target, bins.steps.channel, channel, maps.channels, bins.vectors, bin);
-                }
-              }
+              });
             } else {
-              const int rows_of_channels = smaller(step, last_channel - first_channel) * kTileBins;
-              for (int r = slot_row; r < rows_of_channels; r += slot_rows) {
-                const int c = r / kTileBins, p = r - c * kTileBins;
-                if (p >= num_p) {
-                  continue;
-                }
-                T bin = T(0);
-                const T* s = strip + r * (columns + 1) + from - column;
-                for_each_weight(weights, band.count, to - from, long_weights, [&](T weight, int i) {
-                  bin = fused(weight, s[i], bin);
-                });
-                if (is_wide) {
-                  bin += column == begin ? T(0) : wide[r];
-                  wide[r] = bin;
-                }
-                if (column + columns >= end) {
-                  store_global(
-                      result + int64_t(first_channel + c) * bins.steps.channel + int64_t(p) * bins.steps.row +
-                          int64_t(q) * bins.steps.column,
-                      static_cast<scalar_t>(bin));
-                }
-              }
+              const int num_rows_of_strip = smaller(step, last_channel - first_channel) * kTileBins;
+              x_pass_of_rows(
+                  strip, wide, now, slot, from, for_each, num_rows_of_strip, num_p,
+                  [&](int c, int p, T bin) { store_global(bin_at(first_channel + c, p), static_cast<scalar_t>(bin)); });
             }
           }
           column += columns;
