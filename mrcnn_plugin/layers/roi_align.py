@@ -3,6 +3,7 @@
 docs/roi_align.md explains the words and the mathematics.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, SupportsFloat, SupportsIndex
@@ -76,12 +77,13 @@ def roi_align(
         ValueError: an argument has the wrong shape, device or value.
         IndexError: a batch index is not a whole number in [0, N). On CUDA the box pools NaN instead.
     """
-    _check_map("input", input)
-    height, width = check_options(output_size, sampling_ratio, aligned, interpolation, a)
-    check_scale("spatial_scale", spatial_scale)
+    caller = "roi_align"
+    _check_map(caller, "input", input)
+    height, width = check_options(caller, output_size, sampling_ratio, aligned, interpolation, a)
+    check_scale(caller, "spatial_scale", spatial_scale)
     return pool(
         [input],
-        _to_rois(input, "input", boxes),
+        _to_rois(caller, input, "input", boxes),
         None,
         [spatial_scale],
         height,
@@ -131,44 +133,45 @@ def multiscale_roi_align(
         IndexError: a batch index is not a whole number in [0, N), or a level is not the index of
             a map. On CUDA such a box pools NaN instead.
     """
+    caller = "multiscale_roi_align"
     if not isinstance(inputs, (list, tuple)):
-        raise TypeError(f"roi_align: inputs must be a list of Tensors, got {_describe(inputs)}")
+        raise TypeError(f"{caller}: inputs must be a list of Tensors, got {_describe(inputs)}")
     if not 1 <= len(inputs) <= MAX_LEVELS:
-        raise ValueError(f"roi_align: inputs must be 1 to {MAX_LEVELS} Tensors, got {len(inputs)}")
+        raise ValueError(f"{caller}: inputs must be 1 to {MAX_LEVELS} Tensors, got {len(inputs)}")
     first = inputs[0]
     for level, map in enumerate(inputs):
         name = f"inputs[{level}]"
-        _check_map(name, map)
+        _check_map(caller, name, map)
         if map.dtype != first.dtype:
             raise TypeError(
-                f"roi_align: all inputs must have the dtype of inputs[0], {first.dtype}, "
+                f"{caller}: all inputs must have the dtype of inputs[0], {first.dtype}, "
                 f"but {name} has {map.dtype}"
             )
         if map.shape[:2] != first.shape[:2]:
             raise ValueError(
-                f"roi_align: all inputs must have the batch size and channels of inputs[0], "
+                f"{caller}: all inputs must have the batch size and channels of inputs[0], "
                 f"{tuple(first.shape[:2])}, but {name} has {tuple(map.shape[:2])}"
             )
         if map.device != first.device:
             raise ValueError(
-                f"roi_align: all inputs must be on the device of inputs[0], {first.device}, "
+                f"{caller}: all inputs must be on the device of inputs[0], {first.device}, "
                 f"but {name} is on {map.device}"
             )
-    height, width = check_options(output_size, sampling_ratio, aligned, interpolation, a)
+    height, width = check_options(caller, output_size, sampling_ratio, aligned, interpolation, a)
     if not isinstance(spatial_scales, (list, tuple)):
         raise TypeError(
-            f"roi_align: spatial_scales must be a list of numbers, got {_describe(spatial_scales)}"
+            f"{caller}: spatial_scales must be a list of numbers, got {_describe(spatial_scales)}"
         )
     if len(spatial_scales) != len(inputs):
         raise ValueError(
-            f"roi_align: spatial_scales must have one number for each of the {len(inputs)} inputs, "
+            f"{caller}: spatial_scales must have one number for each of the {len(inputs)} inputs, "
             f"got {len(spatial_scales)}"
         )
     for level, scale in enumerate(spatial_scales):
-        check_scale(f"spatial_scales[{level}]", scale)
-    rois = _to_rois(first, "inputs", boxes)
+        check_scale(caller, f"spatial_scales[{level}]", scale)
+    rois = _to_rois(caller, first, "inputs", boxes)
     if levels is not None or len(inputs) > 1:
-        _check_levels(first, levels, rois)
+        _check_levels(caller, first, levels, rois)
     return pool(
         list(inputs),
         rois,
@@ -232,33 +235,32 @@ def pool(
     )
 
 
-def _check_map(name: str, map: Tensor) -> None:
+def _check_map(caller: str, name: str, map: Tensor) -> None:
     if not isinstance(map, Tensor) or map.dtype not in _DTYPES or not _is_dense(map):
         raise TypeError(
-            f"roi_align: {name} must be a dense Tensor of float64, float32, float16 or bfloat16, "
+            f"{caller}: {name} must be a dense Tensor of float64, float32, float16 or bfloat16, "
             f"got {_describe(map)}"
         )
     if map.dim() != 4 or 0 in map.shape[2:]:
         raise ValueError(
-            f"roi_align: {name} must have shape (N, C, H, W), H and W at least 1, "
+            f"{caller}: {name} must have shape (N, C, H, W), H and W at least 1, "
             f"got {tuple(map.shape)}"
         )
 
 
-def _check_levels(input: Tensor, levels: Tensor | None, rois: Tensor) -> None:
+def _check_levels(caller: str, input: Tensor, levels: Tensor | None, rois: Tensor) -> None:
     if not isinstance(levels, Tensor) or levels.dtype != torch.int64 or not _is_dense(levels):
         raise TypeError(
-            f"roi_align: levels must be a dense Tensor of int64, got {_describe(levels)}"
+            f"{caller}: levels must be a dense Tensor of int64, got {_describe(levels)}"
         )
     if levels.dim() != 1 or levels.shape[0] != rois.shape[0]:
         raise ValueError(
-            f"roi_align: levels must have shape (K,), one level for each of the {rois.shape[0]} "
+            f"{caller}: levels must have shape (K,), one level for each of the {rois.shape[0]} "
             f"boxes, got {tuple(levels.shape)}"
         )
     if levels.device != input.device:
         raise ValueError(
-            f"roi_align: levels must be on the device of inputs, {input.device}, "
-            f"got {levels.device}"
+            f"{caller}: levels must be on the device of inputs, {input.device}, got {levels.device}"
         )
 
 
@@ -274,21 +276,23 @@ def _describe(value: Any) -> str:
 
 
 def check_options(
+    caller: str,
     output_size: int | tuple[int, int],
     sampling_ratio: int,
     aligned: bool,
     interpolation: str,
     a: float,
 ) -> tuple[int, int]:
-    check_number("a", a)
+    check_number(caller, "a", a)
     if type(sampling_ratio) is not int and (
         isinstance(sampling_ratio, bool)
         or not isinstance(sampling_ratio, SupportsIndex)
+        or not _is_scalar(sampling_ratio)
         or (isinstance(sampling_ratio, Tensor) and sampling_ratio.is_floating_point())
     ):
-        raise TypeError(f"roi_align: sampling_ratio must be a whole number, got {sampling_ratio!r}")
+        raise TypeError(f"{caller}: sampling_ratio must be a whole number, got {sampling_ratio!r}")
     if not isinstance(aligned, bool):
-        raise TypeError(f"roi_align: aligned must be True or False, got {aligned!r}")
+        raise TypeError(f"{caller}: aligned must be True or False, got {aligned!r}")
     size = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     try:
         if isinstance(output_size, bool):
@@ -296,79 +300,102 @@ def check_options(
         height, width = map(operator.index, size)
     except (TypeError, ValueError):
         raise TypeError(
-            f"roi_align: output_size must be a whole number or a pair (height, width) of them, "
+            f"{caller}: output_size must be a whole number or a pair (height, width) of them, "
             f"got {output_size!r}"
         ) from None
     if height < 1 or width < 1 or height > _MAX_BINS or width > _MAX_BINS:
         raise ValueError(
-            f"roi_align: output_size must be positive and at most {_MAX_BINS}, got {output_size}"
+            f"{caller}: output_size must be positive and at most {_MAX_BINS}, got {output_size}"
         )
     if sampling_ratio > MAX_SAMPLING_RATIO:
         raise ValueError(
-            f"roi_align: sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}"
+            f"{caller}: sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}"
         )
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(
-            f'roi_align: interpolation must be "bilinear" or "bicubic", got {interpolation!r}'
+            f'{caller}: interpolation must be "bilinear" or "bicubic", got {interpolation!r}'
         )
     if not -_FLOAT_MAX <= a <= _FLOAT_MAX:
-        raise ValueError(f"roi_align: a must be finite in float32, got {a}")
+        raise ValueError(f"{caller}: a must be finite in float32, got {a}")
     return height, width
 
 
-def check_number(name: str, number: Any) -> None:
+def check_number(caller: str, name: str, number: Any) -> None:
     if type(number) in (float, int):
         return  # A check of the protocol takes much longer, which matters for small calls on a GPU.
-    if isinstance(number, (bool, str)) or not isinstance(number, (SupportsFloat, torch.SymFloat)):
-        raise TypeError(f"roi_align: {name} must be a number, got {number!r}")
+    if (
+        isinstance(number, (bool, str))
+        or not isinstance(number, (SupportsFloat, torch.SymFloat))
+        or not _is_scalar(number)
+    ):
+        raise TypeError(f"{caller}: {name} must be a number, got {number!r}")
 
 
-def check_scale(name: str, scale: Any) -> None:
-    check_number(name, scale)
+def _is_scalar(number: Any) -> bool:
+    # Tensors and arrays of any size have the methods of a number.
+    return math.prod(getattr(number, "shape", ())) == 1
+
+
+def check_scale(caller: str, name: str, scale: Any) -> None:
+    check_number(caller, name, scale)
     if not 0 < scale <= _FLOAT_MAX:
-        raise ValueError(f"roi_align: {name} must be positive and finite in float32, got {scale}")
+        raise ValueError(f"{caller}: {name} must be positive and finite in float32, got {scale}")
 
 
-def _to_rois(input: Tensor, name: str, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+def _to_rois(caller: str, input: Tensor, name: str, boxes: Tensor | Sequence[Tensor]) -> Tensor:
     """Converts either form of boxes to [K, 5] in the dtype that coordinates are computed in.
 
     Errors call the argument that holds `input` by `name`.
     """
     dtype = torch.promote_types(input.dtype, torch.float32)
     if isinstance(boxes, Tensor):
-        _check_boxes(input, name, boxes, "boxes as a Tensor", "K", "batch index, x1, y1, x2, y2")
+        columns = "batch index, x1, y1, x2, y2"
+        _check_boxes(caller, input, name, boxes, "boxes as a Tensor", "K", columns)
         return boxes.to(dtype)
-    if not isinstance(boxes, (list, tuple)) or not all(isinstance(b, Tensor) for b in boxes):
+    if not isinstance(boxes, (list, tuple)):
         raise TypeError(
-            f"roi_align: boxes must be a Tensor or a list of Tensors, got {_describe(boxes)}"
+            f"{caller}: boxes must be a Tensor or a list of Tensors, got {_describe(boxes)}. "
+            f"Boxes of Detectron2 go into a list, as [boxes.tensor]."
         )
+    for image, of_image in enumerate(boxes):
+        if not isinstance(of_image, Tensor):
+            raise TypeError(
+                f"{caller}: boxes[{image}] must be a Tensor with rows (x1, y1, x2, y2), such as "
+                f"the attribute `tensor` of Detectron2's Boxes, got {_describe(of_image)}"
+            )
     if len(boxes) != input.shape[0]:
         raise ValueError(
-            f"roi_align: boxes as a list must have one Tensor for each of the {input.shape[0]} "
+            f"{caller}: boxes as a list must have one Tensor for each of the {input.shape[0]} "
             f"images of {name}, got {len(boxes)}"
         )
     rois: list[Tensor] = [input.new_empty((0, 5), dtype=dtype)]
     for image, of_image in enumerate(boxes):
-        _check_boxes(input, name, of_image, f"boxes[{image}]", "L", "x1, y1, x2, y2")
+        _check_boxes(caller, input, name, of_image, f"boxes[{image}]", "L", "x1, y1, x2, y2")
         index = of_image.new_full((of_image.shape[0], 1), image, dtype=dtype)
         rois.append(torch.cat([index, of_image.to(dtype)], dim=1))
     return torch.cat(rois)
 
 
 def _check_boxes(
-    input: Tensor, input_name: str, boxes: Tensor, name: str, rows: str, columns: str
+    caller: str,
+    input: Tensor,
+    input_name: str,
+    boxes: Tensor,
+    name: str,
+    rows: str,
+    columns: str,
 ) -> None:
     if boxes.is_complex() or boxes.dtype == torch.bool or not _is_dense(boxes):
-        raise TypeError(f"roi_align: {name} must be dense real numbers, got {_describe(boxes)}")
+        raise TypeError(f"{caller}: {name} must be dense real numbers, got {_describe(boxes)}")
     count = len(columns.split(", "))
     if boxes.dim() != 2 or boxes.shape[1] != count:
         raise ValueError(
-            f"roi_align: {name} must have shape ({rows}, {count}), rows ({columns}), "
+            f"{caller}: {name} must have shape ({rows}, {count}), rows ({columns}), "
             f"got {tuple(boxes.shape)}"
         )
     if boxes.device != input.device:
         raise ValueError(
-            f"roi_align: {name} must be on the device of {input_name}, {input.device}, "
+            f"{caller}: {name} must be on the device of {input_name}, {input.device}, "
             f"got {boxes.device}"
         )
 
@@ -388,8 +415,10 @@ class ROIAlign(nn.Module):
     ) -> None:
         """See :func:`roi_align` for the arguments and errors."""
         super().__init__()
-        self.output_size = check_options(output_size, sampling_ratio, aligned, interpolation, a)
-        check_scale("spatial_scale", spatial_scale)
+        self.output_size = check_options(
+            "ROIAlign", output_size, sampling_ratio, aligned, interpolation, a
+        )
+        check_scale("ROIAlign", "spatial_scale", spatial_scale)
         # TorchScript does not convert types, so the attributes need the exact ones.
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = operator.index(sampling_ratio)

@@ -122,8 +122,9 @@ def _check_rois(
     wrong = ~((index >= 0) & (index < batch) & (index == index.floor()))
     if wrong.any():
         k = int(wrong.nonzero()[0])
+        caller = "multiscale_roi_align" if len(sizes) > 1 else "roi_align"
         raise IndexError(
-            f"roi_align: boxes[{k}, 0] is the batch index {index[k].item()}, but input has batch "
+            f"{caller}: boxes[{k}, 0] is the batch index {index[k].item()}, but input has batch "
             f"size {batch}, so it must be a whole number in [0, {batch})"
         )
     if levels is not None:
@@ -131,8 +132,8 @@ def _check_rois(
         if wrong.any():
             k = int(wrong.nonzero()[0])
             raise IndexError(
-                f"roi_align: levels[{k}] is {int(levels[k])}, but there are {len(sizes)} maps, so "
-                f"it must be in [0, {len(sizes)})"
+                f"multiscale_roi_align: levels[{k}] is {int(levels[k])}, but there are "
+                f"{len(sizes)} maps, so it must be in [0, {len(sizes)})"
             )
 
 

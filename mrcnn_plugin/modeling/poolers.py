@@ -65,7 +65,7 @@ class MultiscaleROIPooler(ROIPooler):
         size: Any = output_size
         if isinstance(size, Sequence) and not isinstance(size, str):
             size = tuple(size)  # a LazyConfig passes a list type of its own
-        size = check_options(size, sampling_ratio, True, interpolation, a)
+        size = check_options("MultiscaleROIPooler", size, sampling_ratio, True, interpolation, a)
         _check_levels(scales, canonical_box_size, canonical_level)
         super().__init__(
             size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
@@ -199,7 +199,7 @@ def _check_levels(scales: Any, canonical_box_size: Any, canonical_level: Any) ->
             f"MultiscaleROIPooler: scales must be 1 to {MAX_LEVELS} numbers, got {len(scales)}"
         )
     for level, scale in enumerate(scales):
-        check_scale(f"scales[{level}]", scale)
+        check_scale("MultiscaleROIPooler", f"scales[{level}]", scale)
     first = round(-math.log2(scales[0]))
     if first < 0 or any(
         not math.isclose(scale, 2.0 ** -(first + level)) for level, scale in enumerate(scales)
@@ -213,7 +213,7 @@ def _check_levels(scales: Any, canonical_box_size: Any, canonical_level: Any) ->
         ("canonical_box_size", canonical_box_size),
         ("canonical_level", canonical_level),
     ):
-        check_number(name, number)
+        check_number("MultiscaleROIPooler", name, number)
         if not math.isfinite(number) or (name == "canonical_box_size" and number <= 0):
             raise ValueError(
                 f"MultiscaleROIPooler: {name} must be finite, and a size positive, got {number}"

@@ -360,7 +360,7 @@ class TestErrors:
     )
     def test_an_invalid_batch_index_is_an_error(self, op, index):
         rois = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]], dtype=torch.float32)
-        with pytest.raises(IndexError, match=r"boxes\[1, 0\] is the batch index .* batch size 2"):
+        with pytest.raises(IndexError, match=r"^roi_align: boxes\[1, 0\] is the .* batch size 2"):
             op([self.features], rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5)
 
     @pytest.mark.parametrize(
@@ -403,13 +403,25 @@ class TestErrors:
                 ValueError,
                 r"boxes\[0\] must have shape \(L, 4\)",
             ),
-            (dict(boxes="box"), TypeError, "boxes must be a Tensor or a list"),
+            (dict(boxes="box"), TypeError, r"a list of Tensors, got str.* \[boxes.tensor\]"),
+            (
+                dict(boxes=[torch.zeros(1, 4), "box"]),
+                TypeError,
+                r"boxes\[1\] must be a Tensor with rows \(x1, y1, x2, y2\).*Boxes, got str",
+            ),
             (dict(output_size=0), ValueError, "output_size must be positive .*, got 0"),
             (dict(spatial_scale=0.0), ValueError, "spatial_scale must be positive"),
             (dict(spatial_scale=1e39), ValueError, "spatial_scale must be .* finite in float32"),
             (dict(interpolation="cubic"), ValueError, '"bilinear" or "bicubic", got \'cubic\''),
             (dict(a=math.nan), ValueError, "a must be finite in float32"),
             (dict(a="-0.5"), TypeError, "a must be a number, got '-0.5'"),
+            (dict(a=torch.ones(2)), TypeError, r"a must be a number, got tensor\(\[1., 1.\]\)"),
+            (dict(spatial_scale=np.ones(2)), TypeError, "spatial_scale must be a number, got"),
+            (
+                dict(sampling_ratio=torch.ones(2, dtype=torch.int64)),
+                TypeError,
+                "sampling_ratio must be a whole number, got tensor",
+            ),
             (dict(spatial_scale=None), TypeError, "spatial_scale must be a number, got None"),
             (dict(sampling_ratio=0.5), TypeError, "sampling_ratio must be a whole number, got 0.5"),
             (dict(sampling_ratio=1025), ValueError, "sampling_ratio must be at most 1024, got"),
@@ -418,8 +430,12 @@ class TestErrors:
     )
     def test_errors_name_the_bad_argument(self, arguments, error, message):
         values = {**dict(input=self.features, boxes=self.rois, output_size=2), **arguments}
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=f"^roi_align: .*{message}"):
             roi_align(**values)
+
+    def test_errors_of_the_module_name_it(self):
+        with pytest.raises(ValueError, match="^ROIAlign: sampling_ratio must be at most 1024"):
+            ROIAlign(7, 0.5, 1025)
 
     @pytest.mark.parametrize(
         "changes, error",

@@ -3,8 +3,6 @@
 
 #include <c10/util/Exception.h>
 
-#include <cmath>
-
 namespace mrcnn_plugin {
 
 namespace {
@@ -132,19 +130,6 @@ Call check_backward(
       grad.size(0) == rois.size(0), "roi_align: grad has ", grad.size(0), " RoIs but boxes have ", rois.size(0));
   call.num_rois = rois.size(0);
   return call;
-}
-
-void check_batch_index(double index, int64_t k, int64_t batch) {
-  TORCH_CHECK_INDEX(
-      index >= 0 && index < static_cast<double>(batch) && index == std::floor(index), "roi_align: boxes[", k,
-      ", 0] is the batch index ", index, ", but input has batch size ", batch, ", so it must be a whole number in [0, ",
-      batch, ")");
-}
-
-void check_level(int64_t level, int64_t k, int64_t num_levels) {
-  TORCH_CHECK_INDEX(
-      level >= 0 && level < num_levels, "roi_align: levels[", k, "] is ", level, ", but there are ", num_levels,
-      " maps, so it must be in [0, ", num_levels, ")");
 }
 
 } // namespace mrcnn_plugin

@@ -13,7 +13,7 @@
 namespace mrcnn_plugin {
 
 // These two check the arguments of an operator, which are explained below. Every device calls them first. They do not
-// read the values of rois and levels, which may be on a GPU. check_batch_index and check_level check those.
+// read the values of rois and levels, which may be on a GPU.
 Call check_forward(
     at::TensorList input, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
@@ -22,12 +22,6 @@ Call check_backward(
     const at::Tensor& grad, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> spatial_scales, int64_t batch, at::IntArrayRef heights, at::IntArrayRef widths,
     const c10::List<bool>& needed, int64_t sampling_ratio, bool aligned, std::string_view interpolation, double a);
-
-// Throws an IndexError unless boxes[k, 0] is the index of one of `batch` images.
-void check_batch_index(double index, int64_t k, int64_t batch);
-
-// Throws an IndexError unless levels[k] is the index of one of `num_levels` maps.
-void check_level(int64_t level, int64_t k, int64_t num_levels);
 
 namespace cpu {
 

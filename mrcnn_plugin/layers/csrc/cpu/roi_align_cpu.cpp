@@ -14,6 +14,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/alignment.h>
+#include <c10/util/Exception.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -21,6 +22,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <string>
@@ -43,7 +45,9 @@ struct RowsByLevel {
     const at::Tensor contiguous = levels->contiguous();
     const int64_t* level = contiguous.const_data_ptr<int64_t>();
     for (int64_t k = 0; k < call.num_rois; ++k) {
-      check_level(level[k], k, call.num_levels);
+      TORCH_CHECK_INDEX(
+          level[k] >= 0 && level[k] < call.num_levels, "multiscale_roi_align: levels[", k, "] is ", level[k],
+          ", but there are ", call.num_levels, " maps, so it must be in [0, ", call.num_levels, ")");
       ++starts[level[k] + 1];
     }
     std::partial_sum(starts.begin(), starts.end(), starts.begin());
@@ -66,7 +70,11 @@ struct Geometries {
 
   Geometries(const T* boxes, const RowsByLevel& rows, const Call& call, bool transposed) {
     for (int64_t k = 0; k < call.num_rois; ++k) {
-      check_batch_index(boxes[k * 5], k, call.batch);
+      const double image = boxes[k * 5];
+      TORCH_CHECK_INDEX(
+          image >= 0 && image < static_cast<double>(call.batch) && image == std::floor(image),
+          call.num_levels > 1 ? "multiscale_roi_align" : "roi_align", ": boxes[", k, ", 0] is the batch index ", image,
+          ", but input has batch size ", call.batch, ", so it must be a whole number in [0, ", call.batch, ")");
     }
     for (int64_t level = 0; level < call.num_levels; ++level) {
       if (rows.count(level) > 0 && call.levels[level].needed) {
