@@ -165,6 +165,24 @@ inline void unpack(const T* packed, int64_t block_stride, int64_t columns, int64
   }
 }
 
+// Does the same as unpack for pixels that will not be read soon. If two blocks of channels are a cache line of each
+// pixel, the lines are not read first. That would take long, because they are far apart.
+template <typename scalar_t, typename T = accumulator_t<scalar_t>>
+inline void unpack_for_good(
+    const T* packed, int64_t block_stride, int64_t columns, int64_t channels, Run<scalar_t> target) {
+  constexpr int L = kLanes<T>;
+  constexpr int64_t kLine = 64 / sizeof(scalar_t);
+  if (2 * L == kLine && channels == kLine && target.channel_stride == 1 && target.column_stride % kLine == 0 &&
+      reinterpret_cast<uintptr_t>(target.data) % 64 == 0) {
+    for (int64_t x = 0; x < columns; ++x) {
+      stream(target.address(x, 0), as_vector(packed + x * L));
+      stream(target.address(x, L), as_vector(packed + block_stride + x * L));
+    }
+  } else {
+    unpack(packed, block_stride, columns, channels, target);
+  }
+}
+
 // Prefetches memory that will soon be read (if scalar_t is const) or written.
 template <typename scalar_t>
 inline void prefetch(Run<scalar_t> run, int64_t columns, int64_t channels) {

@@ -203,7 +203,7 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
         }
       }
       for (; final_end < row_begin; ++final_end) {
-        unpack(
+        unpack_for_good(
             static_cast<const T*>(map.address(final_end, 0)), scratch.pixels_stride, task.width, channels.count,
             map_run(task.target, task, image, channels, final_end, 0));
       }
@@ -223,6 +223,7 @@ void backward(const Task<scalar_t>& task, int64_t begin, int64_t end, accumulato
     }
     advance(band.end, band.end);
   }
+  end_of_streams();
 }
 
 } // namespace

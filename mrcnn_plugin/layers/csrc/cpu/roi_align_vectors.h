@@ -114,6 +114,29 @@ inline void store(c10::Half* p, Vector<float> v) {
 }
 #endif
 
+// Stores an aligned vector past the caches. The hardware then need not read a cache line before it is written, if the
+// whole line is written at once. Other threads see the values only after end_of_streams.
+template <typename scalar_t, typename V>
+inline void stream(scalar_t* p, V v) {
+  store(p, v);
+}
+
+inline void end_of_streams() {
+#if MRCNN_VECTOR_BYTES == 32
+  _mm_sfence();
+#endif
+}
+
+#if MRCNN_VECTOR_BYTES == 32
+inline void stream(float* p, Vector<float> v) {
+  _mm256_stream_ps(p, v);
+}
+
+inline void stream(double* p, Vector<double> v) {
+  _mm256_stream_pd(p, v);
+}
+#endif
+
 // Loads or stores the first n lanes only. The other lanes of a loaded vector are zero.
 template <typename scalar_t>
 inline Vector<accumulator_t<scalar_t>> load_some(const scalar_t* p, int64_t n, int64_t stride) {
