@@ -1,11 +1,14 @@
 """Helpers of tests that need a virtual environment, a build or a process of their own."""
 
+import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,19 @@ def run(*command: Any, **options: Any) -> str:
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
+
+
+@contextlib.contextmanager
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """Gives a function that sets the largest file that this process can write, in bytes, as on a full disk.
+
+    The limit ends with the context, because pytest itself writes to a file if its output goes to one.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def create_environment(folder: Path) -> tuple[Path, Path]:

@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import resource
 import signal
 
 import cv2
@@ -18,6 +17,7 @@ from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import generate_shapes
 from tests import small
 from tests.conftest import load_tool
+from tests.environments import file_limit
 
 demo = load_tool("demo")
 
@@ -330,14 +330,6 @@ def test_a_video_is_not_replaced_unless_asked_nor_by_its_own_result(weights):
 # What survives
 
 
-@pytest.fixture
-def disk_of():
-    """Lets no file become longer than a number of bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_the_json_is_whole_after_every_image():
     results = demo.Results("r.json")
     assert json.load(open("r.json.partial")) == []
@@ -351,11 +343,11 @@ def test_the_json_is_whole_after_every_image():
     assert os.listdir() == ["r.json"]
 
 
-def test_the_json_is_whole_on_a_full_disk(disk_of):
+def test_the_json_is_whole_on_a_full_disk():
     results = demo.Results("r.json")
     results.add([{"a": 1}])
-    disk_of(100)
-    with pytest.raises(OSError):
+    with file_limit() as set_limit, pytest.raises(OSError):
+        set_limit(100)
         results.add([{"a": "x" * 200}])
     assert json.load(open("r.json.partial")) == [{"a": 1}]
     results.add([{"a": 2}])
@@ -363,10 +355,11 @@ def test_the_json_is_whole_on_a_full_disk(disk_of):
     assert json.load(open("r.json")) == [{"a": 1}, {"a": 2}]
 
 
-def test_a_full_disk_leaves_nothing_half_written(weights, images, capsys, disk_of):
+def test_a_full_disk_leaves_nothing_half_written(weights, images, capsys):
     write_video("clip.mp4", moving(40))
-    disk_of(4000)
-    assert run(weights, "--input", images, "clip.mp4", "--output", "out") == 1
+    with file_limit() as set_limit:
+        set_limit(4000)
+        assert run(weights, "--input", images, "clip.mp4", "--output", "out") == 1
     error = capsys.readouterr().err
     assert "4 of 4 files" in error and "clip.mp4: OpenCV could not write all frames" in error
     assert os.listdir("out") == []

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import time
 from argparse import Namespace
@@ -20,7 +19,7 @@ from mrcnn_plugin import engine, hooks
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.evaluation import WholeResults
 from tests import kill_training
-from tests.environments import FORKS, START_METHOD
+from tests.environments import FORKS, START_METHOD, file_limit
 from tests.small import ALL_SAMPLES
 
 needs_fork = pytest.mark.skipif(not FORKS, reason="another start takes too long")
@@ -206,37 +205,28 @@ def test_signals_that_are_ignored_stay_so(run, train_net, monkeypatch):
 # Checkpoints and results that cannot be written.
 
 
-@pytest.fixture
-def file_limit():
-    """Sets the largest size of a file that this process can write, in bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_checkpoint_is_whole_or_not_there(tmp_path, file_limit):
+def test_a_checkpoint_is_whole_or_not_there(tmp_path):
     model = torch.nn.Linear(300, 300)
     checkpointer = FittingCheckpointer(model, str(tmp_path))
     checkpointer.save("model_0000001", iteration=1)
-    file_limit(100_000)
     model.weight.data.zero_()
     for name in ("model_0000002", "model_0000001"):
-        with pytest.raises(OSError, match=rf"{tmp_path}/{name}.pth cannot be written: .*resume"):
+        error = rf"{tmp_path}/{name}.pth cannot be written: .*resume"
+        with file_limit() as set_limit, pytest.raises(OSError, match=error):
+            set_limit(100_000)
             checkpointer.save(name, iteration=2)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
     assert checkpoint(tmp_path)["iteration"] == 1 and checkpoint(tmp_path)["model"]["weight"].any()
 
 
 def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(
-    run, tmp_path, train_net, monkeypatch, file_limit
+    run, tmp_path, train_net, monkeypatch
 ):
     out = tmp_path / "out"
-
-    def fill():
-        file_limit((out / "model_0000000.pth").stat().st_size // 2)
-
-    at_iteration(monkeypatch, train_net.Trainer, 1, fill)
-    with pytest.raises(OSError, match="model_0000001.pth cannot be written"):
+    error = "model_0000001.pth cannot be written"
+    with file_limit() as set_limit, pytest.raises(OSError, match=error):
+        size = out / "model_0000000.pth"
+        at_iteration(monkeypatch, train_net.Trainer, 1, lambda: set_limit(size.stat().st_size // 2))
         run(**NO_TEST)
     assert (out / "last_checkpoint").read_text() == "model_0000000.pth"
     assert checkpoint(out)["iteration"] == 0
