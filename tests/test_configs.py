@@ -128,6 +128,22 @@ def test_the_headline_has_the_three_components():
         assert type(pooler) is MultiscaleROIPooler and pooler.interpolation == "bicubic"
 
 
+def test_the_bicubic_config_is_the_stock_model_with_other_poolers():
+    name = "mask_rcnn_bicubic_R_50_FPN_1x.yaml"
+    model = build_model(full_config(name))
+    cfg = load_cfg(
+        model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"),
+        ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""],
+    )
+    stock = build_model(cfg)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in stock.state_dict().items()
+    }
+    assert model.roi_heads.box_predictor.cls_loss == "cross_entropy"
+    for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
+        assert type(pooler) is MultiscaleROIPooler and pooler.interpolation == "bicubic"
+
+
 def test_the_headline_trains_under_autocast():
     torch.manual_seed(0)
     model = build_model(full_config("mask_rcnn_focal.yaml"))
@@ -165,6 +181,11 @@ COMPONENTS = {
     "name, stock, others",
     [
         ("mask_rcnn_focal", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {}),
+        (
+            "mask_rcnn_bicubic_R_50_FPN_1x",
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+            {"MODEL.ROI_BOX_HEAD.CLS_LOSS"},
+        ),
         ("mask_rcnn_focal_R_50_PAFPN_3x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", {}),
         ("mask_rcnn_focal_R_101_PAFPN_3x", "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x", {}),
         ("mask_rcnn_focal_R_50_FPN_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {}),
