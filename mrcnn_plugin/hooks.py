@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.utils.data import dataloader
 
 from .checkpoint import FittingCheckpointer
 
@@ -114,8 +116,11 @@ class SaveOnSignal(HookBase):
 
     def _is_whole(self, error: BaseException | None) -> bool:
         """Whether the model is that of the last finished iteration, as far as an error tells."""
-        # A worker that is gone makes no batch, so that the iteration has not touched the model.
-        return error is None or not self._steps or "DataLoader worker" in str(error)
+        if error is None or not self._steps:
+            return True
+        # Where a worker is gone and no batch was made, the iteration has not touched the model.
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        return dataloader.__file__ in files
 
     def _save(self) -> None:
         self._saved = True
