@@ -218,27 +218,26 @@ def _check_mapping(root: Any, file: str) -> None:
     from yaml import MappingNode
 
     if not isinstance(root, MappingNode):
-        what = (
-            "is empty"
-            if root is None
-            else "holds a list"
-            if root.id == "sequence"
-            else "holds a text"
+        what = "holds a list" if getattr(root, "id", "") == "sequence" else "holds a text"
+        raise ValueError(
+            f"{file} {what if root else 'is empty'}; it must be a mapping of config keys, such as MODEL: ..."
         )
-        raise ValueError(f"{file} {what}; it must be a mapping of config keys, such as MODEL: ...")
     nodes = [("", root)]
+    seen = []  # An alias may lead back to its anchor.
     while nodes:
         prefix, node = nodes.pop()
+        seen.append(node)
         lines: dict[str, int] = {}
         for name, value in node.value:
             key = f"{prefix}{name.value}"
             line = name.start_mark.line + 1
-            if lines.setdefault(key, line) != line:
+            if key in lines:
                 raise ValueError(
                     f"{file} has the key {key} twice, in the lines {lines[key]} and {line}; YAML would take the last "
                     f"one only, so it must be there once."
                 )
-            if isinstance(value, MappingNode):
+            lines[key] = line
+            if isinstance(value, MappingNode) and value not in seen:
                 nodes.append((f"{key}.", value))
 
 

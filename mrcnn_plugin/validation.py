@@ -38,6 +38,7 @@ from fvcore.common.registry import Registry
 
 from .config import get_cfg
 from .data.checks import check_values
+from .data.coco_json import check_entries
 from .modeling.poolers import POOLER_TYPES
 from .modeling.unused_keys import is_ours
 
@@ -78,6 +79,7 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
                 value = _get(cfg, key)
                 if not rule.check.holds(value):
                     raise ValueError(f"{key} is {value!r}; it must be {rule.check.valid}.")
+    check_entries(cfg.DATASETS.COCO_JSON)
     check_values(cfg.DATASETS.CHECK, cfg.DATASETS.ALLOW)
     _check_images(cfg)
     _check_tests(cfg, args)
@@ -188,7 +190,7 @@ _THRESHOLDS = Check(
 _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 _NORM = Check(_is_norm, "'' or one of 'BN', 'SyncBN', 'FrozenBN', 'GN', 'LN'")
 _FEATURES = Check(
-    lambda value: len(value) > 0 and len(set(value)) == len(value),
+    lambda value: _STRINGS.holds(value) and 0 < len(value) == len(set(value)),
     "a list of different features of the backbone",
 )
 _STAGES = several(one_of("stem", "res2", "res3", "res4", "res5"))
@@ -521,12 +523,11 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     reference = solver.REFERENCE_WORLD_SIZE
-    workers, what = (
-        (reference, "SOLVER.REFERENCE_WORLD_SIZE") if reference else (comm.get_world_size(), "GPUs")
-    )
+    workers = reference or comm.get_world_size()
     if solver.IMS_PER_BATCH % workers:
+        what = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of workers"
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}; it must be a multiple of the number of {what}, {workers}."
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}; it must be a multiple of {what}, {workers}."
         )
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
         raise ValueError(
@@ -647,6 +648,12 @@ def _check_fed_loss(cfg: CfgNode) -> None:
             f"most MODEL.ROI_HEADS.NUM_CLASSES, {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, of which it is a sample"
         )
     first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
+    own = [entry[0] for entry in cfg.DATASETS.COCO_JSON]
+    if cfg.DATASETS.CHECK == "off" and first in own:
+        raise ValueError(
+            "DATASETS.CHECK is 'off', so that nothing counts the images of each class for "
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS; it must be 'fast' or 'full'."
+        )
     if first is None or (
         first in DatasetCatalog and MetadataCatalog.get(first).get("class_image_count") is None
     ):

@@ -297,6 +297,12 @@ OURS = [
         "one of DATASETS.COCO_JSON",
     ),
     (
+        (*SIGMOID, *"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES 2 DATASETS.CHECK off".split()),
+        "DATASETS.CHECK",
+        "'off'",
+        "must be 'fast' or 'full'",
+    ),
+    (
         (*RETINANET, "MODEL.MASK_ON", "True"),
         "MODEL.MASK_ON",
         "is True",
@@ -689,6 +695,7 @@ FILES = [
         "once",
     ),
     ("SOLVER:\n  MAX_ITER: 5\n  MAX_ITER: 6", "SOLVER.MAX_ITER twice", "lines 2 and 3", "once"),
+    ("SOLVER: {MAX_ITER: 5, MAX_ITER: 6}", "SOLVER.MAX_ITER twice", "lines 1 and 1", "once"),
     ("", "bad.yaml", "is empty", "a mapping of config keys"),
     ("- MODEL\n- SOLVER", "bad.yaml", "holds a list", "a mapping of config keys"),
     ("MODEL.MASK_ON True", "bad.yaml", "holds a text", "a mapping of config keys"),
@@ -854,7 +861,7 @@ def test_evaluation_needs_a_test_set_and_no_training_keys(config_file, tmp_path)
 def test_a_batch_must_be_divisible_among_the_workers(config_file, monkeypatch):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 3)
     said = message(run, config_file, ["SOLVER.IMS_PER_BATCH", "4"])
-    assert "SOLVER.IMS_PER_BATCH is 4" in said and "multiple of the number of GPUs, 3" in said
+    assert "SOLVER.IMS_PER_BATCH is 4" in said and "multiple of the number of workers, 3" in said
     run(config_file, ["SOLVER.IMS_PER_BATCH", "6"])
     run(config_file, ["SOLVER.REFERENCE_WORLD_SIZE", "2"])
 
