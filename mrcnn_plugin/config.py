@@ -199,7 +199,7 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     try:
         content: dict[str, Any] = Checked.load_yaml_with_base(file, allows_unsafe(allow_unsafe))
     except yaml.constructor.ConstructorError as error:
-        mark = error.problem_mark
+        mark: Any = error.problem_mark
         raise ValueError(
             f"{mark.name}, line {mark.line + 1}: {error.problem}. Tags such as !!python/object run code when a file is "
             f"read, so they are refused; a config must have plain values. If you trust the file, set the environment "
