@@ -110,8 +110,13 @@ MASK_RCNN = {
     "softmax_focal": Variant("softmax focal loss", _softmax_focal()),
     "softmax_focal_gamma0.5": Variant("softmax focal loss, γ = 0.5", _softmax_focal(0.5)),
     "softmax_focal_gamma1": Variant("softmax focal loss, γ = 1", _softmax_focal(1.0)),
-    "softmax_focal_weight2": Variant("softmax focal loss, weight 2", _softmax_focal(weight=2.0)),
-    "softmax_focal_weight4": Variant("softmax focal loss, weight 4", _softmax_focal(weight=4.0)),
+    # Weight 1.5 gives it about the gradients of cross entropy, see report.md.
+    **{
+        f"softmax_focal_weight{weight:g}": Variant(
+            f"softmax focal loss, weight {weight:g}", _softmax_focal(weight=weight)
+        )
+        for weight in (1.5, 2.0, 4.0)
+    },
     # Forms that the package does not have, see focal_forms.py.
     "softmax_focal_background": Variant(
         "softmax focal loss, the factor on background only", _form("Background")

@@ -221,9 +221,10 @@ def print_shares(args: Namespace) -> str:
     Raises:
         ValueError: no cell has a line.
     """
-    body = []
+    body, found = [], []
     for config in cells.with_baselines(args.config):
         lines = find_lines(args.results, settings_of(cells.load(config, args.opts)))
+        found += lines
         if lines:
             body.append([cells.stem(config), str(len(lines)), *_columns(lines)])
     if not body:
@@ -231,7 +232,16 @@ def print_shares(args: Namespace) -> str:
     headers = ["", "seeds", "loss_cls", "of all losses, %"]
     headers += ["of gradients in the backbone, %", "of gradients in the box head, %"]
     headers += ["near: proposals, %", "near: loss_cls, %", "near: its gradient, %"]
-    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    table = tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    devices, versions, every = (
+        " and ".join(sorted({str(value(line)) for line in found}))
+        for value in (
+            lambda line: line["device"],
+            lambda line: line["versions"]["torch"],
+            lambda line: line["every"],
+        )
+    )
+    return f"{table}\n\nA record every {every} iterations; device {devices}, torch {versions}."
 
 
 def _columns(lines: Sequence[Line]) -> list[str]:

@@ -74,7 +74,7 @@ def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
     for form in ("Background", "Far", "Normalized"):
         name = f"Ablations{form}FocalROIHeads"
         assert change(f"softmax_focal_{form.lower()}") == {"MODEL.ROI_HEADS.NAME": name}
-    for weight in (2.0, 4.0):
+    for weight in (1.5, 2.0, 4.0):
         key = "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT"
         assert change(f"softmax_focal_weight{weight:g}") == {**heads, key: weight}
     assert change("sigmoid_cross_entropy") == {

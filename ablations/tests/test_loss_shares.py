@@ -175,7 +175,16 @@ def test_the_table_has_means_over_thirds_and_seeds(folder, capsys):
 
     settings = loss_shares.settings_of(cells.load("base.yaml"))
     found = [
-        {"name": "base", "opts": [], "seed": seed, "settings": settings, "metrics": metrics}
+        {
+            "name": "base",
+            "opts": [],
+            "seed": seed,
+            "settings": settings,
+            "metrics": metrics,
+            "every": 20,
+            "device": "a CPU",
+            "versions": {"torch": "2"},
+        }
         for seed, metrics in (
             (1, [record(1.0, 0.2), record(1.0, 0.4), record(3.0, 0.1), record(4.0, 0.5)]),
             (2, [record(3.0, 0.1), record(3.0, 0.3), record(4.0, 0.5)]),
@@ -183,7 +192,9 @@ def test_the_table_has_means_over_thirds_and_seeds(folder, capsys):
     ]
     (folder / "shares.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
     main(["shares", "--config", "base.yaml", "--results", "shares.jsonl"])
-    _, _, base = cells_of(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert printed.endswith("\n\nA record every 20 iterations; device a CPU, torch 2.\n")
+    _, _, base = cells_of(printed)
     assert base[:2] == ["base", "2"]
     # The first third of four records has two of them.
     assert base[2] == "2.00 / 3.00 / 4.00"
