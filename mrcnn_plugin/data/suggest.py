@@ -165,25 +165,24 @@ def _suggest_input(s: Suggestion, train: Statistics) -> None:
     small = float(np.percentile(train.sizes, 25))
     scale = min(_LARGEST_SCALE, max(_POOLED / small, min(1.0, _SHORTER_SIDE / side)))
     size = _round(min(scale * side, _LONGEST_SIDE / aspect))
-    if s.keeps("INPUT.MIN_SIZE_TRAIN"):
-        size = max(s.cfg.INPUT.MIN_SIZE_TRAIN)
-        reason = "The largest of INPUT.MIN_SIZE_TRAIN."
-    else:
-        reason = (
-            f"The shorter side of an image has {side:.0f} px (median). A quarter of the objects is smaller than "
-            f"{small:.0f} px, which become {small * size / side:.0f} px. The aim is {_POOLED} px, but images are "
-            f"enlarged at most {_LARGEST_SCALE:.0f} times, and not beyond {_LONGEST_SIDE} px."
-        )
-    s.set("INPUT.MIN_SIZE_TEST", size, reason)
-    # 0 means that images are not resized.
-    size = s.cfg.INPUT.MIN_SIZE_TEST or size
-    reason = f"In 95 % of the images, the longer side is at most {aspect:.2f} times the shorter."
-    s.set("INPUT.MAX_SIZE_TEST", _longer_side(size, aspect), reason)
-    s.set(
-        "INPUT.MIN_SIZE_TRAIN",
-        (*range(_round(0.8 * size), size, _STRIDE), size),
-        f"From 0.8 times {size} to {size}, as in Detectron2's configs for COCO.",
+    reason = (
+        f"The shorter side of an image has {side:.0f} px (median). A quarter of the objects is smaller than "
+        f"{small:.0f} px, which become {small * size / side:.0f} px. The aim is {_POOLED} px, but images are "
+        f"enlarged at most {_LARGEST_SCALE:.0f} times, and not beyond {_LONGEST_SIDE} px."
     )
+    if s.keeps("INPUT.MIN_SIZE_TRAIN"):
+        largest = max(s.cfg.INPUT.MIN_SIZE_TRAIN)
+        s.set("INPUT.MIN_SIZE_TEST", largest, "The largest of INPUT.MIN_SIZE_TRAIN.")
+    else:
+        s.set("INPUT.MIN_SIZE_TEST", size, reason)
+        # 0 means that images are not resized.
+        size = s.cfg.INPUT.MIN_SIZE_TEST or size
+        reason = f"From 0.8 times {size} to {size}, as in Detectron2's configs for COCO."
+    sizes = (*range(_round(0.8 * size), size, _STRIDE), size)
+    s.set("INPUT.MIN_SIZE_TRAIN", sizes, reason)
+    longer = _longer_side(s.cfg.INPUT.MIN_SIZE_TEST or size, aspect)
+    reason = f"In 95 % of the images, the longer side is at most {aspect:.2f} times the shorter."
+    s.set("INPUT.MAX_SIZE_TEST", longer, reason)
     longer = _longer_side(max(s.cfg.INPUT.MIN_SIZE_TRAIN), aspect)
     s.set("INPUT.MAX_SIZE_TRAIN", longer, "As MAX_SIZE_TEST.")
 

@@ -230,6 +230,8 @@ class TestWhatTheUserHasSet:
         assert cfg.SOLVER.MAX_ITER == 50 * 100 / 4
         assert cfg.INPUT.MIN_SIZE_TRAIN == (128, 160)
         assert cfg.INPUT.MIN_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 160
+        cfg = suggest(make(100), opts=["INPUT.MIN_SIZE_TEST", 0]).cfg
+        assert cfg.INPUT.MIN_SIZE_TEST == 0 and max(cfg.INPUT.MIN_SIZE_TRAIN) == 256
         shorter = suggest(make(100), val=make(10), opts=["SOLVER.MAX_ITER", 90]).cfg
         assert shorter.SOLVER.STEPS == (60, 80) and shorter.TEST.EVAL_PERIOD == 9
 
