@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib
 import torch
@@ -290,17 +291,16 @@ def gpu_milliseconds(functions: Functions, seconds: float) -> dict[str, float]:
 
 
 def with_ratio(row: Row, times: dict[str, float], kind: str = "") -> Row:
-    ours, theirs = times["ours"], times["theirs"]
+    ratio = times["theirs"] / times["ours"]
     return {
         **row,
-        f"ours_{kind}ms": ours,
-        f"theirs_{kind}ms": theirs,
-        f"{kind}ratio": theirs / ours,
+        **{f"{name}_{kind}ms": time for name, time in times.items()},
+        f"{kind}ratio": ratio,
     }
 
 
 def timed(row: Row, functions: Functions, seconds: float, device: str) -> Row:
-    """Adds the times of "ours" and "theirs" to `row`: on a GPU, those of the kernels and the clock."""
+    """Adds the times of the functions and their ratio to `row`: on a GPU, of the kernels and the clock."""
     if device == "cpu":
         return with_ratio(row, milliseconds(functions, seconds, device))
     row = with_ratio(row, gpu_milliseconds(functions, seconds / 2))
@@ -522,6 +522,18 @@ def pooler_passes(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -
     }
 
 
+def operator_of(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -> Callable[[], Any]:
+    """Returns only the calls of the operator that our pooler makes."""
+    from mrcnn_plugin.modeling import poolers
+
+    calls = []
+    for maps in pyramids:
+        with mock.patch.object(poolers, "pool", wraps=poolers.pool) as pool:
+            pooler(maps, boxes)
+        calls.append(partial(poolers.pool, *pool.call_args.args))
+    return in_turn(calls)
+
+
 @torch.enable_grad()
 def pooler_cases(device: str, seconds: float, pooler_type: str) -> list[Row]:
     from detectron2.structures import Boxes
@@ -549,6 +561,8 @@ def pooler_cases(device: str, seconds: float, pooler_type: str) -> list[Row]:
                 "images": images,
             }
             functions = {"ours": ours[name], "theirs": theirs[name]}
+            if name == "forward":  # The pooler has no backward pass of its own.
+                functions["operator"] = operator_of(pooler_of(pooler_type, size), boxes, pyramids)
             rows.append(timed(row, functions, seconds, device))
     return rows
 

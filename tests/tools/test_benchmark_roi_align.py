@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 
 from mrcnn_plugin.layers import roi_align
 from tests import small
@@ -54,6 +55,14 @@ def test_the_results_of_all_sections_are_written(benchmark, device, tmp_path, ca
     assert mean["geometric_mean"] == pytest.approx(math.prod(forward) ** (1 / 6))
     assert mean["smallest"] == min(forward)
     assert "Pooler of p2 to p5" in capsys.readouterr().out
+
+
+def test_the_operator_of_a_pooler_gives_its_result(benchmark):
+    pooler = benchmark.pooler_of("ROIAlignBicubic", 7)
+    boxes = [Boxes(benchmark.random_boxes(9, 16, 100, torch.Generator().manual_seed(0)))]
+    maps = [torch.randn(1, 3, 128 // stride, 192 // stride) for stride in benchmark.STRIDES]
+    operator = benchmark.operator_of(pooler, boxes, [maps])
+    torch.testing.assert_close(operator(), pooler(maps, boxes), rtol=0, atol=0)
 
 
 def test_only_pixels_that_a_box_reads_have_to_be_moved(benchmark):
