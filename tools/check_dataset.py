@@ -26,19 +26,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 
 from mrcnn_plugin import get_config_file, load_cfg
-from mrcnn_plugin.analysis import dataset as drawn
-from mrcnn_plugin.data import (
-    check_categories,
-    check_pixel_range,
-    register_coco_json,
-    scaled_path,
-)
+from mrcnn_plugin.analysis.dataset import Settings, check_folder, describe, plot_dataset
+from mrcnn_plugin.data import check_categories, check_pixel_range, register_coco_json
 from mrcnn_plugin.data.checks import (
     Usage,
     check_keypoints,
@@ -53,7 +47,6 @@ from mrcnn_plugin.data.pixels import is_deep_image
 from mrcnn_plugin.data.statistics import Statistics
 from mrcnn_plugin.data.suggest import Suggestion, find_own_keys, suggest_config, to_yaml
 
-PICTURES = ("samples.png", "extremes.png", "statistics.png")
 REFUSED = (Level.ERROR, Level.JUDGEMENT)
 WORDS = {
     Level.ERROR: "REFUSED",
@@ -193,21 +186,6 @@ def make_usage(args: argparse.Namespace, cfg: CfgNode | None) -> Usage:
     )
 
 
-def check_pictures(folder: str) -> None:
-    """Checks that pictures can be written to a folder.
-
-    Raises:
-        ValueError: there is one already, or there can be no such folder.
-    """
-    existing = [p for name in PICTURES if os.path.lexists(p := os.path.join(folder, name))]
-    if existing:
-        raise ValueError(f"--pictures: {existing[0]} exists already; name another folder.")
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--pictures {folder} cannot be made: {error}") from error
-
-
 def show(name: str, cfg: CfgNode | None, findings: Sequence[Finding], folder: str | None) -> None:
     """Prints the numbers of a data set, and draws it if there is a folder for pictures."""
     try:
@@ -216,31 +194,14 @@ def show(name: str, cfg: CfgNode | None, findings: Sequence[Finding], folder: st
         # Detectron2 raises any type for data that it cannot load. The findings say why.
         print(f"NOTE: there are no numbers and pictures, as Detectron2 cannot load it: {error!r}")
         return
-    statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
-    settings = drawn.Settings.of(get_cfg() if cfg is None else cfg)
-    if cfg is None:
-        settings = dataclasses.replace(settings, levels=drawn.FPN_LEVELS)
-    for line in drawn.describe(statistics, settings):
-        print(line)
-    if folder is None:
-        return
-    # Without a range, images of more than 8 bits would be white.
-    pixel_range, unit = (cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT) if cfg else ([], "")
-    if not pixel_range:
-        pixel_range, unit = [0.1, 99.9], "percentile"
-
-    def read(file: str) -> Any:
-        return read_image(scaled_path(file, pixel_range, unit), format="RGB")
-
-    title = f"{os.path.basename(name)}: {len(dicts)} images, {len(statistics.classes)} objects"
-    compared = (
-        "Compared with Detectron2's defaults." if cfg is None else "Compared with the config."
-    )
-    samples, extremes, charts = (os.path.join(folder, picture) for picture in PICTURES)
-    drawn.plot_statistics(statistics, settings, f"{title}. {compared}", charts)
-    drawn.plot_samples(dicts, statistics, read, title, samples)
-    drawn.plot_extremes(dicts, statistics, findings, read, title, extremes)
-    print(f"Pictures: {', '.join((samples, extremes, charts))}")
+    # Boxes of negative width, which are among the findings, have no size.
+    with np.errstate(invalid="ignore"):
+        statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
+        for line in describe(statistics, Settings.of(cfg)):
+            print(line)
+        if folder is not None:
+            files = plot_dataset(dicts, statistics, cfg, findings, os.path.basename(name), folder)
+            print(f"Pictures: {', '.join(files)}")
 
 
 def make_first_usage(args: argparse.Namespace, cfg: CfgNode) -> Usage:
@@ -336,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.write_config:
             check_target(args.write_config)
         if args.pictures:
-            check_pictures(args.pictures)
+            check_folder(args.pictures)
         cfg = read_config(args)
         usage = make_usage(args, cfg)
         if args.write_config:
@@ -363,9 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = print_faults(name, faults[name])
         report += found
         folder = args.pictures if name == args.json_file else None
-        # Boxes of negative width, which are among the findings, have no size.
-        with np.errstate(invalid="ignore"):
-            show(name, cfg, [finding for finding, _ in faults[name]], folder)
+        show(name, cfg, [finding for finding, _ in faults[name]], folder)
         refused = count_refused(faults[name])
         others = len(found) - refused
         print(f"{name}: {refused} kinds of faults are refused, {others} others found.")

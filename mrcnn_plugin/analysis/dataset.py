@@ -7,13 +7,14 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import read_image
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, BoxMode
 from detectron2.utils.visualizer import GenericMask
@@ -24,10 +25,12 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from ..data.checks.annotations import Finding
+from ..data.pixels import scaled_path
 from ..data.statistics import Statistics
 from .charts import plain
 from .images import draw
 
+PICTURES = ("samples.png", "extremes.png", "statistics.png")
 # COCO's evaluation counts as many detections of an image.
 COCO_DETECTIONS = 100
 # A page of samples has as many images, and up to MAX_SAMPLES if more classes appear so.
@@ -48,7 +51,7 @@ _MIN_WINDOW = 48
 # ROIPooler's defaults, which Detectron2's ROI heads do not change.
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4
 # The level of a feature map is its stride as a power of 2.
-FPN_LEVELS = (2, 5)
+_FPN_LEVELS = (2, 5)
 
 _Record = dict[str, Any]
 _Reader = Callable[[str], NDArray[np.uint8]]
@@ -73,8 +76,10 @@ class Settings:
     detections: int
 
     @classmethod
-    def of(cls, cfg: CfgNode) -> Settings:
-        """Those of a config."""
+    def of(cls, cfg: CfgNode | None) -> Settings:
+        """Those of a config; without one Detectron2's defaults, with the pyramid of its FPN configs."""
+        if cfg is None:
+            return replace(cls.of(get_cfg()), levels=_FPN_LEVELS)
         features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         levels = sorted(int(f[1:]) for f in features if re.fullmatch(r"p\d+", f))
         if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN"):
@@ -133,6 +138,61 @@ def describe(statistics: Statistics, settings: Settings) -> list[str]:
             above = int((counts > limit).sum())
             line += f" More than {name} {limit}: {_number(above, 'image')}."
     return [*lines, line]
+
+
+def check_folder(folder: str) -> None:
+    """Checks that :func:`plot_dataset` can write to a folder, and makes it.
+
+    Raises:
+        ValueError: there is a picture already, or there can be no such folder.
+    """
+    existing = [p for name in PICTURES if os.path.lexists(p := os.path.join(folder, name))]
+    if existing:
+        raise ValueError(f"--pictures: {existing[0]} exists already; name another folder.")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--pictures {folder} cannot be made: {error}") from error
+
+
+def plot_dataset(
+    dicts: Sequence[_Record],
+    statistics: Statistics,
+    cfg: CfgNode | None,
+    findings: Sequence[Finding],
+    name: str,
+    folder: str,
+) -> list[str]:
+    """Draws PICTURES of a data set.
+
+    Args:
+        dicts: the data set in Detectron2's form.
+        statistics: those of the data set.
+        cfg: what it is compared with; None for Detectron2's defaults.
+        findings: what the checks of the data set found.
+        name: the name of the data set, for titles.
+        folder: the folder to write to.
+
+    Returns:
+        the files.
+    """
+    pixel_range, unit = (cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT) if cfg else ([], "")
+    if not pixel_range:
+        # Images of more than 8 bits would be white.
+        pixel_range, unit = [0.1, 99.9], "percentile"
+
+    def read(file: str) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = read_image(scaled_path(file, pixel_range, unit), format="RGB")
+        return image
+
+    samples, extremes, charts = files = [os.path.join(folder, picture) for picture in PICTURES]
+    objects = _number(len(statistics.classes), "object")
+    title = f"{plain(name)}: {_number(len(dicts), 'image')}, {objects}"
+    compared = "the config" if cfg else "Detectron2's defaults"
+    plot_statistics(statistics, Settings.of(cfg), f"{title}. Compared with {compared}.", charts)
+    plot_samples(dicts, statistics, read, title, samples)
+    plot_extremes(dicts, statistics, findings, read, title, extremes)
+    return files
 
 
 def levels_of(sizes: NDArray[np.float64], levels: tuple[int, int]) -> NDArray[np.int64]:

@@ -80,6 +80,7 @@ def test_levels_are_those_of_the_paper():
 def test_settings_are_those_of_the_config():
     settings = dataset.Settings.of(full_config("mask_rcnn_focal.yaml"))
     assert settings == SETTINGS
+    assert dataset.Settings.of(None) == SETTINGS
     cfg = get_cfg()
     assert dataset.Settings.of(cfg).levels is None
     cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "RetinaNet", "INPUT.MIN_SIZE_TEST", 0])

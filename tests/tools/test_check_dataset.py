@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.analysis import dataset
 from mrcnn_plugin.data import generate_shapes
 from tests.conftest import load_tool
 from tests.small import CONFIGS
@@ -291,9 +292,9 @@ def test_images_of_16_bits_are_drawn_as_they_are_seen(data, tmp_path, monkeypatc
     def keep(dicts, statistics, read, title, file):
         seen.extend(read(record["file_name"]) for record in dicts)
 
-    monkeypatch.setattr(check_dataset.drawn, "plot_samples", keep)
+    monkeypatch.setattr(dataset, "plot_samples", keep)
     for other in ("plot_extremes", "plot_statistics"):
-        monkeypatch.setattr(check_dataset.drawn, other, lambda *_: None)
+        monkeypatch.setattr(dataset, other, lambda *_: None)
     run(data, "--pictures", tmp_path / "pictures")
     for image, original in zip(seen, originals, strict=True):
         assert image.dtype == np.uint8 and image.min() < 20 and image.max() > 235
