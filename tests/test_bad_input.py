@@ -106,6 +106,7 @@ BUILT = [
     ((*STAR, FOCAL + "GAMMA", "0.0"), FOCAL + "GAMMA", "got 0", "above 0"),
     ((*STAR, FOCAL + "BETA", "1e400"), FOCAL + "BETA", "inf", "finite"),
     ((FOCAL + "PRIOR_PROB", "1.0"), FOCAL + "PRIOR_PROB", "1.0", "between 0 and 1"),
+    ((LOSS + "_WEIGHT", "-1.0"), LOSS + "_WEIGHT", "-1.0", "at least 0"),
     ((FOCAL + "NORMALIZER", "mean"), FOCAL + "NORMALIZER", "'mean'", "('foreground', 'proposals')"),
     ((*FOCAL_RPN, "MODEL.RPN.FOCAL.ALPHA", "-0.5"), "MODEL.RPN.FOCAL.ALPHA", "-0.5", "in [0, 1]"),
     ((*FOCAL_RPN, "MODEL.RPN.FOCAL.GAMMA", "-2.0"), "MODEL.RPN.FOCAL.GAMMA", "-2.0", "at least 0"),

@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(
     with pytest.raises(OSError, match=r"OUTPUT_DIR .*out' cannot be written to.*Choose another"):
         run()
     with pytest.raises(OSError, match="cannot be written to"):
-        run("--eval-only", OUTPUT_DIR="/proc/output", MODEL__WEIGHTS="model.pth")
+        run("--eval-only", OUTPUT_DIR="/proc/output", MODEL__WEIGHTS=tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_an_evaluation_needs_no_images_of_the_training_set(run, tmp_path):
     }
     assert run("--eval-only", **changes)
     with pytest.raises(ValueError, match="image files do not exist"):
-        run(**changes)
+        run(**changes, OUTPUT_DIR=tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,14 @@ def test_an_evaluation_needs_no_images_of_the_training_set(run, tmp_path):
             {"MODEL__ROI_HEADS__NAME": "StandardROIHeads"},
             "POOLER_TYPE is 'ROIAlignBicubic'.*MRCNNFocalROIHeads",
         ),
-        ({"MODEL__ROI_BOX_HEAD__USE_FED_LOSS": True}, "FED_LOSS_NUM_CLASSES is 50.* 4"),
+        (
+            {
+                "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
+                "MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE": True,
+                "MODEL__ROI_BOX_HEAD__USE_FED_LOSS": True,
+            },
+            "FED_LOSS_NUM_CLASSES is 50.* 4",
+        ),
         ({"DATASETS__CHECK": "slow"}, "DATASETS.CHECK is 'slow'"),
         ({"INPUT__PIXEL_RANGE": "[1]"}, "INPUT.PIXEL_RANGE is"),
     ],
