@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from argparse import Namespace
 from types import SimpleNamespace
@@ -153,8 +154,10 @@ def test_a_signal_to_all_processes_of_the_group_leaves_a_checkpoint(
     write = SimpleTrainer._write_metrics
 
     def send_to_group():
-        os.killpg(0, signal.SIGTERM)
-        os.killpg(0, signal.SIGTERM)
+        # Workers take a signal of their own parent for an order.
+        command = ["kill", "-TERM", "--", f"-{os.getpgrp()}"]
+        for _ in range(2):
+            subprocess.run(command, start_new_session=True)
         time.sleep(0.3)
 
     def write_metrics(self, *args, **kwargs):
