@@ -156,7 +156,8 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     if PathManager.isfile(config_file):
         _refuse_mapping(read_yaml(config_file, allow_unsafe))
     try:
-        cfg.merge_from_file(config_file, allow_unsafe=allows_unsafe(allow_unsafe))
+        # read_yaml has refused what must not run.
+        cfg.merge_from_file(config_file, allow_unsafe=True)
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:
         hint = _hint(str(error), cfg)
@@ -170,6 +171,9 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
 def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     """Reads a config file with those that its `_BASE_` names, as Detectron2 does, but safely.
 
+    Tags in the files of the installed Detectron2 are read, because that package runs anyway. Its
+    Base-RetinaNet.yaml has one.
+
     Args:
         file: the path of a YAML file.
         allow_unsafe: as for :func:`load_cfg`.
@@ -179,10 +183,18 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
         FileNotFoundError: a file does not exist.
         yaml.YAMLError: a file is no YAML.
     """
+    import detectron2
     import yaml
     from detectron2.config import CfgNode
 
+    package = os.path.join(os.path.dirname(os.path.abspath(detectron2.__file__)), "")
+
     class Checked(CfgNode):
+        @classmethod
+        def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Any:
+            is_theirs = os.path.abspath(filename).startswith(package)
+            return super().load_yaml_with_base(filename, allow_unsafe or is_theirs)
+
         @classmethod
         def _open_cfg(cls, filename: str) -> Any:
             try:

@@ -11,6 +11,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_model
 from detectron2.modeling.roi_heads import StandardROIHeads
@@ -829,6 +830,15 @@ class TestWhatRunsWhenAFileIsRead:
         with pytest.raises(FileExistsError):
             load_cfg(str(tagged), allow_unsafe=how == "argument")
         assert (tmp_path / "made").exists()
+
+    def test_the_files_of_detectron2_are_read_as_they_are(self, tagged, tmp_path):
+        name = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+        (tmp_path / "mine.yaml").write_text(f"_BASE_: {name}\nMODEL: {{DEVICE: cpu}}")
+        sizes = load_cfg(str(tmp_path / "mine.yaml")).MODEL.ANCHOR_GENERATOR.SIZES
+        assert [size[0] for size in sizes] == [32, 64, 128, 256, 512]
+        (tmp_path / "both.yaml").write_text(f"_BASE_: [{name}, {tagged}]")
+        assert "os.mkdir" in message(load_cfg, str(tmp_path / "both.yaml"))
+        assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("suffix, runs", [("pth", False), ("pyth", False), ("pkl", True)])
     def test_a_checkpoint_runs_code_only_if_it_is_a_plain_pickle(self, suffix, runs, tmp_path):
