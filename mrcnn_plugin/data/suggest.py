@@ -279,8 +279,8 @@ def _suggest_data_sets(
     for used_name, paths, key in zip(used, entries, ("TRAIN", "TEST"), strict=False):
         if used_name is None or used_name not in s.cfg.DATASETS[key]:
             raise ValueError(
-                f"DATASETS.COCO_JSON and DATASETS.{key} stay as they are set, but not both name "
-                f"{', '.join(paths)}. Take DATASETS out of the config, or name it with --base."
+                f"DATASETS.{key} is {s.cfg.DATASETS[key]!r}, as it is set, which is no name of {paths[0]} with the "
+                f"images {paths[1]} in DATASETS.COCO_JSON. Take both keys out of the config, or name it with --base."
             )
 
 
