@@ -6,6 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+
+from tests.emulation import costs
 
 FOLDER = Path(__file__).parent / "emulation"
 CXX = os.environ.get("CXX", "c++")
@@ -81,3 +85,33 @@ def test_shared_memory_that_nobody_wrote_holds_no_zeros(run):
 def test_what_depends_on_the_order_of_blocks_changes_with_it(run):
     results = [run("last_block_wins", order=order)[1].split()[0] for order in (0, 1)]
     assert results == ["2", "0"]
+
+
+@pytest.fixture(scope="module")
+def counting_program(tmp_path_factory):
+    if shutil.which(CXX) is None:
+        pytest.skip("needs a C++ compiler")
+    return costs.build(tmp_path_factory.mktemp("costs"))
+
+
+def test_the_costs_of_a_kernel_are_counted(counting_program):
+    _, found = costs.run(counting_program, "known")
+    assert {(*cost[1:5], *cost[5:]) for cost in found} == {
+        # 32 neighbouring floats have 4 sectors of 32 bytes, and 32 floats in steps of 8 have 32.
+        ("global", "floats", "r", 4, 2, 36, 8),
+        ("global", "floats", "r", 16, 1, 16, 16),
+        ("global", "floats", "w", 4, 1, 1, 1),
+        ("shared", "neighbours", "w", 4, 1, 1, 1),
+        ("shared", "neighbours", "r", 4, 1, 1, 1),
+        ("shared", "one_bank", "w", 4, 1, 32, 1),
+        ("shared", "vectors", "w", 16, 1, 4, 4),
+    }
+
+
+def test_the_other_kernel_whose_costs_are_counted_is_torchvisions(counting_program):
+    boxes = torch.tensor([[0.0, 4, 5, 60, 70], [1, -9, 30, 90, 40], [0, 50, 50, 51, 52]])
+    sizes = (3, 12, 11, len(boxes), 0, 0.125)
+    line, _ = costs.run(counting_program, "theirs", *sizes, boxes=boxes.numpy().tobytes())
+    map = torch.arange(2 * 3 * 12 * 11, dtype=torch.float32).sin().reshape(2, 3, 12, 11)
+    bins = torchvision.ops.roi_align(map, boxes, 7, 0.125, 0, True).flatten()
+    assert float(line.split()[1]) == pytest.approx(float(bins[len(bins) // 3]), abs=1e-5)

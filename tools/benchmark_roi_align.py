@@ -497,6 +497,21 @@ def others(device: str, seconds: float) -> list[Row]:
     return rows
 
 
+def layouts(device: str, seconds: float) -> list[Row]:
+    """Compares our operator on channels_last maps ("ours") with itself on NCHW maps ("theirs")."""
+    rows = []
+    for size, level in itertools.product(SIZES, LEVELS):
+        last, plain = (
+            Case(*level, size, device, channels_last=channels_last).passes()
+            for channels_last in (True, False)
+        )
+        for name in plain:
+            row = {"pass": name, "size": size, "stride": level[3]}
+            pair = {"ours": last[name]["ours"], "theirs": plain[name]["ours"]}
+            rows.append(timed(row, pair, seconds, device))
+    return rows
+
+
 def pooler_of(pooler_type: str, size: int) -> Any:
     """Returns one of our poolers, or Detectron2's for the type ROIAlignV2."""
     from detectron2.modeling.poolers import ROIPooler
@@ -728,6 +743,8 @@ def cases_section(device: str, seconds: float) -> Findings:
 def others_section(device: str, seconds: float) -> Findings:
     title = "Other inputs, with 512 boxes and stride 8 unless given"
     yield "others", title, others(device, seconds)
+    title = "Our operator on channels_last (ours) and on NCHW (theirs)"
+    yield "layouts", title, layouts(device, seconds)
 
 
 def growth_section(device: str, seconds: float) -> Findings:
