@@ -84,12 +84,14 @@ class Settings:
         levels = sorted(int(f[1:]) for f in features if re.fullmatch(r"p\d+", f))
         if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN"):
             levels = []
+        anchors: set[float] = set()
+        for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES:
+            # A list for each level, or one of numbers for all levels.
+            anchors.update(map(float, sizes if isinstance(sizes, (list, tuple)) else [sizes]))
         return cls(
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
-            anchors=tuple(
-                sorted({float(s) for of in cfg.MODEL.ANCHOR_GENERATOR.SIZES for s in of})
-            ),
+            anchors=tuple(sorted(anchors)),
             levels=(levels[0], levels[-1]) if levels else None,
             detections=cfg.TEST.DETECTIONS_PER_IMAGE,
         )

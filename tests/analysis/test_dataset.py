@@ -88,6 +88,8 @@ def test_settings_are_those_of_the_config():
     cfg.merge_from_list(["MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4"]])
     settings = dataset.Settings.of(cfg)
     assert (settings.min_size, settings.anchors, settings.levels) == (0, (20, 40, 50.8), None)
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [64, 16]
+    assert dataset.Settings.of(cfg).anchors == (16, 64)
 
 
 def test_the_summary_of_a_data_set():
