@@ -3,18 +3,18 @@
 
     python tools/check_dataset.py train.json images
     python tools/check_dataset.py train.json images --config-file my.yaml --json report.json
-    python tools/check_dataset.py train.json images --val val.json images --write-config my.yaml
     python tools/check_dataset.py train.json images --pictures output/pictures
+    python tools/check_dataset.py train.json images --val val.json images --write-config my.yaml
 
 The checks are those that tools/train_net.py makes before training, but every image is decoded and
 every fault is listed. The exit status is 0 if the data set can be used as it is, 1 if something
 would be refused, and 2 if there is no such file, it is not COCO JSON, or the config cannot be used.
 
---write-config writes a config that trains on the data set, if nothing is refused. A comment at each
-value says from which number of the data it follows. Values that --config-file or --opts set stay.
-
 --pictures draws samples of the images, those with the most and the smallest objects and with faults,
 and charts that compare the objects with the config, or with Detectron2's defaults.
+
+--write-config writes a config that trains on the data set, if nothing is refused. A comment at each
+value says from which number of the data it follows. Values that --config-file or --opts set stay.
 """
 
 import argparse
@@ -95,7 +95,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="list at most N examples of each fault (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="file for the report in JSON")
-    parser.add_argument("--pictures", metavar="FOLDER", help="folder for pictures of the data set")
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="folder for pictures of the data set; those of --val go into its folder val",
+    )
     parser.add_argument(
         "--opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
@@ -186,24 +190,6 @@ def make_usage(args: argparse.Namespace, cfg: CfgNode | None) -> Usage:
     )
 
 
-def show(name: str, cfg: CfgNode | None, findings: Sequence[Finding], folder: str | None) -> None:
-    """Prints the numbers of a data set, and draws it if there is a folder for pictures."""
-    try:
-        dicts = DatasetCatalog.get(name)
-    except Exception as error:
-        # Detectron2 raises any type for data that it cannot load. The findings say why.
-        print(f"NOTE: there are no numbers and pictures, as Detectron2 cannot load it: {error!r}")
-        return
-    # Boxes of negative width, which are among the findings, have no size.
-    with np.errstate(invalid="ignore"):
-        statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
-        for line in describe(statistics, Settings.of(cfg)):
-            print(line)
-        if folder is not None:
-            files = plot_dataset(dicts, statistics, cfg, findings, os.path.basename(name), folder)
-            print(f"Pictures: {', '.join(files)}")
-
-
 def make_first_usage(args: argparse.Namespace, cfg: CfgNode) -> Usage:
     """The usage by which data sets are checked before a config is made for them."""
     return dataclasses.replace(
@@ -232,8 +218,29 @@ def count_refused(faults: Faults) -> int:
     return sum(level in REFUSED for _, level in faults)
 
 
-def print_faults(name: str, faults: Faults) -> list[dict[str, Any]]:
-    """Prints the faults of a data set, and returns them for the report in JSON."""
+def show(name: str, cfg: CfgNode | None, faults: Faults, folder: str | None) -> None:
+    """Prints the numbers of a data set, and draws it if there is a folder for pictures."""
+    findings = [finding for finding, level in faults if level is not None]
+    try:
+        dicts = DatasetCatalog.get(name)
+    except Exception as error:
+        # Detectron2 raises any type for data that it cannot load. The findings say why.
+        print(f"NOTE: there are no numbers and pictures, as Detectron2 cannot load it: {error!r}")
+        return
+    # Boxes of negative width, which are among the findings, have no size.
+    with np.errstate(invalid="ignore"):
+        statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
+        for line in describe(statistics, Settings.of(cfg)):
+            print(line)
+        if folder is not None:
+            files = plot_dataset(dicts, statistics, cfg, findings, os.path.basename(name), folder)
+            print(f"Pictures: {', '.join(files)}")
+
+
+def print_faults(
+    name: str, faults: Faults, cfg: CfgNode | None, folder: str | None
+) -> list[dict[str, Any]]:
+    """Prints the faults and the numbers of a data set, draws it, and returns the faults for JSON."""
     report: list[dict[str, Any]] = []
     for finding, level in faults:
         if level is None:
@@ -247,6 +254,9 @@ def print_faults(name: str, faults: Faults) -> list[dict[str, Any]]:
         print(f"{WORDS.get(level, 'NOTE')}: {text}")
         for example in filter(None, finding.examples):
             print(f"    {example}")
+    show(name, cfg, faults, folder)
+    refused = count_refused(faults)
+    print(f"{name}: {refused} kinds of faults are refused, {len(report) - refused} others found.")
     return report
 
 
@@ -296,8 +306,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.write_config:
             check_target(args.write_config)
-        if args.pictures:
-            check_folder(args.pictures)
+        folders = [args.pictures] if args.pictures else []
+        if args.pictures and args.val:
+            folders.append(os.path.join(args.pictures, "val"))
+        for folder in folders:
+            check_folder(folder)
         cfg = read_config(args)
         usage = make_usage(args, cfg)
         if args.write_config:
@@ -319,25 +332,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    report: list[dict[str, Any]] = []
-    for name in faults:
-        found = print_faults(name, faults[name])
-        report += found
-        folder = args.pictures if name == args.json_file else None
-        show(name, cfg, [finding for finding, _ in faults[name]], folder)
-        refused = count_refused(faults[name])
-        others = len(found) - refused
-        print(f"{name}: {refused} kinds of faults are refused, {others} others found.")
-    any_refused = any(map(count_refused, faults.values()))
+    # There is one data set where --val names the same file.
+    folder_of = dict(zip(faults, folders, strict=False))
+    report = [
+        entry
+        for name in faults
+        for entry in print_faults(name, faults[name], cfg, folder_of.get(name))
+    ]
+    refused = any(map(count_refused, faults.values()))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(report, f, indent=1)
-    if args.write_config and any_refused:
+    if args.write_config and refused:
         print(f"{args.write_config} is not written, because data are refused.")
     elif suggestion is not None:
         write_config(args, suggestion)
         print(f"{args.write_config} is written. tools/train_net.py --config-file trains with it.")
-    return 1 if any_refused else 0
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":

@@ -235,6 +235,14 @@ class TestWriteConfig:
 # Numbers and pictures
 
 
+def test_pictures_of_a_test_set_are_in_a_folder_of_their_own(data, val, tmp_path, monkeypatch):
+    for name in ("plot_samples", "plot_extremes", "plot_statistics"):
+        monkeypatch.setattr(dataset, name, lambda *arguments: open(arguments[-1], "x").close())
+    assert run(data, "--val", *val, "--pictures", tmp_path / "pictures") == 0
+    assert sorted(os.listdir(tmp_path / "pictures")) == sorted((*dataset.PICTURES, "val"))
+    assert sorted(os.listdir(tmp_path / "pictures" / "val")) == sorted(dataset.PICTURES)
+
+
 def test_the_report_ends_with_the_numbers(data, capsys):
     content = json.loads((data / "instances.json").read_text())
     assert run(data) == 0
