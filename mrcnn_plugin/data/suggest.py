@@ -38,8 +38,8 @@ _LARGEST_BATCH = 16
 _EPOCHS, _MOST_EPOCHS = 12, 50
 _MANY_IMAGES = 10_000
 _EVALUATIONS = 10
-# Images of a class are repeated if the most frequent class is in this many times as many images.
-_LONG_TAIL = 10
+# Images of classes that are in a smaller share of the images of the most frequent class are repeated.
+_LONG_TAIL = 0.1
 # How many detections of an image COCO counts.
 _DETECTIONS = 100
 # For INPUT.PIXEL_RANGE: what is cut off, how many images are read, and how much their ranges may differ.
@@ -276,30 +276,33 @@ def _suggest_data_sets(
         if used[0] == used[1]:
             reason = "--val names the training set itself, so AP is higher than on new images."
         s.set("DATASETS.TEST", (used[1],), reason)
-    for used_name, paths, key in zip(used, entries, ("TRAIN", "TEST"), strict=False):
-        if used_name is None or used_name not in s.cfg.DATASETS[key]:
+    known = {name for name, *_ in s.cfg.DATASETS.COCO_JSON}
+    for key, wanted in (("TRAIN", used[:1]), ("TEST", used[1:])):
+        given = s.cfg.DATASETS[key]
+        if not set(wanted) <= set(given) <= known:
             raise ValueError(
-                f"DATASETS.{key} is {s.cfg.DATASETS[key]!r}, as it is set, which is no name of {paths[0]} with the "
-                f"images {paths[1]} in DATASETS.COCO_JSON. Take both keys out of the config, or name it with --base."
+                f"DATASETS.{key} is {given!r}, as it is set. It must name data sets of DATASETS.COCO_JSON, which must "
+                f"have {' and '.join(', '.join(paths) for paths in entries)}. Take these keys out of the config, or "
+                f"name it with --base."
             )
 
 
 def _suggest_sampler(s: Suggestion, train: Statistics) -> None:
     images = train.images_per_class
     most = int(images.max())
-    rare = np.count_nonzero((images > 0) & (images * _LONG_TAIL < most))
+    rare = np.count_nonzero((images > 0) & (images < _LONG_TAIL * most))
     if not rare:
         return
     s.set(
         "DATALOADER.SAMPLER_TRAIN",
         "RepeatFactorTrainingSampler",
-        f"The most frequent class is in {most} images, and {rare} classes are in less than a {_LONG_TAIL}th as many.",
+        f"The most frequent class is in {most} images, and {rare} classes are in fewer than a tenth of these.",
     )
     total = _count_images(s.cfg, train)
     s.set(
         "DATALOADER.REPEAT_THRESHOLD",
-        float(f"{most / _LONG_TAIL / total:.4g}"),
-        f"A {_LONG_TAIL}th of {most}, as a share of {total} images. Images with a rarer class are repeated.",
+        float(f"{_LONG_TAIL * most / total:.4g}"),
+        f"A tenth of {most}, as a share of {total} images. Images with a rarer class are repeated.",
     )
 
 

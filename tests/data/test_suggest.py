@@ -264,8 +264,10 @@ class TestWhatTheUserHasSet:
         mine = [["mine", "train.json", "images"]]
         cfg = suggest(make(2), opts=["DATASETS.COCO_JSON", mine]).cfg
         assert cfg.DATASETS.COCO_JSON == mine and cfg.DATASETS.TRAIN == ("mine",)
-        with pytest.raises(ValueError, match="DATASETS.TEST is .*val.json"):
+        with pytest.raises(ValueError, match="DATASETS.TEST is .*val.json, images"):
             suggest(make(2), val=make(2), opts=["DATASETS.COCO_JSON", mine])
+        with pytest.raises(ValueError, match="DATASETS.TEST is .'coco_2017_val'"):
+            suggest(make(2), kept={"DATASETS.TEST": "mine.yaml"})
 
 
 @pytest.mark.parametrize("base", ["mask_rcnn_focal.yaml", "Base-R18-GN-Small.yaml"])
