@@ -73,10 +73,13 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
     for name, part, registry in NAMES:
         if part in parts:
             _check_name(cfg, name, registry)
+    values = dict(_leaves(cfg))
     for rule in RULES:
         if rule.part in parts:
             for key in rule.keys.split():
-                value = _get(cfg, key)
+                if key not in values:  # Another version of Detectron2 has other keys.
+                    continue
+                value = values[key]
                 if not rule.check.holds(value):
                     raise ValueError(f"{key} is {value!r}; it must be {rule.check.valid}.")
     check_entries(cfg.DATASETS.COCO_JSON)
@@ -533,9 +536,10 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.STEPS is {solver.STEPS}; its iterations must be below SOLVER.MAX_ITER, {solver.MAX_ITER}."
         )
-    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not solver.BASE_LR_END <= solver.BASE_LR:
+    end = solver.get("BASE_LR_END", 0.0)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and end > solver.BASE_LR:
         raise ValueError(
-            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; it must be at most SOLVER.BASE_LR, {solver.BASE_LR}."
+            f"SOLVER.BASE_LR_END is {end}; it must be at most SOLVER.BASE_LR, {solver.BASE_LR}."
         )
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 from argparse import Namespace
+from functools import reduce
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.config import KEYS
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.modeling import find_unused_keys
-from mrcnn_plugin.validation import check_config
+from mrcnn_plugin.validation import RULES, check_config
 from tests.small import CONFIG_NAMES, CONFIGS, full_config
 
 TRAIN = Namespace(eval_only=False, resume=False)
@@ -892,6 +893,19 @@ def test_the_values_of_other_peoples_components_are_their_own(config_file, monke
     )
     heads = [HEADS, "TheirROIHeads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "TheirPooler"]
     run(config_file, [*heads, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "TheirPooler"])
+
+
+def test_the_rules_are_of_keys_that_exist(config_file):
+    node = load_cfg(str(config_file))
+    for rule in RULES:
+        for key in rule.keys.split():
+            reduce(getattr, key.split("."), node)
+
+
+def test_a_detectron2_with_fewer_keys_passes(config_file):
+    cfg = load_cfg(str(config_file))
+    del cfg.SOLVER["BASE_LR_END"], cfg.MODEL.ROI_BOX_HEAD["USE_FED_LOSS"]
+    check_config(cfg, TRAIN)
 
 
 @pytest.mark.parametrize("changes", [(), C4, RETINANET, CASCADE, BIFPN, FOCAL_RPN, STAR])
