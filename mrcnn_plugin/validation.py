@@ -84,7 +84,8 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
                     raise ValueError(f"{key} is {value!r}; it must be {rule.check.valid}.")
     check_entries(cfg.DATASETS.COCO_JSON)
     check_values(cfg.DATASETS.CHECK, cfg.DATASETS.ALLOW)
-    _check_images(cfg)
+    if _is_known(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE):
+        _check_images(cfg)
     _check_tests(cfg, args)
     _check_weights(cfg, args)
     if "train" in parts:
@@ -183,6 +184,10 @@ _STRINGS = Check(
     "a tuple of names, such as ('my_train',)",
 )
 _WEIGHTS = several(_POSITIVE, 4)
+_BOX_WEIGHTS = Check(
+    lambda value: _WEIGHTS.holds(value) or several(_POSITIVE, 5).holds(value),
+    f"{_WEIGHTS.valid}, or 5 for rotated boxes",
+)
 _POOLER_TYPE = one_of(*POOLER_TYPES, "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 _SAMPLING_RATIO = whole(-1, "; 0 and -1 take as many samples as a bin has pixels")
 _LABELS = several(Check(lambda value: value in (-1, 0, 1), "-1, 0 or 1"))
@@ -266,7 +271,7 @@ RULES = (
         one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     ),
     Rule("train", "SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD", whole(1)),
-    Rule("train", "SOLVER.WARMUP_ITERS SOLVER.REFERENCE_WORLD_SIZE VIS_PERIOD", whole(0)),
+    Rule("train", "SOLVER.WARMUP_ITERS SOLVER.REFERENCE_WORLD_SIZE", whole(0)),
     Rule(
         "train",
         "SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM",
@@ -305,7 +310,7 @@ RULES = (
     ),
     Rule("RPN", "MODEL.RPN.IN_FEATURES", _FEATURES),
     Rule("RPN", "MODEL.RPN.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
-    Rule("RPN", "MODEL.RPN.BBOX_REG_WEIGHTS", _WEIGHTS),
+    Rule("RPN", "MODEL.RPN.BBOX_REG_WEIGHTS", _BOX_WEIGHTS),
     Rule("RPN", "MODEL.RPN.IOU_THRESHOLDS", _THRESHOLDS),
     Rule("RPN", "MODEL.RPN.IOU_LABELS", _LABELS),
     Rule("RPN", "MODEL.RPN.NMS_THRESH MODEL.RPN.POSITIVE_FRACTION", _FRACTION),
@@ -329,7 +334,7 @@ RULES = (
     ),
     Rule("known ROI heads", "MODEL.ROI_HEADS.POSITIVE_FRACTION", number(0, 1, above=True)),
     Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
-    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", _WEIGHTS),
+    Rule("known ROI heads", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", _BOX_WEIGHTS),
     Rule(
         "known ROI heads",
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
@@ -387,9 +392,9 @@ NAMES = (
     ("MODEL.RPN.HEAD_NAME", "RPN", RPN_HEAD_REGISTRY),
     ("MODEL.ANCHOR_GENERATOR.NAME", "anchors", ANCHOR_GENERATOR_REGISTRY),
     ("MODEL.ROI_HEADS.NAME", "ROI heads", ROI_HEADS_REGISTRY),
-    ("MODEL.ROI_BOX_HEAD.NAME", "box head", ROI_BOX_HEAD_REGISTRY),
-    ("MODEL.ROI_MASK_HEAD.NAME", "masks", ROI_MASK_HEAD_REGISTRY),
-    ("MODEL.ROI_KEYPOINT_HEAD.NAME", "keypoints", ROI_KEYPOINT_HEAD_REGISTRY),
+    ("MODEL.ROI_BOX_HEAD.NAME", "any box head", ROI_BOX_HEAD_REGISTRY),
+    ("MODEL.ROI_MASK_HEAD.NAME", "any mask head", ROI_MASK_HEAD_REGISTRY),
+    ("MODEL.ROI_KEYPOINT_HEAD.NAME", "any keypoint head", ROI_KEYPOINT_HEAD_REGISTRY),
 )
 
 
@@ -422,10 +427,16 @@ def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
     if _is_known(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME):
         heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
         parts |= {"known ROI heads"}
-        parts |= {"box head"} if _derives(heads, StandardROIHeads) else set()
         parts |= {"cascade"} if _derives(heads, CascadeROIHeads) else set()
-        parts |= {"masks"} if model.MASK_ON else set()
-        parts |= {"keypoints"} if model.KEYPOINT_ON else set()
+        parts |= {"any box head"} if _derives(heads, StandardROIHeads) else set()
+        parts |= {"any mask head"} if model.MASK_ON else set()
+        parts |= {"any keypoint head"} if model.KEYPOINT_ON else set()
+        for known, part, node, registry in (
+            ("box head", "any box head", "ROI_BOX_HEAD", ROI_BOX_HEAD_REGISTRY),
+            ("masks", "any mask head", "ROI_MASK_HEAD", ROI_MASK_HEAD_REGISTRY),
+            ("keypoints", "any keypoint head", "ROI_KEYPOINT_HEAD", ROI_KEYPOINT_HEAD_REGISTRY),
+        ):
+            parts |= {known} if part in parts and _is_known(registry, model[node].NAME) else set()
     return parts
 
 
@@ -457,8 +468,9 @@ def _check_none(cfg: CfgNode) -> None:
     """YAML reads a key without a value as null, which yacs takes for a value of every type."""
     values = dict(_leaves(cfg))
     for key, default in _leaves(get_cfg()):
-        # Detectron2 itself takes None for no normalisation.
-        if default is not None and not key.endswith("NORM") and values.get(key, default) is None:
+        # Detectron2 itself takes None for no normalisation, and for random weights.
+        may_be = default is None or key.endswith("NORM") or key == "MODEL.WEIGHTS"
+        if not may_be and values.get(key, default) is None:
             raise ValueError(
                 f"{key} is None, as if it stood in YAML without a value; it must be of the type "
                 f"{type(default).__name__}, such as the default {default!r}."
@@ -502,9 +514,10 @@ def _check_tests(cfg: CfgNode, args: Namespace) -> None:
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, {count}."
             )
     if cfg.MODEL.LOAD_PROPOSALS:
-        for key in ("TRAIN", "TEST"):
+        for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
             files, names = cfg.DATASETS[f"PROPOSAL_FILES_{key}"], cfg.DATASETS[key]
-            if len(files) != len(names):
+            # Nothing reads those of test sets that are left out.
+            if len(files) != len(names) and names:
                 raise ValueError(
                     f"DATASETS.PROPOSAL_FILES_{key} is {files}, but MODEL.LOAD_PROPOSALS is True; it must name a file "
                     f"for each data set of DATASETS.{key}, {names}."
@@ -598,9 +611,9 @@ def _check_labels(cfg: CfgNode, node: str) -> None:
 def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
     name = cfg.MODEL.ROI_HEADS.NAME
     box_head = cfg.MODEL.ROI_BOX_HEAD
-    if _derives(ROI_HEADS_REGISTRY.get(name), CascadeROIHeads):
+    if "cascade" in parts:
         _check_cascade(cfg)
-    if box_head.get("USE_FED_LOSS"):
+    if "known ROI heads" in parts and box_head.get("USE_FED_LOSS"):
         _check_fed_loss(cfg)
     if "box head" in parts and not box_head.NUM_CONV + box_head.NUM_FC:
         raise ValueError(

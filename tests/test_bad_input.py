@@ -14,8 +14,15 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, build_model
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    build_model,
+)
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer
@@ -50,6 +57,11 @@ RETINANET = (
     "MODEL.META_ARCHITECTURE RetinaNet MODEL.MASK_ON False MODEL.RETINANET.NUM_CLASSES 4 "
     "MODEL.BACKBONE.NAME build_mrcnn_retinanet_resnet_pafpn_backbone "
     "MODEL.RESNETS.OUT_FEATURES ['res3','res4','res5'] MODEL.FPN.IN_FEATURES ['res3','res4','res5']"
+).split()
+ROTATED = (
+    "MODEL.PROPOSAL_GENERATOR.NAME RRPN MODEL.RPN.BBOX_REG_WEIGHTS (1,1,1,1,1) MODEL.MASK_ON False "
+    "MODEL.ANCHOR_GENERATOR.NAME RotatedAnchorGenerator MODEL.ROI_HEADS.NAME RROIHeads "
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignRotated MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS (10,10,5,5,1)"
 ).split()
 FED = "MODEL.ROI_BOX_HEAD.USE_FED_LOSS"
 SIGMOID = (LOSS, "sigmoid_focal", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True", FED, "True")
@@ -908,7 +920,56 @@ def test_a_detectron2_with_fewer_keys_passes(config_file):
     check_config(cfg, TRAIN)
 
 
-@pytest.mark.parametrize("changes", [(), C4, RETINANET, CASCADE, BIFPN, FOCAL_RPN, STAR])
+def test_the_heads_of_other_projects_pass(config_file, monkeypatch):
+    def head(cfg, shape):
+        raise AssertionError("It was built.")
+
+    for registry in (ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY):
+        monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map, "TheirHead": head})
+    box = "MODEL.ROI_BOX_HEAD.NAME TheirHead MODEL.ROI_BOX_HEAD.NUM_FC 0".split()
+    run(config_file, box)
+    # As in Detectron2's project PointRend.
+    mask = ["MODEL.ROI_MASK_HEAD.NAME", "TheirHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
+    run(config_file, mask)
+
+
+def test_cascades_and_losses_of_other_projects_pass(config_file, monkeypatch):
+    theirs = type("TheirCascade", (CascadeROIHeads,), {"__module__": "theirs"})
+    names = {**ROI_HEADS_REGISTRY._obj_map, "TheirCascade": theirs}
+    monkeypatch.setattr(ROI_HEADS_REGISTRY, "_obj_map", names)
+    poolers = [f"MODEL.ROI_{head}_HEAD.POOLER_TYPE" for head in ("BOX", "MASK")]
+    stock = [item for key in poolers for item in (key, "ROIAlignV2")]
+    run(config_file, [HEADS, "TheirCascade", *stock, FED, "True"])
+
+
+def test_architectures_of_other_projects_may_have_other_channels(config_file, monkeypatch):
+    names = {**META_ARCH_REGISTRY._obj_map, "TheirModel": lambda cfg: 1 / 0}
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", names)
+    mean = ["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0, 4.0]"]
+    run(config_file, ["MODEL.META_ARCHITECTURE", "TheirModel", *mean])
+
+
+def test_proposals_are_needed_only_for_data_sets_that_are_read(config_file, tmp_path):
+    (tmp_path / "weights.pth").touch()
+    fast_rcnn = "MODEL.LOAD_PROPOSALS True MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
+    common = [*fast_rcnn.split(), "MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+    files = "DATASETS.PROPOSAL_FILES_"
+    run(config_file, [*common, f"{files}TEST", "('some.pkl',)"], EVALUATE)
+    both = [f"{files}TRAIN", "('some.pkl',)", f"{files}TEST", "('some.pkl',)"]
+    run(config_file, [*common, *both, "DATASETS.TEST", "()"])
+    said = message(run, config_file, [*common, *both[:2]])
+    assert "PROPOSAL_FILES_TEST is ()" in said
+
+
+def test_no_weights_may_be_none(tmp_path, config_file):
+    (tmp_path / "config.yaml").write_text(f"_BASE_: {config_file}\nMODEL: {{WEIGHTS: }}")
+    run(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(), C4, RETINANET, CASCADE, BIFPN, FOCAL_RPN, STAR, ROTATED, ("VIS_PERIOD", "-1")],
+)
 def test_good_values_pass(changes, config_file):
     run(config_file, changes)
 
