@@ -142,6 +142,13 @@ class Trainer(DefaultTrainer):
                 f"same folder on all machines, so that all read the same checkpoint."
             )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in Detectron2, but a training without AMP may go on with it."""
+        if isinstance(self._trainer, AMPTrainer):
+            scaler = self._trainer.grad_scaler.state_dict()
+            state_dict.get("_trainer", {}).setdefault("grad_scaler", scaler)
+        super().load_state_dict(state_dict)
+
     def train(self) -> Any:
         """As in Detectron2.
 

@@ -44,6 +44,13 @@ def test_resume_goes_on_where_the_run_ended(run, tmp_path):
     assert not (tmp_path / "out" / "model_0000003.pth").exists()
 
 
+def test_mixed_precision_may_begin_with_a_resume(run):
+    settings = {"DATASETS__TEST": "()", "SOLVER__MAX_ITER": 1}
+    run(**settings)
+    # Without a GPU there must be no iteration left.
+    run("--resume", SOLVER__AMP__ENABLED=True, **settings)
+
+
 def test_evaluation_needs_weights(run, tmp_path):
     for arguments in (["--eval-only"], ["--eval-only", "--resume"]):
         with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
