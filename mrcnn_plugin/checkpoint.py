@@ -79,6 +79,11 @@ class FittingCheckpointer(DetectionCheckpointer):
                 f"full, make room and go on with --resume."
             ) from cause
 
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As in Detectron2, if `tags_last`."""
+        if self.tags_last:
+            super().tag_last_checkpoint(last_filename_basename)
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As in Detectron2.
 

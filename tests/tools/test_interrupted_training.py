@@ -15,6 +15,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.launch import _find_free_port
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from iopath.common.file_io import NativePathHandler, PathManager
 
 from mrcnn_plugin import engine, hooks
 from mrcnn_plugin.checkpoint import FittingCheckpointer
@@ -233,6 +234,25 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path):
             checkpointer.save(name, iteration=2)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
     assert checkpoint(tmp_path)["iteration"] == 1 and checkpoint(tmp_path)["model"]["weight"].any()
+
+
+def test_a_checkpoint_in_a_remote_folder_is_tagged_only_if_asked(tmp_path):
+    class Remote(NativePathHandler):
+        def _get_supported_prefixes(self):
+            return ["remote://"]
+
+        def _open(self, path, mode="r", **kwargs):
+            return open(tmp_path / path.removeprefix("remote://"), mode)
+
+    for tags_last in (False, True):
+        checkpointer = FittingCheckpointer(
+            torch.nn.Linear(1, 1), "remote://", save_to_disk=True, tags_last=tags_last
+        )
+        checkpointer.path_manager = PathManager()
+        checkpointer.path_manager.register_handler(Remote())
+        checkpointer.save("model")
+        assert (tmp_path / "model.pth").exists()
+        assert (tmp_path / "last_checkpoint").exists() == tags_last
 
 
 def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(
