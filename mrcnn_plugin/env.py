@@ -7,7 +7,7 @@ When Detectron2 is imported, it imports the module that this variable names and 
 
 import os
 
-from .config import add_mrcnn_config, get_config_file, read_yaml
+from .config import add_mrcnn_config, get_config_file
 
 
 def setup_environment() -> None:
@@ -60,7 +60,6 @@ def _prefer(file: str) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"MRCNN_PLUGIN_CONFIG is {file!r}, but {error}") from error
     try:
-        read_yaml(path)
         # Every config is a clone of this one.
         defaults._C = PreferringConfig.of(defaults._C, path)
     except Exception as error:

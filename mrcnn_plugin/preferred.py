@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
-from .config import allows_unsafe
+from .config import read_yaml
 
 
 class PreferringConfig(CfgNode):
@@ -24,13 +24,13 @@ class PreferringConfig(CfgNode):
             preferred: the absolute path of a YAML file.
 
         Raises:
-            As `cfg.merge_from_file(preferred)`.
+            As `read_yaml(preferred)` and `cfg.merge_from_file(preferred)`.
         """
         self = cls()
         self._take(cfg.clone())
         # CfgNode keeps what is no config key in __dict__. A clone takes it along.
         self.__dict__["_preferred"] = preferred
-        self._merge(lambda stock: stock.merge_from_file(preferred, allows_unsafe()))
+        self._merge(lambda stock: _merge_safely(stock, preferred))
         return self
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
@@ -39,7 +39,7 @@ class PreferringConfig(CfgNode):
 
         def merge(stock: CfgNode) -> None:
             stock.merge_from_file(cfg_filename, allow_unsafe)
-            stock.merge_from_file(preferred, allows_unsafe())
+            _merge_safely(stock, preferred)
 
         self._merge(merge)
         logging.getLogger(__name__).warning(
@@ -62,3 +62,9 @@ class PreferringConfig(CfgNode):
         self.clear()
         self.update(cfg)
         self.__dict__.update(cfg.__dict__)
+
+
+def _merge_safely(cfg: CfgNode, file: str) -> None:
+    read_yaml(file)
+    # What must not run has been refused.
+    cfg.merge_from_file(file, allow_unsafe=True)

@@ -26,9 +26,10 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer
-from mrcnn_plugin.config import KEYS
+from mrcnn_plugin.config import KEYS, get_cfg
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.modeling import find_unused_keys
+from mrcnn_plugin.preferred import PreferringConfig
 from mrcnn_plugin.validation import RULES, check_config
 from tests.small import CONFIG_NAMES, CONFIGS, full_config
 
@@ -849,8 +850,11 @@ class TestWhatRunsWhenAFileIsRead:
         (tmp_path / "mine.yaml").write_text(f"_BASE_: {name}\nMODEL: {{DEVICE: cpu}}")
         sizes = load_cfg(str(tmp_path / "mine.yaml")).MODEL.ANCHOR_GENERATOR.SIZES
         assert [size[0] for size in sizes] == [32, 64, 128, 256, 512]
+        preferring = PreferringConfig.of(get_cfg(), str(tmp_path / "mine.yaml"))
+        assert preferring.MODEL.ANCHOR_GENERATOR.SIZES == sizes
         (tmp_path / "both.yaml").write_text(f"_BASE_: [{name}, {tagged}]")
         assert "os.mkdir" in message(load_cfg, str(tmp_path / "both.yaml"))
+        assert "os.mkdir" in message(PreferringConfig.of, get_cfg(), str(tmp_path / "both.yaml"))
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("suffix, runs", [("pth", False), ("pyth", False), ("pkl", True)])
