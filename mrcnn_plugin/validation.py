@@ -28,6 +28,7 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
     build_backbone,
 )
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
@@ -388,6 +389,7 @@ RULES = (
 NAMES = (
     ("MODEL.META_ARCHITECTURE", "all", META_ARCH_REGISTRY),
     ("MODEL.BACKBONE.NAME", "all", BACKBONE_REGISTRY),
+    ("MODEL.SEM_SEG_HEAD.NAME", "semantic segmentation", SEM_SEG_HEADS_REGISTRY),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "proposals", PROPOSAL_GENERATOR_REGISTRY),
     ("MODEL.RPN.HEAD_NAME", "RPN", RPN_HEAD_REGISTRY),
     ("MODEL.ANCHOR_GENERATOR.NAME", "anchors", ANCHOR_GENERATOR_REGISTRY),
@@ -414,6 +416,8 @@ def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
     if _is_known(BACKBONE_REGISTRY, backbone):
         parts |= {"ResNet"} if "resnet" in backbone else set()
         parts |= {"FPN"} if "fpn" in backbone else set()
+    segments = architecture in ("PanopticFPN", "SemanticSegmentor")
+    parts |= {"semantic segmentation"} if segments else set()
     if architecture == "RetinaNet":
         return parts | {"RetinaNet", "anchors"}
     if architecture not in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"):

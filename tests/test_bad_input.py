@@ -20,6 +20,7 @@ from detectron2.modeling import (
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
     build_model,
 )
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
@@ -374,6 +375,12 @@ STOCK = [
         "MODEL.ROI_MASK_HEAD.NAME",
         "'MaskRCNNHead'",
         "MaskRCNNConvUpsampleHead",
+    ),
+    (
+        ("MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.SEM_SEG_HEAD.NAME", "FPNHead"),
+        "MODEL.SEM_SEG_HEAD.NAME",
+        "'FPNHead'",
+        "SemSegFPNHead",
     ),
     (
         ("MODEL.WEIGHTS", "nowhere.pth"),
@@ -928,13 +935,15 @@ def test_the_heads_of_other_projects_pass(config_file, monkeypatch):
     def head(cfg, shape):
         raise AssertionError("It was built.")
 
-    for registry in (ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY):
+    for registry in (ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY, SEM_SEG_HEADS_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map, "TheirHead": head})
     box = "MODEL.ROI_BOX_HEAD.NAME TheirHead MODEL.ROI_BOX_HEAD.NUM_FC 0".split()
     run(config_file, box)
     # As in Detectron2's project PointRend.
     mask = ["MODEL.ROI_MASK_HEAD.NAME", "TheirHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
     run(config_file, mask)
+    semantic = "MODEL.META_ARCHITECTURE SemanticSegmentor MODEL.SEM_SEG_HEAD.NAME TheirHead"
+    run(config_file, semantic.split())
 
 
 def test_cascades_and_losses_of_other_projects_pass(config_file, monkeypatch):
