@@ -240,9 +240,8 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     """Registers the data sets of a config and checks that it can be run with these arguments.
 
     Raises:
-        ValueError: the config asks for a device that is not there, for the evaluation of a model
-            without weights, for training without data, for test-time augmentation of a model
-            for which there is none, or for components that do not go together.
+        ValueError: the device is not there, or there are no weights to evaluate or no data to train on. Or
+            Detectron2 has no augmentation at test time for the model.
         As :func:`check_config`, :func:`register_datasets` and :func:`check_categories`.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
