@@ -243,7 +243,8 @@ def _check_mapping(root: Any, file: str) -> None:
         for name, value in node.value:
             key = f"{prefix}{name.value}"
             line = name.start_mark.line + 1
-            if key in lines:
+            # There may be several merge keys, <<.
+            if key in lines and name.tag != "tag:yaml.org,2002:merge":
                 raise ValueError(
                     f"{file} has the key {key} twice, in the lines {lines[key]} and {line}; YAML would take the last "
                     f"one only, so it must be there once."

@@ -285,9 +285,7 @@ RULES = (
         "train",
         "SOLVER.STEPS",
         Check(
-            lambda value: (
-                all(type(x) is int and x > 0 for x in value) and list(value) == sorted(set(value))
-            ),
+            lambda value: all(map(number(1).holds, value)) and list(value) == sorted(set(value)),
             "a tuple of ascending iterations from 1, such as (60000, 80000), or () for none",
         ),
     ),

@@ -974,6 +974,12 @@ def test_proposals_are_needed_only_for_data_sets_that_are_read(config_file, tmp_
     assert "PROPOSAL_FILES_TEST is ()" in said
 
 
+def test_a_file_may_merge_several_mappings(tmp_path):
+    (tmp_path / "config.yaml").write_text("SOLVER: {<<: {MAX_ITER: 5}, <<: {GAMMA: 0.5}}")
+    solver = load_cfg(str(tmp_path / "config.yaml")).SOLVER
+    assert (solver.MAX_ITER, solver.GAMMA) == (5, 0.5)
+
+
 def test_no_weights_may_be_none(tmp_path, config_file):
     (tmp_path / "config.yaml").write_text(f"_BASE_: {config_file}\nMODEL: {{WEIGHTS: }}")
     run(tmp_path / "config.yaml")
@@ -981,7 +987,18 @@ def test_no_weights_may_be_none(tmp_path, config_file):
 
 @pytest.mark.parametrize(
     "changes",
-    [(), C4, RETINANET, CASCADE, BIFPN, FOCAL_RPN, STAR, ROTATED, ("VIS_PERIOD", "-1")],
+    [
+        (),
+        C4,
+        RETINANET,
+        CASCADE,
+        BIFPN,
+        FOCAL_RPN,
+        STAR,
+        ROTATED,
+        ("VIS_PERIOD", "-1"),
+        ("SOLVER.STEPS", "(960.0, 1000.5)"),
+    ],
 )
 def test_good_values_pass(changes, config_file):
     run(config_file, changes)
