@@ -207,7 +207,8 @@ def check_weights(cfg: CfgNode) -> None:
         raise ValueError(
             "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
         )
-    if "://" not in weights and not os.path.isfile(weights):
+    # Detectron2 takes "?matching_heuristics=True" behind the name.
+    if "://" not in weights and not os.path.isfile(weights.partition("?")[0]):
         raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
 
 

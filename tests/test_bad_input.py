@@ -26,7 +26,7 @@ from detectron2.modeling import (
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
 from mrcnn_plugin import engine, load_cfg
-from mrcnn_plugin.checkpoint import FittingCheckpointer
+from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
 from mrcnn_plugin.config import KEYS, get_cfg
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.modeling import find_unused_keys
@@ -972,6 +972,13 @@ def test_proposals_are_needed_only_for_data_sets_that_are_read(config_file, tmp_
     run(config_file, [*common, *both, "DATASETS.TEST", "()"])
     said = message(run, config_file, [*common, *both[:2]])
     assert "PROPOSAL_FILES_TEST is ()" in said
+
+
+def test_weights_may_be_matched_by_heuristics(config_file, tmp_path):
+    (tmp_path / "weights.pkl").touch()
+    weights = ["MODEL.WEIGHTS", f"{tmp_path}/weights.pkl?matching_heuristics=True"]
+    run(config_file, weights, EVALUATE)
+    check_weights(load_cfg(str(config_file), weights))
 
 
 def test_a_file_may_merge_several_mappings(tmp_path):
