@@ -179,6 +179,9 @@ def _suggest_input(s: Suggestion, train: Statistics) -> None:
         size = s.cfg.INPUT.MIN_SIZE_TEST or size
         reason = f"From 0.8 times {size} to {size}, as in Detectron2's configs for COCO."
     sizes = (*range(_round(0.8 * size), size, _STRIDE), size)
+    if s.cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        # Detectron2 then takes the smallest and the largest.
+        sizes = (sizes[0], size)
     s.set("INPUT.MIN_SIZE_TRAIN", sizes, reason)
     longer = _longer_side(s.cfg.INPUT.MIN_SIZE_TEST or size, aspect)
     reason = f"In 95 % of the images, the longer side is at most {aspect:.2f} times the shorter."
@@ -219,12 +222,17 @@ def _suggest_pixel_range(s: Suggestion, paths: Sequence[str]) -> None:
                 f"each image gets a range of its own."
             )
     s.set("INPUT.PIXEL_RANGE", limits, reason)
-    s.set("INPUT.PIXEL_RANGE_UNIT", unit, "See PIXEL_RANGE.")
+    if not s.keeps("INPUT.PIXEL_RANGE"):
+        # The unit of a range that stays is that of its config.
+        s.set("INPUT.PIXEL_RANGE_UNIT", unit, "See PIXEL_RANGE.")
 
 
 def _suggest_anchors(s: Suggestion, train: Statistics) -> None:
     sizes = train.sizes_in_input(s.cfg.INPUT.MIN_SIZE_TEST, s.cfg.INPUT.MAX_SIZE_TEST)
-    base = [list(level) for level in s.cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+    base = s.cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    if not isinstance(base[0], (list, tuple)):
+        # One list is for all levels.
+        base = [base]
     smallest = min(min(level) for level in base)
     scaled = [
         [[round(size * first / smallest) for size in level] for level in base] for first in _ANCHORS
@@ -322,15 +330,18 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
     s.set(
         "SOLVER.IMS_PER_BATCH",
         2 ** int(math.log2(batch)),
-        f"Inputs have up to {shorter} x {longer} px. So many have about as many pixels as the 2 images of 800 x 1333 "
-        f"px that Detectron2 trains on with each GPU. If the memory is too small, halve this and BASE_LR.",
+        f"Inputs have up to {shorter} x {longer} px. A batch has at most as many pixels as the 2 images of 800 x 1333 "
+        f"px that Detectron2 trains on with each GPU, but at least 2 images, and at most {_LARGEST_BATCH}. If the "
+        f"memory is too small, name a smaller number after --opts: BASE_LR and MAX_ITER follow from it.",
     )
     batch = s.cfg.SOLVER.IMS_PER_BATCH
-    s.set(
-        "SOLVER.REFERENCE_WORLD_SIZE",
-        1,
-        "Batch, learning rate and schedule are for one GPU. Detectron2 scales them to --num-gpus.",
-    )
+    if not s.keeps("SOLVER.IMS_PER_BATCH"):
+        # A batch that the user has set is for the GPUs that the user has.
+        s.set(
+            "SOLVER.REFERENCE_WORLD_SIZE",
+            1,
+            "Batch, learning rate and schedule are for one GPU. Detectron2 scales them to --num-gpus.",
+        )
     per_16 = 0.01 if _is_retinanet(s.cfg) else 0.02
     s.set(
         "SOLVER.BASE_LR",

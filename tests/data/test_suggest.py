@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
@@ -256,6 +258,28 @@ class TestWhatTheUserHasSet:
         written = tmp_path / "written.yaml"
         written.write_text(text)
         assert load_cfg(str(written)) == suggestion.cfg
+
+    def test_a_batch_is_for_the_gpus_of_the_user(self):
+        assert suggest(make(9)).cfg.SOLVER.REFERENCE_WORLD_SIZE == 1
+        cfg = suggest(make(9), opts=["SOLVER.IMS_PER_BATCH", 16]).cfg
+        assert DefaultTrainer.auto_scale_workers(cfg, num_workers=8).SOLVER.IMS_PER_BATCH == 16
+
+    def test_a_pixel_range_keeps_its_unit(self, tmp_path):
+        deep = TestPixelRange().images(tmp_path, 60_000, 3000)
+        cfg = suggest(make(2), deep=deep, opts=["INPUT.PIXEL_RANGE", [0, 4095]]).cfg
+        assert (cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT) == ([0, 4095], "value")
+
+    def test_anchors_may_be_one_list_for_all_levels(self):
+        opts = ["MODEL.ANCHOR_GENERATOR.SIZES", [16, 64]]
+        suggestion = suggest(make(2, sizes=(8, 32)), opts=opts)
+        assert suggestion.cfg.MODEL.ANCHOR_GENERATOR.SIZES == [16, 64]
+        (line,) = [n for n in suggestion.lines if n.key == "MODEL.ANCHOR_GENERATOR.SIZES"]
+        assert "with the anchors of the base it is 100 %" in line.reason
+
+    def test_a_range_of_training_sizes_has_two_ends(self):
+        cfg = suggest(make(2), opts=["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"]).cfg
+        assert cfg.INPUT.MIN_SIZE_TRAIN == (192, 256)
+        build_augmentation(cfg, is_train=True)
 
     def test_data_sets_of_other_files_are_refused(self):
         kept = {"DATASETS.TRAIN": "mine.yaml"}
