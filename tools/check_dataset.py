@@ -113,17 +113,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def check_target(file: str) -> None:
-    """Checks that a file can be written, before any work.
+def check_target(option: str, file: str) -> None:
+    """Checks that the file of an option can be written, before any work.
 
     Raises:
-        ValueError: it exists, or its folder does not.
+        ValueError: its folder does not exist.
     """
-    if os.path.lexists(file):
-        raise ValueError(f"--write-config {file} exists already; name another file.")
     folder = os.path.dirname(os.path.abspath(file))
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--write-config {file}: there is no folder {folder} to write to.")
+        raise ValueError(f"{option} {file}: there is no folder {folder} to write to.")
 
 
 def find_config(args: argparse.Namespace) -> str | None:
@@ -305,7 +303,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     suggestion = None
     try:
         if args.write_config:
-            check_target(args.write_config)
+            if os.path.lexists(args.write_config):
+                raise ValueError(
+                    f"--write-config {args.write_config} exists already; name another file."
+                )
+            check_target("--write-config", args.write_config)
+        if args.json:
+            check_target("--json", args.json)
         folders = [args.pictures] if args.pictures else []
         if args.pictures and args.val:
             folders.append(os.path.join(args.pictures, "val"))

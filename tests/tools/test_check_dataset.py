@@ -109,6 +109,12 @@ def test_files_that_are_none(data, capsys):
     assert "not COCO JSON" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_costs_no_work(data, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
+    assert run(data, "--json", tmp_path / "no" / "report.json") == 2
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+
+
 @pytest.fixture
 def val(tmp_path):
     generate_shapes(str(tmp_path / "val"), 2, seed=6)
