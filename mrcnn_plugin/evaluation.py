@@ -12,7 +12,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
 # COCO's own limit of detections per image.
-_COCO_DETECTIONS = 100
+COCO_DETECTIONS = 100
 # More than any image has: for TEST.DETECTIONS_PER_IMAGE -1, which keeps all.
 _ALL_DETECTIONS = 10**6
 
@@ -53,7 +53,7 @@ def results_folder(cfg: CfgNode, name: str, folder: str = "inference") -> str:
 def max_detections(cfg: CfgNode) -> int:
     """How many detections of an image count: those of `TEST.DETECTIONS_PER_IMAGE`, but at least COCO's 100."""
     limit = int(cfg.TEST.DETECTIONS_PER_IMAGE)
-    return _ALL_DETECTIONS if limit < 0 else max(limit, _COCO_DETECTIONS)
+    return _ALL_DETECTIONS if limit < 0 else max(limit, COCO_DETECTIONS)
 
 
 def build_coco_evaluator(
@@ -71,12 +71,12 @@ def build_coco_evaluator(
         output_folder: where to write results; by default :func:`results_folder`.
     """
     limit = max_detections(cfg)
-    if limit > _COCO_DETECTIONS:
+    if limit > COCO_DETECTIONS:
         logger.info(
             "AP of %s counts up to %s detections in an image, as TEST.DETECTIONS_PER_IMAGE says; COCO's counts %d.",
             name,
             "all" if limit == _ALL_DETECTIONS else limit,
-            _COCO_DETECTIONS,
+            COCO_DETECTIONS,
         )
     return WholeResults(
         name,

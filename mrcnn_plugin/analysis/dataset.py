@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from ..data.checks.annotations import Finding
 from ..data.pixels import scaled_path
 from ..data.statistics import Statistics
+from ..evaluation import COCO_DETECTIONS
 from .charts import plain
 from .images import draw
 
 PICTURES = ("samples.png", "extremes.png", "statistics.png")
-# COCO's evaluation counts as many detections of an image.
-COCO_DETECTIONS = 100
 # A page of samples has as many images, and up to MAX_SAMPLES if more classes appear so.
 NUM_SAMPLES = 12
 MAX_SAMPLES = 28

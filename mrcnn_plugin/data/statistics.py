@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from numpy.typing import NDArray
@@ -75,15 +74,6 @@ class Statistics:
             polygons=polygons,
             bitmasks=bitmasks,
         )
-
-    @classmethod
-    def of_dataset(cls, name: str) -> Statistics:
-        """Those of a registered data set.
-
-        Raises:
-            KeyError: there is no such data set.
-        """
-        return cls.of(DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes)
 
     @property
     def sizes(self) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
+from ..evaluation import COCO_DETECTIONS
 from .pixels import read_deep
 from .statistics import Statistics
 
@@ -29,7 +30,7 @@ _SHORTER_SIDE = 800
 _LONGEST_SIDE = 2048
 # Sizes are multiples of the largest stride of a backbone, to which Detectron2 pads images.
 _STRIDE = 32
-# The smallest anchor, from 2 to 8 strides of the finest level. It is 8 strides in Detectron2's models for COCO.
+# The smallest anchor in px, from 2 to 8 strides of an FPN's finest level. It is 8 strides in Detectron2's models for COCO.
 _ANCHORS = range(8, 33)
 # Detectron2's models for COCO are trained with 2 images of this size on each GPU.
 _PIXELS_PER_BATCH = 2 * 800 * 1333
@@ -40,8 +41,6 @@ _MANY_IMAGES = 10_000
 _EVALUATIONS = 10
 # Images of classes that are in a smaller share of the images of the most frequent class are repeated.
 _LONG_TAIL = 0.1
-# How many detections of an image COCO counts.
-_DETECTIONS = 100
 # For INPUT.PIXEL_RANGE: what is cut off, how many images are read, and how much their ranges may differ.
 _PERCENTILES = (0.1, 99.9)
 _IMAGES_FOR_PIXELS = 50
@@ -381,10 +380,13 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
 
 def _suggest_test(s: Suggestion, train: Statistics, val: Statistics | None) -> None:
     most = max(int(data.objects_per_image.max()) for data in (train, val) if data is not None)
-    needed = max(_DETECTIONS, math.ceil(1.5 * most / 50) * 50)
+    needed = max(COCO_DETECTIONS, math.ceil(1.5 * most / 50) * 50)
     reason = f"An image has at most {most} objects. "
-    if needed > _DETECTIONS:
-        reason += f"Since COCO counts {_DETECTIONS} detections, AP cannot be compared with COCO's."
+    if needed > COCO_DETECTIONS:
+        reason += (
+            f"Half as many again are kept, in steps of 50. Since COCO counts {COCO_DETECTIONS} detections, AP cannot "
+            f"be compared with COCO's."
+        )
     else:
         reason += "This is the number that COCO counts."
     s.set("TEST.DETECTIONS_PER_IMAGE", needed, reason)
