@@ -30,7 +30,7 @@ _SHORTER_SIDE = 800
 _LONGEST_SIDE = 2048
 # Sizes are multiples of the largest stride of a backbone, to which Detectron2 pads images.
 _STRIDE = 32
-# The smallest anchor in px, from 2 to 8 strides of an FPN's finest level. It is 8 strides in Detectron2's models for COCO.
+# The smallest anchor in px, from 2 to 8 strides of an FPN's finest level. It is 32 in Detectron2's models for COCO.
 _ANCHORS = range(8, 33)
 # Detectron2's models for COCO are trained with 2 images of this size on each GPU.
 _PIXELS_PER_BATCH = 2 * 800 * 1333
