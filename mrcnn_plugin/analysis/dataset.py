@@ -238,7 +238,8 @@ def _plot_sizes(axes: Axes, statistics: Statistics, settings: Settings) -> None:
     axes.set_title(f"Object sizes in the input ({scale})\n{_of_anchors(sizes, settings)}")
     logs = np.log2(sizes)
     shown = np.concatenate([logs, np.log2(settings.anchors)])
-    first, last = np.floor(min(shown)), np.ceil(max(shown))
+    first = np.floor(min(shown))
+    last = max(np.ceil(max(shown)), first + 1)
     bins = np.arange(first, last + 0.01, 0.25).tolist()
     if settings.levels is None:
         axes.hist(logs, bins, color="tab:blue", label="objects")

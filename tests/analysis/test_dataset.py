@@ -175,6 +175,13 @@ def test_charts_of_data_sets_without_objects(saved, records, levels):
     assert len(saved) == 1
 
 
+def test_objects_that_all_have_the_size_of_the_only_anchor_are_drawn(saved):
+    settings = dataset.Settings(0, 0, (32,), None, -1)
+    statistics = Statistics.of([record(1, (0, 0, 0, 32, 32))], ["cat"])
+    dataset.plot_statistics(statistics, settings, "title", "")
+    assert sum(bar.get_height() for bar in saved[0].axes[0].patches) == 1
+
+
 # Images
 
 
