@@ -480,6 +480,7 @@ def _format(value: Any) -> str:
         return f"({items},)" if len(value) == 1 else f"({items})"
     if isinstance(value, list):
         return f"[{', '.join(map(_format, value))}]"
-    return (
-        repr(value) if isinstance(value, (bool, float)) else json.dumps(value, ensure_ascii=False)
-    )
+    if isinstance(value, float):
+        # Python's 1e-05 would be a text in YAML.
+        return yaml.safe_dump(value).split()[0]
+    return repr(value) if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)

@@ -311,6 +311,15 @@ def test_the_file_gives_the_suggested_config(tmp_path, base, with_val):
             assert before.strip().startswith("#"), row
 
 
+def test_small_and_large_numbers_are_numbers_in_the_file(tmp_path):
+    opts = ["INPUT.PIXEL_RANGE", [3e-05, 1e16], "MODEL.ANCHOR_GENERATOR.OFFSET", 1e-05]
+    suggestion = suggest(make(2), opts=opts)
+    file = tmp_path / "my.yaml"
+    file.write_text(to_yaml(suggestion, str(CONFIGS / "mask_rcnn_focal.yaml"), "A header."))
+    assert load_cfg(str(file)) == suggestion.cfg
+    assert load_cfg(str(file)).INPUT.PIXEL_RANGE == [3e-05, 1e16]
+
+
 def test_nothing_follows_from_no_object():
     with pytest.raises(ValueError, match="no object"):
         suggest(make(2, sizes=()))
