@@ -208,9 +208,10 @@ def _suggest_pixel_range(s: Suggestion, paths: Sequence[str]) -> None:
             highs.append(float(high))
     limits, unit = list(_PERCENTILES), "percentile"
     reason = f"{len(paths)} images have more than 8 bits per pixel."
-    if highs:
+    kept = s.cfg.INPUT.PIXEL_RANGE_UNIT if s.keeps("INPUT.PIXEL_RANGE_UNIT") else ""
+    if highs and kept != "percentile":
         low, high = min(lows), max(highs)
-        if high - low < _SAME_RANGE * (min(highs) - low):
+        if kept == "value" or high - low < _SAME_RANGE * (min(highs) - low):
             limits, unit = [float(f"{low:.6g}"), float(f"{high:.6g}")], "value"
             reason += (
                 f" In {len(highs)} of them, 99.8 % of the pixels are from {low:.6g} to {high:.6g}."

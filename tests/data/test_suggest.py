@@ -269,6 +269,16 @@ class TestWhatTheUserHasSet:
         cfg = suggest(make(2), deep=deep, opts=["INPUT.PIXEL_RANGE", [0, 4095]]).cfg
         assert (cfg.INPUT.PIXEL_RANGE, cfg.INPUT.PIXEL_RANGE_UNIT) == ([0, 4095], "value")
 
+    @pytest.mark.parametrize(
+        ("unit", "maxima", "high"),
+        [("value", (60_000, 3000), 59_940), ("percentile", (4000, 3000), 99.9)],
+    )
+    def test_a_pixel_range_is_of_the_unit_that_is_set(self, tmp_path, unit, maxima, high):
+        deep = TestPixelRange().images(tmp_path, *maxima)
+        cfg = suggest(make(2), deep=deep, opts=["INPUT.PIXEL_RANGE_UNIT", unit]).cfg
+        assert cfg.INPUT.PIXEL_RANGE_UNIT == unit
+        assert cfg.INPUT.PIXEL_RANGE[1] == pytest.approx(high, rel=1e-3)
+
     def test_anchors_may_be_one_list_for_all_levels(self):
         opts = ["MODEL.ANCHOR_GENERATOR.SIZES", [16, 64]]
         suggestion = suggest(make(2, sizes=(8, 32)), opts=opts)
