@@ -327,11 +327,13 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
     if not shorter:
         shorter, longer = int(train.image_heights.max()), int(train.image_widths.max())
     batch = max(2, min(_PIXELS_PER_BATCH / (shorter * longer), images, _LARGEST_BATCH))
+    kept = s.keeps("SOLVER.REFERENCE_WORLD_SIZE")
+    gpus = max(1, s.cfg.SOLVER.REFERENCE_WORLD_SIZE) if kept else 1
     s.set(
         "SOLVER.IMS_PER_BATCH",
-        2 ** int(math.log2(batch)),
-        f"Inputs have up to {shorter} x {longer} px. A batch has at most as many pixels as the 2 images of 800 x 1333 "
-        f"px that Detectron2 trains on with each GPU, but at least 2 images, and at most {_LARGEST_BATCH}. If the "
+        2 ** int(math.log2(batch)) * gpus,
+        f"Inputs have up to {shorter} x {longer} px. On each GPU, a batch has at most as many pixels as the 2 images "
+        f"of 800 x 1333 px that Detectron2 trains on, but at least 2 images, and at most {_LARGEST_BATCH}. If the "
         f"memory is too small, name a smaller number after --opts: BASE_LR and MAX_ITER follow from it.",
     )
     batch = s.cfg.SOLVER.IMS_PER_BATCH
@@ -339,8 +341,8 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
         # A batch that the user has set is for the GPUs that the user has.
         s.set(
             "SOLVER.REFERENCE_WORLD_SIZE",
-            1,
-            "Batch, learning rate and schedule are for one GPU. Detectron2 scales them to --num-gpus.",
+            gpus,
+            "Batch, learning rate and schedule are for so many GPUs. Detectron2 scales them to --num-gpus.",
         )
     per_16 = 0.01 if _is_retinanet(s.cfg) else 0.02
     s.set(

@@ -264,6 +264,16 @@ class TestWhatTheUserHasSet:
         cfg = suggest(make(9), opts=["SOLVER.IMS_PER_BATCH", 16]).cfg
         assert DefaultTrainer.auto_scale_workers(cfg, num_workers=8).SOLVER.IMS_PER_BATCH == 16
 
+    def test_a_batch_is_for_as_many_gpus_as_the_reference(self):
+        one = suggest(make(99)).cfg
+        cfg = suggest(make(99), opts=["SOLVER.REFERENCE_WORLD_SIZE", 4]).cfg
+        assert cfg.SOLVER.IMS_PER_BATCH == 4 * one.SOLVER.IMS_PER_BATCH
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers=1).SOLVER
+        assert (scaled.IMS_PER_BATCH, scaled.BASE_LR) == (
+            one.SOLVER.IMS_PER_BATCH,
+            one.SOLVER.BASE_LR,
+        )
+
     def test_a_pixel_range_keeps_its_unit(self, tmp_path):
         deep = TestPixelRange().images(tmp_path, 60_000, 3000)
         cfg = suggest(make(2), deep=deep, opts=["INPUT.PIXEL_RANGE", [0, 4095]]).cfg
