@@ -38,6 +38,9 @@ _LARGEST_BATCH = 16
 # The epochs of Detectron2's 1x schedule, and of few images.
 _EPOCHS, _MOST_EPOCHS = 12, 50
 _MANY_IMAGES = 10_000
+# A start from weights of ImageNet or from scratch needs so many, however few images there are.
+_LEAST_ITERATIONS = 500
+_LONGEST_PERIOD = 5000  # Detectron2's default for checkpoints
 _EVALUATIONS = 10
 # Images of classes that are in a smaller share of the images of the most frequent class are repeated.
 _LONG_TAIL = 0.1
@@ -353,9 +356,10 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
     epochs = min(_MOST_EPOCHS, round(_EPOCHS * math.sqrt(max(1, _MANY_IMAGES / images))))
     s.set(
         "SOLVER.MAX_ITER",
-        math.ceil(epochs * images / batch / 10) * 10,
-        f"{epochs} epochs of {images} images, {batch} in each iteration. From {_MANY_IMAGES} images on, there are "
-        f"{_EPOCHS} epochs, as in Detectron2's 1x schedule. Fewer images get more, up to {_MOST_EPOCHS}.",
+        max(_LEAST_ITERATIONS, math.ceil(epochs * images / batch / 10) * 10),
+        f"{epochs} epochs of {images} images, {batch} in each iteration, but at least {_LEAST_ITERATIONS}. From "
+        f"{_MANY_IMAGES} images on, there are {_EPOCHS} epochs, as in Detectron2's 1x schedule. Fewer images get "
+        f"more, up to {_MOST_EPOCHS}.",
     )
     iterations = s.cfg.SOLVER.MAX_ITER
     s.set(
@@ -374,11 +378,15 @@ def _suggest_schedule(s: Suggestion, train: Statistics, val: Statistics | None) 
         # An evaluation then takes less time than the training since the last one.
         period = min(iterations, math.ceil(len(val.image_widths) / batch))
         reason = f"The test set has {len(val.image_widths)} images. The training sees as many in this period."
-    s.set("SOLVER.CHECKPOINT_PERIOD", period, reason)
+    s.set(
+        "SOLVER.CHECKPOINT_PERIOD",
+        min(_LONGEST_PERIOD, math.ceil(iterations / _EVALUATIONS)),
+        f"A tenth of MAX_ITER, at most Detectron2's {_LONGEST_PERIOD}.",
+    )
     if val is None:
         s.set("TEST.EVAL_PERIOD", 0, "There is no test set.")
     else:
-        s.set("TEST.EVAL_PERIOD", s.cfg.SOLVER.CHECKPOINT_PERIOD, "As CHECKPOINT_PERIOD.")
+        s.set("TEST.EVAL_PERIOD", period, reason)
 
 
 def _suggest_test(s: Suggestion, train: Statistics, val: Statistics | None) -> None:

@@ -106,7 +106,11 @@ def test_the_schedule_is_detectron2s_scaled_linearly(images):
     solver = suggest(make(images)).cfg.SOLVER
     assert solver.BASE_LR / solver.IMS_PER_BATCH == pytest.approx(0.02 / 16)
     epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / images
-    assert 12 <= epochs < 12.1 if images > 10_000 else 12 < epochs < 70
+    if solver.MAX_ITER == 500:
+        # Few images, from which a model learns nothing in less.
+        assert images < 200 and epochs > 50
+    else:
+        assert 12 <= epochs < 12.1 if images > 10_000 else 12 < epochs <= 51
     assert solver.STEPS == pytest.approx(
         np.array([60_000, 80_000]) * solver.MAX_ITER / 90_000, abs=1
     )
@@ -156,6 +160,8 @@ def test_evaluation():
     # An evaluation of 10,000 images is not made every few iterations.
     large = suggest(make(100), val=make(10_000)).cfg
     assert large.TEST.EVAL_PERIOD == large.SOLVER.MAX_ITER
+    assert large.SOLVER.CHECKPOINT_PERIOD == large.SOLVER.MAX_ITER / 10
+    assert suggest(make(60_000)).cfg.SOLVER.CHECKPOINT_PERIOD <= 5000
     alone = suggest(make(100)).cfg
     assert alone.DATASETS.TEST == () and alone.TEST.EVAL_PERIOD == 0
     assert alone.SOLVER.CHECKPOINT_PERIOD == cfg.SOLVER.CHECKPOINT_PERIOD
