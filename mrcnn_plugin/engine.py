@@ -244,7 +244,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
             Detectron2 has no augmentation at test time for the model.
         As :func:`check_config`, :func:`register_datasets` and :func:`check_categories`.
     """
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
             f"To run on the CPU, add: MODEL.DEVICE cpu"

@@ -254,7 +254,7 @@ def print_faults(
             print(f"    {example}")
     show(name, cfg, faults, folder)
     refused = count_refused(faults)
-    print(f"{name}: {refused} kinds of faults are refused, {len(report) - refused} others found.")
+    print(f"{name}: kinds of faults refused: {refused}; others found: {len(report) - refused}.")
     return report
 
 

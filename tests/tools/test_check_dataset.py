@@ -31,7 +31,7 @@ def run(data, *arguments):
 
 def test_a_good_data_set(data, capsys):
     assert run(data, "--config-file", CONFIGS / "quickstart.yaml") == 0
-    assert "0 kinds of faults are refused, 0 others found" in capsys.readouterr().out
+    assert "kinds of faults refused: 0; others found: 0" in capsys.readouterr().out
 
 
 def test_every_fault_is_listed_in_text_and_in_json(data, capsys, tmp_path):
@@ -76,7 +76,7 @@ def test_a_data_set_that_does_not_fit_the_config_is_refused(data, capsys, tmp_pa
     assert run(data, "--json", tmp_path / "report.json", *config, "--opts", *options) == 1
     out = capsys.readouterr().out
     assert f"REFUSED: {out[9:].splitlines()[0]}" in out and words in out
-    assert "1 kinds of faults are refused" in out
+    assert "kinds of faults refused: 1;" in out
     (entry,) = json.loads((tmp_path / "report.json").read_text())
     assert entry["level"] == "error" and words in entry["hint"]
 
@@ -136,13 +136,14 @@ class TestVal:
         # Only an evaluation needs areas.
         assert out.count("REPAIRED") == 1
         first, second = (
-            out.index(f"{file}: 0 kinds") for file in (data / "instances.json", val[0])
+            out.index(f"{file}: kinds of faults refused: 0")
+            for file in (data / "instances.json", val[0])
         )
         assert first < out.index("REPAIRED") < second
 
     def test_can_be_in_the_same_folder_of_images_or_be_the_same_file(self, data, capsys):
         assert run(data, "--val", data / "instances.json") == 0
-        assert capsys.readouterr().out.count("0 kinds of faults") == 1
+        assert capsys.readouterr().out.count("kinds of faults refused: 0") == 1
 
     def test_must_have_the_same_categories(self, data, val, capsys):
         edit(val[0], lambda content: content["categories"][0].update(name="other"))
@@ -255,7 +256,7 @@ def test_the_report_ends_with_the_numbers(data, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("3 images of ") and lines[0].endswith("; 0 without objects.")
     assert lines[1].startswith(f"{len(content['annotations'])} objects of ")
-    assert lines[-1].endswith("0 kinds of faults are refused, 0 others found.")
+    assert lines[-1].endswith("kinds of faults refused: 0; others found: 0.")
 
 
 def test_pictures(data, capsys, tmp_path):
@@ -293,7 +294,7 @@ def test_pictures_of_faulty_data(data, capsys, tmp_path):
     assert run(data, "--pictures", tmp_path / "none") == 1
     out = capsys.readouterr().out
     assert "there are no numbers and pictures, as Detectron2 cannot load it" in out
-    assert "1 kinds" not in out and os.listdir(tmp_path / "none") == []
+    assert "refused: 1;" not in out and os.listdir(tmp_path / "none") == []
 
 
 def test_images_of_16_bits_are_drawn_as_they_are_seen(data, tmp_path, monkeypatch):
