@@ -331,8 +331,9 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     default_setup(cfg, args)
     if starts_anew and holds_another:
         logger.warning(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds another training, which left no checkpoint. This one "
-            f"starts anew, and adds to its metrics.json."
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds files of another training, but no last_checkpoint. This one starts "
+            f"anew, adds to its metrics.json and replaces files of the same name. To keep the two apart, choose "
+            f"another OUTPUT_DIR."
         )
     if changes:
         logger.warning(

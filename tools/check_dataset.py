@@ -46,6 +46,7 @@ from mrcnn_plugin.data.checks.kinds import Level
 from mrcnn_plugin.data.pixels import is_deep_image
 from mrcnn_plugin.data.statistics import Statistics
 from mrcnn_plugin.data.suggest import Suggestion, find_own_keys, suggest_config, to_yaml
+from mrcnn_plugin.validation import check_config
 
 REFUSED = (Level.ERROR, Level.JUDGEMENT)
 WORDS = {
@@ -117,8 +118,10 @@ def check_target(option: str, file: str) -> None:
     """Checks that the file of an option can be written, before any work.
 
     Raises:
-        ValueError: its folder does not exist.
+        ValueError: it exists already, or its folder does not exist.
     """
+    if os.path.lexists(file):
+        raise ValueError(f"{option} {file} exists already; name another file.")
     folder = os.path.dirname(os.path.abspath(file))
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {file}: there is no folder {folder} to write to.")
@@ -140,16 +143,16 @@ def read_config(args: argparse.Namespace) -> CfgNode | None:
     file = find_config(args)
     if not file:
         return None
+    what = f"{'--config-file' if args.config_file else '--base'} {file} cannot be read"
     try:
+        cfg = load_cfg(file)
+        what = f"--opts {' '.join(args.opts)} cannot be used"
         cfg = load_cfg(file, args.opts)
     except Exception as error:
         # YAML, yacs and Detectron2 raise half a dozen types for files that are no configs. The text
         # of a KeyError has quotes, and YAML's has several lines.
         reason = error.args[0] if isinstance(error, KeyError) else error
-        option = "--config-file" if args.config_file else "--base"
-        raise ValueError(
-            f"{option} {file} cannot be read: {' '.join(str(reason).split())}"
-        ) from error
+        raise ValueError(f"{what}: {' '.join(str(reason).split())}") from error
     check_values(cfg.DATASETS.CHECK, cfg.DATASETS.ALLOW)
     check_pixel_range(cfg)
     return cfg
@@ -175,6 +178,14 @@ def data_sets(args: argparse.Namespace) -> list[tuple[str, str]]:
     if args.val:
         found.append((args.val[0], args.val[1] if len(args.val) > 1 else args.image_root))
     return found
+
+
+def count_shared_images(args: argparse.Namespace) -> int:
+    """How many image files the data set and that of --val have in common."""
+    train, val = (
+        {record["file_name"] for record in DatasetCatalog.get(name)} for name, _ in data_sets(args)
+    )
+    return len(train & val)
 
 
 def make_usage(args: argparse.Namespace, cfg: CfgNode | None) -> Usage:
@@ -303,10 +314,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     suggestion = None
     try:
         if args.write_config:
-            if os.path.lexists(args.write_config):
-                raise ValueError(
-                    f"--write-config {args.write_config} exists already; name another file."
-                )
             check_target("--write-config", args.write_config)
         if args.json:
             check_target("--json", args.json)
@@ -331,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.write_config and not any(map(count_refused, faults.values())):
             suggestion = suggest(args, cfg, faults)
             cfg = suggestion.cfg
+            check_config(cfg, argparse.Namespace(eval_only=False, resume=False))
             usage = make_usage(args, cfg)
             faults = {name: find_faults(name, cfg, usage, args.examples) for name in faults}
     except (FileNotFoundError, ValueError) as error:
@@ -344,6 +352,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for entry in print_faults(name, faults[name], cfg, folder_of.get(name))
     ]
     refused = any(map(count_refused, faults.values()))
+    if args.val and not refused and (shared := count_shared_images(args)):
+        print(
+            f"NOTE: {shared} images of --val are in {args.json_file} as well. AP is higher on images "
+            f"that a model was trained on."
+        )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(report, f, indent=1)

@@ -184,11 +184,16 @@ def find_inputs(inputs: Sequence[str]) -> list[str]:
     for name in inputs:
         name = os.path.expanduser(name)
         if os.path.isdir(name):
-            found = [
-                os.path.join(name, file)
-                for file in sorted(os.listdir(name))
-                if file.lower().endswith(IMAGES + VIDEOS)
-            ]
+            files = sorted(file for file in os.listdir(name) if not file.startswith("."))
+            chosen = [file for file in files if file.lower().endswith(IMAGES + VIDEOS)]
+            found = [os.path.join(name, file) for file in chosen]
+            if others := [file for file in files if file not in chosen]:
+                logger.warning(
+                    "%d other files or folders in %s are left out, the first %s. To draw one, name it after --input.",
+                    len(others),
+                    name,
+                    others[0],
+                )
         elif os.path.exists(name):
             found = [name]
         else:
@@ -403,6 +408,7 @@ class Demo:
         self.results = results
         self.codec = codec
         self.signals = signals
+        self.unfinished = False  # whether a signal ended the last video
         contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
         self.category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
         self.drawn = Metadata()
@@ -452,6 +458,7 @@ class Demo:
                     leave=False,
                 ):
                     if self.signals.received:
+                        self.unfinished = True
                         break
                     writer.write(self._draw_frame(frame, visualizer, path, written, tally))
                     written += 1
@@ -574,8 +581,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if signals.received:
         last = list(tallies)[-1:]
         frames = "".join(f"; {tallies[p].images} frames of {p}" for p in last if is_video(p))
+        done = len(tallies) - demo.unfinished
         print(
-            f"{signals.received.name} ended the run after {len(tallies)} of {len(paths)} files{frames}.",
+            f"{signals.received.name} ended the run after {done} of {len(paths)} files{frames}.",
             file=sys.stderr,
         )
         return 128 + signals.received

@@ -47,7 +47,9 @@ def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
         style: dict[str, Any] = (
             {"color": "black", "linewidth": 2.5} if name == "total_loss" else {"linewidth": 1.5}
         )
-        axes.plot(*zip(*points, strict=True), label=name, **style)
+        # A single point has no line.
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
     axes.grid(True, which="both", alpha=0.25)
     figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=_DPI)

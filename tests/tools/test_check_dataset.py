@@ -88,7 +88,7 @@ def test_a_data_set_that_does_not_fit_the_config_is_refused(data, capsys, tmp_pa
         ("a: [", (), "config.yaml cannot be read"),
         ("- 1", (), "config.yaml cannot be read"),
         ("MODEL: {MASK_OM: True}\nVERSION: 2", (), "MASK_OM"),
-        ("VERSION: 2", ("DATASETS.CHECK",), "config.yaml cannot be read"),
+        ("VERSION: 2", ("DATASETS.CHECK",), "--opts DATASETS.CHECK cannot be used"),
         ("VERSION: 2", ("DATASETS.CHECK", "some"), "DATASETS.CHECK is 'some'"),
         ("VERSION: 2", ("DATASETS.ALLOW", "['some']"), "DATASETS.ALLOW has 'some'"),
         ("VERSION: 2", ("INPUT.PIXEL_RANGE", "[1]"), "INPUT.PIXEL_RANGE is [1]"),
@@ -113,6 +113,14 @@ def test_a_report_that_cannot_be_written_costs_no_work(data, capsys, tmp_path, m
     monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
     assert run(data, "--json", tmp_path / "no" / "report.json") == 2
     assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+
+
+def test_no_file_is_overwritten_by_the_report(data, capsys, monkeypatch):
+    monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
+    before = (data / "instances.json").read_bytes()
+    assert run(data, "--json", data / "instances.json") == 2
+    assert "instances.json exists already; name another file." in capsys.readouterr().err
+    assert (data / "instances.json").read_bytes() == before
 
 
 @pytest.fixture
@@ -140,6 +148,17 @@ class TestVal:
             for file in (data / "instances.json", val[0])
         )
         assert first < out.index("REPAIRED") < second
+
+    def test_images_that_are_in_both_are_counted(self, data, val, capsys):
+        assert run(data, "--val", *val) == 0
+        assert "NOTE" not in capsys.readouterr().out
+        content = json.loads((data / "instances.json").read_text())
+        content["images"] = content["images"][:2]
+        ids = [image["id"] for image in content["images"]]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+        (data / "part.json").write_text(json.dumps(content))
+        assert run(data, "--val", data / "part.json") == 0
+        assert "NOTE: 2 images of --val are in" in capsys.readouterr().out
 
     def test_can_be_in_the_same_folder_of_images_or_be_the_same_file(self, data, capsys):
         assert run(data, "--val", data / "instances.json") == 0
@@ -192,6 +211,16 @@ class TestWriteConfig:
         ) == 0  # fmt: skip
         cfg = load_cfg(str(written))
         assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.GAMMA) == (90, (60, 80), 0.5)
+
+    @pytest.mark.parametrize(
+        "key, value", [("SOLVER.IMS_PER_BATCH", "-1"), ("MODEL.ROI_BOX_HEAD.CLS_LOSS", "focl")]
+    )
+    def test_nothing_is_written_that_a_training_refuses(self, data, capsys, tmp_path, key, value):
+        file = tmp_path / "my.yaml"
+        assert run(data, "--write-config", file, "--opts", key, value) == 2
+        assert key in capsys.readouterr().err and not file.exists()
+        assert run(data, "--write-config", file, "--opts", "SOLVER.MAX_ITR", "9") == 2
+        assert capsys.readouterr().err.startswith("--opts SOLVER.MAX_ITR 9 cannot be used: ")
 
     def test_nothing_is_written_if_data_are_refused(self, data, capsys, tmp_path):
         (data / "images" / "000002.png").write_bytes(b"")

@@ -133,12 +133,13 @@ def test_image_ids_are_numbers_where_names_are(weights, images):
 # What --input may be
 
 
-def test_folders_patterns_and_images_are_found_once_each(images, monkeypatch):
+def test_folders_patterns_and_images_are_found_once_each(images, monkeypatch, caplog):
     os.makedirs("more/deep")
     for name in ("more/b.JPG", "more/a.png", "more/x.txt", "more/deep/c.png", "odd.dat"):
         open(name, "w").close()
     found = demo.find_inputs(["more", "mo*/x.*", "more/../more/a.png", "odd.dat", "more/**/c.*"])
     assert found == ["more/a.png", "more/b.JPG", "more/x.txt", "odd.dat", "more/deep/c.png"]
+    assert "2 other files or folders in more are left out, the first deep." in caplog.text
     monkeypatch.setenv("HOME", os.getcwd())
     assert demo.find_inputs(["~/odd.dat"]) == [os.path.abspath("odd.dat")]
 
@@ -385,7 +386,7 @@ def test_a_signal_ends_a_video_after_the_frame_in_work(weights, images, monkeypa
     assert os.listdir("out") == ["clip.mp4"]
     assert len(read_video("out/clip.mp4")[0]) == 3
     assert {r["frame_number"] for r in json.load(open("r.json"))} == {0, 1, 2}
-    assert "after 1 of 4 files; 3 frames of clip.mp4." in capsys.readouterr().err
+    assert "after 0 of 4 files; 3 frames of clip.mp4." in capsys.readouterr().err
 
 
 def test_a_second_signal_ends_at_once_with_the_json_whole(weights, images, monkeypatch):
