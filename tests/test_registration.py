@@ -59,7 +59,8 @@ def test_only_keys_of_this_package_are_added():
     del added["INPUT"]["PIXEL_RANGE"], added["INPUT"]["PIXEL_RANGE_UNIT"]
     del added["MODEL"]["MRCNN_PLUGIN"]
     del added["MODEL"]["FPN"]["UPSAMPLE"]
-    del added["MODEL"]["ROI_BOX_HEAD"]["CLS_LOSS"], added["MODEL"]["ROI_BOX_HEAD"]["FOCAL"]
+    for key in ("CLS_LOSS", "CLS_LOSS_WEIGHT", "FOCAL"):
+        del added["MODEL"]["ROI_BOX_HEAD"][key]
     del added["MODEL"]["RPN"]["FOCAL"]
     assert added == stock
 

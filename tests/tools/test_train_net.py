@@ -70,7 +70,7 @@ def test_a_folder_with_another_run_is_not_mixed_up_without_a_word(run, tmp_path,
     assert "holds another training" not in log.text and "had another config" not in log.text
     (out / "last_checkpoint").unlink()
     run(SOLVER__MAX_ITER=1, **no_test)
-    assert "holds another training" in log.text
+    assert "holds files of another training, but no last_checkpoint" in log.text
 
 
 def test_a_resume_with_another_config_says_what_differs(run, tmp_path, log):
