@@ -4,6 +4,7 @@ Each has ROI heads of its own, which a config chooses by `MODEL.ROI_HEADS.NAME`.
 the weights of :class:`MRCNNFocalROIHeads` and read its keys.
 """
 
+import abc
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def is_near(ious: Tensor) -> Tensor:
     return (ious - IOU_THRESHOLD).abs() <= NEAR
 
 
-class PartlyFocalOutputLayers(FocalFastRCNNOutputLayers):
+class PartlyFocalOutputLayers(FocalFastRCNNOutputLayers, abc.ABC):
     """A softmax focal loss whose factor (1 - p_t)^γ is 1 for some proposals."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -49,9 +50,9 @@ class PartlyFocalOutputLayers(FocalFastRCNNOutputLayers):
                 f"the ROI heads of this study need 'softmax_focal' and 'proposals'"
             )
 
+    @abc.abstractmethod
     def has_factor(self, proposals: list[Instances]) -> Tensor:
         """Returns [R] booleans, which proposals have the factor."""
-        raise NotImplementedError
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

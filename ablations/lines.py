@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 
 import mrcnn_plugin
 from mrcnn_plugin import renamed
+from mrcnn_plugin.config import leaves
 
 from .cells import NOT_SETTINGS
 from .scenes import DATASETS
@@ -60,15 +61,9 @@ def _own_keys() -> Settings:
     return flat(own)
 
 
-def flat(node: CfgNode, prefix: str = "") -> Settings:
+def flat(node: CfgNode) -> Settings:
     """A config as one dictionary. Values are as a file gives them back: lists for tuples."""
-    settings: Settings = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            settings.update(flat(value, f"{prefix}{key}."))
-        else:
-            settings[prefix + key] = json.loads(json.dumps(value))
-    return settings
+    return {key: json.loads(json.dumps(value)) for key, value in leaves(node)}
 
 
 def present(settings: Settings) -> Settings:

@@ -229,8 +229,9 @@ def print_shares(args: Namespace) -> str:
             body.append([cells.stem(config), str(len(lines)), *_columns(lines)])
     if not body:
         raise ValueError(f"{args.results} has no line of {', '.join(args.config)}.")
-    headers = ["", "seeds", "loss_cls", "of all losses, %"]
-    headers += ["of gradients in the backbone, %", "of gradients in the box head, %"]
+    headers = ["", "seeds", "loss_cls", "of all losses, %", "loss_mask"]
+    for part in ("backbone", "box head"):
+        headers += [f"gradient in the {part}", f"of gradients in the {part}, %"]
     headers += ["near: proposals, %", "near: loss_cls, %", "near: its gradient, %"]
     table = tabulate(body, headers, tablefmt="github", disable_numparse=True)
     devices, versions, every = (
@@ -262,7 +263,14 @@ def _columns(lines: Sequence[Line]) -> list[str]:
     return [
         thirds(2, lambda r: r["losses"]["loss_cls"]),
         thirds(0, lambda r: share(r["losses"])),
-        thirds(0, lambda r: share(r["gradients"]["backbone"])),
-        thirds(0, lambda r: share(r["gradients"]["box_head"])),
+        thirds(2, lambda r: r["losses"]["loss_mask"]),
+        *(
+            column
+            for part in ("backbone", "box_head")
+            for column in (
+                thirds(2, lambda r, p=part: r["gradients"][p]["loss_cls"]),
+                thirds(0, lambda r, p=part: share(r["gradients"][p])),
+            )
+        ),
         *(thirds(0, lambda r, n=name: near(r, n)) for name in ("number", "loss", "gradient")),
     ]

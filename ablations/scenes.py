@@ -18,7 +18,7 @@ DATASETS: dict[str, tuple[int, int, Scene]] = {
     # Frequencies are equal, so that every class has enough objects to measure its AP.
     "ablations_shapes_long_tail_val": (100, 2, Scene()),
 }
-# Of the same scenes and more images, for `--opts DATASETS.TEST`. The first hundred are those above.
+# `--opts DATASETS.TEST` can name these larger sets. Their first hundred images are those of the sets above.
 DATASETS |= {
     f"{name}1000": (1000, seed, scene)
     for name, (_, seed, scene) in DATASETS.items()

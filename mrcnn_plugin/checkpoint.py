@@ -207,9 +207,14 @@ def check_weights(cfg: CfgNode) -> None:
         raise ValueError(
             "MODEL.WEIGHTS is empty; name a trained model: --opts MODEL.WEIGHTS model_final.pth"
         )
-    # Detectron2 takes "?matching_heuristics=True" behind the name.
-    if "://" not in weights and not os.path.isfile(weights.partition("?")[0]):
+    if is_missing(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS is {weights!r}, which is no file.")
+
+
+def is_missing(weights: str) -> bool:
+    """Whether a value of `MODEL.WEIGHTS` names a local file that does not exist."""
+    # Detectron2 takes "?matching_heuristics=True" behind the name.
+    return "://" not in weights and not os.path.isfile(weights.partition("?")[0])
 
 
 def _listed(items: list[str]) -> str:

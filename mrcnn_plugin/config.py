@@ -10,7 +10,7 @@ import copy
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import renamed
@@ -187,6 +187,7 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     import yaml
     from detectron2.config import CfgNode
 
+    allow_unsafe = allow_unsafe or os.environ.get("MRCNN_PLUGIN_ALLOW_UNSAFE_YAML") == "1"
     package = os.path.join(os.path.dirname(os.path.abspath(detectron2.__file__)), "")
 
     class Checked(CfgNode):
@@ -209,7 +210,7 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
             return opened
 
     try:
-        content: dict[str, Any] = Checked.load_yaml_with_base(file, allows_unsafe(allow_unsafe))
+        content: dict[str, Any] = Checked.load_yaml_with_base(file, allow_unsafe)
     except yaml.constructor.ConstructorError as error:
         mark: Any = error.problem_mark
         raise ValueError(
@@ -220,9 +221,13 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     return content
 
 
-def allows_unsafe(asked: bool = False) -> bool:
-    """Whether tags of a config file may run code: if it was asked for, or the environment allows it."""
-    return asked or os.environ.get("MRCNN_PLUGIN_ALLOW_UNSAFE_YAML") == "1"
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the full name and the value of every key of a config, or of the mapping that YAML gives for one."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _check_mapping(root: Any, file: str) -> None:

@@ -36,7 +36,7 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from .checkpoint import FittingCheckpointer
-from .config import load_cfg
+from .config import leaves, load_cfg
 from .data import (
     TrainMapper,
     check_categories,
@@ -373,23 +373,16 @@ def _changes(cfg: CfgNode) -> list[str]:
         return []
     try:
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), encoding="utf-8") as f:
-            old = _flatten(yaml.safe_load(f))
-    except (OSError, ValueError, yaml.YAMLError):
-        return []
+            old = dict(leaves(yaml.safe_load(f)))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return []  # It is not there, or is no config.
     return [
         f"{key} was {old[key]!r} and is {value!r}"
-        for key, value in _flatten(yaml.safe_load(cfg.dump())).items()
+        for key, value in leaves(yaml.safe_load(cfg.dump()))
         if key.startswith(("MODEL.", "SOLVER.", "DATASETS.TRAIN"))
         and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", *_MAY_CHANGE)
         and old.get(key, value) != value
     ]
-
-
-def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix[:-1]: content}
-    parts = [_flatten(value, f"{prefix}{key}.") for key, value in content.items()]
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def _run_once(here: bool, check: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import difflib
 import math
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -37,7 +37,8 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, Standar
 from detectron2.utils import comm
 from fvcore.common.registry import Registry
 
-from .config import get_cfg
+from .checkpoint import is_missing
+from .config import get_cfg, leaves
 from .data.checks import check_values
 from .data.coco_json import check_entries
 from .modeling.poolers import POOLER_TYPES
@@ -74,7 +75,7 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
     for name, part, registry in NAMES:
         if part in parts:
             _check_name(cfg, name, registry)
-    values = dict(_leaves(cfg))
+    values = dict(leaves(cfg))
     for rule in RULES:
         if rule.part in parts:
             for key in rule.keys.split():
@@ -458,18 +459,10 @@ def _get(cfg: CfgNode, key: str) -> Any:
     return reduce(getattr, key.split("."), cfg)
 
 
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def _check_none(cfg: CfgNode) -> None:
     """YAML reads a key without a value as null, which yacs takes for a value of every type."""
-    values = dict(_leaves(cfg))
-    for key, default in _leaves(get_cfg()):
+    values = dict(leaves(cfg))
+    for key, default in leaves(get_cfg()):
         # Detectron2 itself takes None for no normalisation, and for random weights.
         may_be = default is None or key.endswith("NORM") or key == "MODEL.WEIGHTS"
         if not may_be and values.get(key, default) is None:
@@ -528,7 +521,7 @@ def _check_tests(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    if not weights or "://" in weights or os.path.isfile(weights.partition("?")[0]):
+    if not weights or not is_missing(weights):
         return
     if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return

@@ -79,15 +79,15 @@ def run(command, monkeypatch):
 @needs_photos
 def test_the_commands_lead_from_images_to_pictures(folder, monkeypatch):
     copy_photos(folder, train=2, val=1)
-    todo = commands(".venv/bin/python")
-    tools = [shlex.split(command)[1] for command in todo]
+    page_commands = commands(".venv/bin/python")
+    tools = [shlex.split(command)[1] for command in page_commands]
     assert tools[:5] == [
         *["tools/check_dataset.py"] * 2,
         "tools/train_net.py",
         "tools/plot_results.py",
         "tools/demo.py",
     ]
-    for command in todo:
+    for command in page_commands:
         run(command, monkeypatch)
     assert load_cfg("my.yaml").SOLVER.BASE_LR == 0.0025
     for picture in ("losses.png", "predictions.png", "worst_images.png"):

@@ -197,6 +197,7 @@ def test_the_table_has_means_over_thirds_and_seeds(folder, capsys):
     _, _, base = cells_of(printed)
     assert base[:2] == ["base", "2"]
     # The first third of four records has two of them.
-    assert base[2] == "2.00 / 3.00 / 4.00"
-    assert base[3] == base[4] == "62 / 75 / 80" and base[5] == "100 / 100 / 100"
-    assert base[6] == "75 / 75 / 75" and base[7] == base[8] == "20 / 20 / 50"
+    assert base[2] == base[5] == base[7] == "2.00 / 3.00 / 4.00"
+    assert base[4] == "1.00 / 1.00 / 1.00"
+    assert base[3] == base[6] == "62 / 75 / 80" and base[8] == "100 / 100 / 100"
+    assert base[9] == "75 / 75 / 75" and base[10] == base[11] == "20 / 20 / 50"

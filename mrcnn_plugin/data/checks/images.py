@@ -95,16 +95,16 @@ def look_at_images(
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")
 
-        def look(todo: Sequence[str], full: bool, seconds: float | None, what: str) -> None:
+        def look(chosen: Sequence[str], full: bool, seconds: float | None, what: str) -> None:
             end = math.inf if seconds is None else time.monotonic() + seconds
             with tqdm.tqdm(
-                total=len(todo),
+                total=len(chosen),
                 desc=f"{what} of {name}",
                 unit="image",
                 disable=not progress,
                 delay=1,
             ) as bar:
-                for batch in _batches(todo, 64):
+                for batch in _batches(chosen, 64):
                     if time.monotonic() > end:
                         break
                     result.update(
