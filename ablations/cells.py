@@ -163,13 +163,14 @@ MASK_RCNN = {
         "PAFPN with CARAFE that starts as nearest, and bicubic poolers",
         {**_BICUBIC, **_backbone("pafpn", UPSAMPLE="gated_carafe")},
     ),
-    **{
-        f"gated_carafe_bicubic_focal{gamma:g}": Variant(
-            f"CARAFE that starts as nearest, bicubic poolers, softmax focal loss, γ = {gamma:g}",
-            {**_BICUBIC, **_GATED_CARAFE, **_softmax_focal(gamma)},
-        )
-        for gamma in (0.5, 1.0, 2.0)
-    },
+    "carafe_bicubic_focal0.5": Variant(
+        "CARAFE, bicubic poolers, softmax focal loss, γ = 0.5",
+        {**_BICUBIC, **_CARAFE, **_softmax_focal(0.5)},
+    ),
+    "gated_carafe_bicubic_focal0.5": Variant(
+        "CARAFE that starts as nearest, bicubic poolers, softmax focal loss, γ = 0.5",
+        {**_BICUBIC, **_GATED_CARAFE, **_softmax_focal(0.5)},
+    ),
     "headline": Variant(
         "PAFPN, bicubic poolers, softmax focal loss (mask_rcnn_focal.yaml)",
         {**_BICUBIC, **_PAFPN, **_softmax_focal()},
