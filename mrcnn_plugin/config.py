@@ -62,8 +62,9 @@ KEYS = (
     Key("MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS", False, "tools"),
     #
     # The upsampling in the top-down path of this package's pyramids: "nearest" as in Detectron2's FPN,
-    # "bilinear", "bicubic", "carafe", which is learned (arXiv 1905.02188), or "gated_carafe", which
-    # is learned too and starts as "nearest", so that it suits the checkpoints of a stock FPN.
+    # "bilinear", "bicubic", "mean" (of 5 x 5 neighbours), "carafe", which is learned (arXiv 1905.02188)
+    # and starts as "mean", or "gated_carafe", which is learned too and starts as "nearest", so that it
+    # suits the checkpoints of a stock FPN.
     Key("MODEL.FPN.UPSAMPLE", "nearest", "pyramid"),
     #
     # BiFPN (EfficientDet, arXiv 1911.09070, section 3). MODEL.FPN has its channels and its norm.

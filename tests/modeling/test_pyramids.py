@@ -70,7 +70,7 @@ def test_a_model_trains_on_odd_sizes_and_an_image_does_not_depend_on_others(name
         torch.testing.assert_close(a["instances"].scores, b["instances"].scores)
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "bicubic", "carafe", "gated_carafe"])
+@pytest.mark.parametrize("upsample", ["nearest", "mean", "bicubic", "carafe", "gated_carafe"])
 @pytest.mark.parametrize("pyramid", CLASSES)
 def test_mixed_precision_computes_the_same(pyramid, upsample):
     torch.manual_seed(0)
@@ -243,6 +243,7 @@ def stock(tmp_path_factory):
     [
         ("upsample_fpn", "nearest", (), ()),
         ("upsample_fpn", "bicubic", (), ()),
+        ("upsample_fpn", "mean", (), ()),
         ("upsample_fpn", "carafe", ("backbone.upsample.",), ()),
         ("upsample_fpn", "gated_carafe", ("backbone.upsample.",), ()),
         ("pafpn", "nearest", ("backbone.pafpn.",), ()),

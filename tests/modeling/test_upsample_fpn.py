@@ -51,6 +51,18 @@ def test_interpolation_is_aligned_by_half_pixels(upsample, kernel):
     torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=0, atol=1e-12)
 
 
+def test_mean_is_that_of_the_neighbours_with_zeros_around():
+    plane = torch.randn(4, 6, dtype=torch.float64)
+    expected = torch.zeros(8, 12, dtype=torch.float64)
+    for y, x in np.ndindex(8, 12):
+        neighbours = plane[max(y // 2 - 2, 0) : y // 2 + 3, max(x // 2 - 2, 0) : x // 2 + 3]
+        expected[y, x] = neighbours.sum() / 25
+    upsample = build_upsample("mean", 1)
+    for module in (upsample, torch.jit.script(upsample)):
+        actual = module(plane[None, None])[0, 0]
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("fuse_type", ["sum", "avg"])
 @pytest.mark.parametrize("upsample", ["bilinear", "bicubic", "carafe"])
 def test_the_top_down_path_uses_the_upsampling(upsample, fuse_type):
@@ -79,7 +91,7 @@ def test_the_top_down_path_uses_the_upsampling(upsample, fuse_type):
 
 def test_only_carafe_has_parameters():
     stock = FPN(BottomUp(), FEATURES, 8).state_dict().keys()
-    for upsample in ("nearest", "bilinear", "bicubic"):
+    for upsample in ("nearest", "mean", "bilinear", "bicubic"):
         assert UpsampleFPN(BottomUp(), FEATURES, 8, upsample=upsample).state_dict().keys() == stock
     new = UpsampleFPN(BottomUp(), FEATURES, 8, upsample="carafe").state_dict().keys() - stock
     assert {name.rsplit(".", 2)[0] for name in new} == {f"upsample.{stage}" for stage in (2, 3, 4)}

@@ -157,7 +157,7 @@ class BiFPN(Pyramid):
             bottom_up, in_features, out_channels, top_block: as for Detectron2's FPN.
             fuse_type: must be "sum".
             norm: the norm of the lateral convolutions and of the convolutions in the blocks.
-            upsample: "nearest", "bilinear", "bicubic", "carafe" or "gated_carafe".
+            upsample: as for :func:`build_upsample`.
             num_repeats: the number of blocks, at least 1.
             depthwise: True for depthwise separable convolutions as in the paper, False for full ones.
 

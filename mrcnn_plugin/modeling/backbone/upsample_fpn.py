@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from ...layers import CARAFE, GatedCARAFE
 from .pyramid import Pyramid, check_pyramid
 
-UPSAMPLE = ("nearest", "bilinear", "bicubic", "carafe", "gated_carafe")
+UPSAMPLE = ("nearest", "mean", "bilinear", "bicubic", "carafe", "gated_carafe")
 
 
 def build_upsample(upsample: str, channels: int) -> nn.Module:
     """Returns a module that doubles the size, from [N, channels, H, W] to [N, channels, 2H, 2W].
 
     Args:
-        upsample: "nearest", "bilinear" or "bicubic" (half-pixel centres, a = -0.75), which have no
-            parameters, "carafe" (:class:`CARAFE`) or "gated_carafe" (:class:`GatedCARAFE`).
+        upsample: "nearest", "mean", "bilinear" or "bicubic" (half-pixel centres, a = -0.75), which have
+            no parameters, "carafe" (:class:`CARAFE`) or "gated_carafe" (:class:`GatedCARAFE`). "mean" is
+            "nearest" of the mean over 5 x 5 neighbours, with zeros beyond the border. CARAFE starts as that.
         channels: the number of channels of the input.
 
     Raises:
@@ -30,6 +31,8 @@ def build_upsample(upsample: str, channels: int) -> nn.Module:
         return CARAFE(channels)
     if upsample == "gated_carafe":
         return GatedCARAFE(channels)
+    if upsample == "mean":
+        return nn.Sequential(nn.AvgPool2d(5, stride=1, padding=2), nn.Upsample(scale_factor=2))
     align_corners = None if upsample == "nearest" else False
     return nn.Upsample(scale_factor=2, mode=upsample, align_corners=align_corners)
 
@@ -60,7 +63,7 @@ class UpsampleFPN(Pyramid, FPN):
     ) -> None:
         """
         Args:
-            upsample: "nearest", "bilinear", "bicubic", "carafe" or "gated_carafe".
+            upsample: as for :func:`build_upsample`.
             others: as for Detectron2's FPN.
 
         Raises:
