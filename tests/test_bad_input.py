@@ -744,7 +744,7 @@ UNUSED = [
         ("MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS", "2"),
         "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
         "2",
-        "MODEL.BACKBONE.NAME is 'build_mrcnn_resnet_pafpn_backbone'",
+        "MODEL.BACKBONE.NAME is 'build_mrcnn_resnet_upsample_fpn_backbone'",
     ),
     (
         ("MODEL.RPN.FOCAL.GAMMA", "1.0"),

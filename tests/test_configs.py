@@ -118,11 +118,11 @@ def polygons(boxes):
 def test_the_headline_has_the_three_components():
     cfg = full_config("mask_rcnn_focal.yaml")
     model = build_model(cfg)
-    assert type(model.backbone).__name__ == "PAFPN" and cfg.MODEL.RESNETS.DEPTH == 50
+    assert type(model.backbone).__name__ == "UpsampleFPN" and cfg.MODEL.RESNETS.DEPTH == 50
     heads = model.roi_heads
     assert type(heads).__name__ == "MRCNNFocalROIHeads"
     predictor = heads.box_predictor
-    assert (predictor.cls_loss, predictor.focal_gamma) == ("softmax_focal", 2.0)
+    assert (predictor.cls_loss, predictor.focal_gamma) == ("softmax_focal", 0.5)
     assert (predictor.focal_alpha, predictor.normalizer) == (-1.0, "proposals")
     for pooler in (heads.box_pooler, heads.mask_pooler):
         assert type(pooler) is MultiscaleROIPooler and pooler.interpolation == "bicubic"
@@ -168,8 +168,10 @@ def test_the_model_has_the_classes_of_its_data(name, classes):
 
 COMPONENTS = {
     "MODEL.BACKBONE.NAME",
+    "MODEL.FPN.UPSAMPLE",
     "MODEL.PROPOSAL_GENERATOR.NAME",
     "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_BOX_HEAD.FOCAL.GAMMA",
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE",
@@ -186,23 +188,24 @@ COMPONENTS = {
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
             {"MODEL.ROI_BOX_HEAD.CLS_LOSS"},
         ),
-        ("mask_rcnn_focal_R_50_PAFPN_3x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", {}),
-        ("mask_rcnn_focal_R_101_PAFPN_3x", "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x", {}),
+        ("mask_rcnn_focal_R_50_CARAFE_3x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", {}),
+        ("mask_rcnn_focal_R_101_CARAFE_3x", "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x", {}),
         ("mask_rcnn_focal_R_50_FPN_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {}),
+        ("mask_rcnn_focal_R_50_PAFPN_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {}),
         (
             "mask_rcnn_focal_R_50_BiFPN_1x",
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
             {"MODEL.FPN.NORM"},
         ),
         (
-            "mask_rcnn_focal_R_50_PAFPN_1x_focal_rpn",
+            "mask_rcnn_focal_R_50_CARAFE_1x_focal_rpn",
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
             {},
         ),
         ("mask_rcnn_focal_R_50_C4_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x", {}),
-        ("cascade_mask_rcnn_focal_R_50_PAFPN_1x", "Misc/cascade_mask_rcnn_R_50_FPN_1x", {}),
-        ("cascade_mask_rcnn_focal_R_50_PAFPN_3x", "Misc/cascade_mask_rcnn_R_50_FPN_3x", {}),
-        ("keypoint_rcnn_focal_R_50_PAFPN_1x", "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", {}),
+        ("cascade_mask_rcnn_focal_R_50_CARAFE_1x", "Misc/cascade_mask_rcnn_R_50_FPN_1x", {}),
+        ("cascade_mask_rcnn_focal_R_50_CARAFE_3x", "Misc/cascade_mask_rcnn_R_50_FPN_3x", {}),
+        ("keypoint_rcnn_focal_R_50_CARAFE_1x", "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", {}),
         ("retinanet_R_50_PAFPN_1x", "COCO-Detection/retinanet_R_50_FPN_1x", {}),
     ],
 )

@@ -73,11 +73,11 @@ error(ROIPooler, 7, [1 / 4], 0, "ROIAlignBicubic")
 """
     key, name, pooler = run(program, tmp_path).splitlines()
     page = (small.ROOT / "docs" / "existing_projects.md").read_text()
-    assert key.startswith("KeyError 'Non-existent config key: MODEL.ROI_BOX_HEAD.CLS_LOSS")
+    assert key.startswith("KeyError 'Non-existent config key: MODEL.FPN.UPSAMPLE")
     assert name.startswith("KeyError \"No object named 'MRCNNFocalROIHeads' found in 'ROI_HEADS'")
     assert pooler == "ValueError Unknown pooler type: ROIAlignBicubic"
     for quoted in (
-        "Non-existent config key: MODEL.ROI_BOX_HEAD.CLS_LOSS",
+        "Non-existent config key: MODEL.FPN.UPSAMPLE",
         "No object named 'MRCNNFocalROIHeads' found in 'ROI_HEADS'",
         "Unknown pooler type: ROIAlignBicubic",
     ):
@@ -187,8 +187,8 @@ def test_our_components_are_merged_into_a_config_of_the_zoo():
     cfg = model_zoo.get_config(ZOO)
     mrcnn_plugin.add_mrcnn_config(cfg)
     before = cfg.SOLVER.dump()
-    cfg.merge_from_file(mrcnn_plugin.get_config_file("Base-RCNN-PAFPN-Focal.yaml"))
-    assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_pafpn_backbone"
+    cfg.merge_from_file(mrcnn_plugin.get_config_file("Base-RCNN-CARAFE-Focal.yaml"))
+    assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_upsample_fpn_backbone"
     assert cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE == "ROIAlignBicubic"
     assert cfg.SOLVER.dump() == before and cfg.MODEL.RESNETS.DEPTH == 50
 
@@ -279,10 +279,10 @@ class TestPreferredConfig:
         assert "four.yaml win over" in message and ZOO in message
 
     def test_a_config_of_this_package_is_found_by_name(self, defaults, monkeypatch):
-        monkeypatch.setenv("MRCNN_PLUGIN_CONFIG", "Base-RCNN-PAFPN-Focal.yaml")
+        monkeypatch.setenv("MRCNN_PLUGIN_CONFIG", "Base-RCNN-CARAFE-Focal.yaml")
         setup_environment()
         cfg = model_zoo.get_config(ZOO)
-        assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_pafpn_backbone"
+        assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_upsample_fpn_backbone"
 
     @pytest.mark.parametrize(
         "content, error, message",
@@ -311,7 +311,7 @@ print(model_zoo.get_config({ZOO!r}).MODEL.ROI_HEADS.NAME)
             program,
             tmp_path,
             DETECTRON2_ENV_MODULE="mrcnn_plugin.env",
-            MRCNN_PLUGIN_CONFIG="Base-RCNN-PAFPN-Focal.yaml",
+            MRCNN_PLUGIN_CONFIG="Base-RCNN-CARAFE-Focal.yaml",
         )
         assert output == "MRCNNFocalROIHeads\n"
 

@@ -61,6 +61,6 @@ def test_the_stock_script_trains_and_evaluates_it(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(small.ROOT)},
     )
-    assert "MRCNNFocalROIHeads" in log and "PAFPN" in log
+    assert "MRCNNFocalROIHeads" in log and "CARAFE" in log
     assert "copypaste: Task: segm" in log or "No predictions from the model" in log
     assert (tmp_path / "out" / "model_final.pth").exists()

@@ -130,7 +130,7 @@ def test_stock_scripts_train_and_evaluate_from_yaml(script, user_config, tmp_pat
     )
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
-    assert "MRCNNFocalROIHeads" in log and "PAFPN" in log
+    assert "MRCNNFocalROIHeads" in log and "CARAFE" in log
     assert "Evaluation results for bbox" in log and "Evaluation results for segm" in log
     assert list((tmp_path / "out" / "inference").rglob("coco_instances_results.json"))
 

@@ -6,10 +6,10 @@ It imports this package, so the script needs no DETECTRON2_ENV_MODULE.
 from detectron2.model_zoo import get_config
 
 from mrcnn_plugin.modeling import (
-    PAFPN,
     FocalFastRCNNOutputLayers,
     MRCNNFocalROIHeads,
     MultiscaleROIPooler,
+    UpsampleFPN,
 )
 
 # Detectron2's Mask R-CNN. The lines below replace some of its components.
@@ -20,7 +20,7 @@ model = _stock.model
 optimizer = _stock.optimizer
 train = _stock.train
 
-model.backbone._target_ = PAFPN
+model.backbone.update(_target_=UpsampleFPN, upsample="carafe")
 
 _heads = model.roi_heads
 _heads._target_ = MRCNNFocalROIHeads
@@ -30,7 +30,7 @@ _heads.box_predictor.update(
     _target_=FocalFastRCNNOutputLayers,
     cls_loss="softmax_focal",
     focal_alpha=-1.0,
-    focal_gamma=2.0,
+    focal_gamma=0.5,
     normalizer="proposals",
 )
 

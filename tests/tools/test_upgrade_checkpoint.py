@@ -13,7 +13,7 @@ from tests.conftest import load_tool
 from tests.features import needs_sigmoid_ce
 
 upgrade_checkpoint = load_tool("upgrade_checkpoint")
-CHANGES = {  # in addition to the PAFPN of the config
+CHANGES = {  # in addition to those of the config
     "MODEL__FPN__UPSAMPLE": "carafe",
     "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
 }
