@@ -81,6 +81,7 @@ def _backbone(name: str, **fpn: Any) -> dict[str, Any]:
 
 
 _BICUBIC = _pooler("ROIAlignBicubic")
+_MEAN = _backbone("upsample_fpn", UPSAMPLE="mean")
 _CARAFE = _backbone("upsample_fpn", UPSAMPLE="carafe")
 _GATED_CARAFE = _backbone("upsample_fpn", UPSAMPLE="gated_carafe")
 _PAFPN = _backbone("pafpn")
@@ -150,6 +151,7 @@ MASK_RCNN = {
     "upsample_bicubic": Variant(
         "FPN with bicubic upsampling", _backbone("upsample_fpn", UPSAMPLE="bicubic")
     ),
+    "upsample_mean": Variant("FPN with a mean of 5 x 5 neighbours", _MEAN),
     "carafe": Variant("FPN with CARAFE", _CARAFE),
     "gated_carafe": Variant("FPN with CARAFE that starts as nearest", _GATED_CARAFE),
     "pafpn": Variant("PAFPN", _PAFPN),
@@ -163,20 +165,25 @@ MASK_RCNN = {
         "PAFPN with CARAFE that starts as nearest, and bicubic poolers",
         {**_BICUBIC, **_backbone("pafpn", UPSAMPLE="gated_carafe")},
     ),
-    "carafe_bicubic_focal0.5": Variant(
-        "CARAFE, bicubic poolers, softmax focal loss, γ = 0.5",
-        {**_BICUBIC, **_CARAFE, **_softmax_focal(0.5)},
+    "pafpn_bicubic_focal": Variant(
+        "PAFPN, bicubic poolers, softmax focal loss", {**_BICUBIC, **_PAFPN, **_softmax_focal()}
     ),
-    "gated_carafe_bicubic_focal0.5": Variant(
-        "CARAFE that starts as nearest, bicubic poolers, softmax focal loss, γ = 0.5",
-        {**_BICUBIC, **_GATED_CARAFE, **_softmax_focal(0.5)},
+    "pafpn_bicubic_sigmoid_focal": Variant(
+        "PAFPN, bicubic poolers, sigmoid focal loss", {**_BICUBIC, **_PAFPN, **_SIGMOID_FOCAL}
     ),
     "headline": Variant(
-        "PAFPN, bicubic poolers, softmax focal loss (mask_rcnn_focal.yaml)",
-        {**_BICUBIC, **_PAFPN, **_softmax_focal()},
+        "CARAFE, bicubic poolers, softmax focal loss, γ = 0.5 (mask_rcnn_focal.yaml)",
+        {**_BICUBIC, **_CARAFE, **_softmax_focal(0.5)},
     ),
-    "headline_sigmoid_focal": Variant(
-        "PAFPN, bicubic poolers, sigmoid focal loss", {**_BICUBIC, **_PAFPN, **_SIGMOID_FOCAL}
+    "headline_mean": Variant(
+        "headline with a mean of 5 x 5 neighbours in place of CARAFE",
+        {**_BICUBIC, **_MEAN, **_softmax_focal(0.5)},
+        "headline",
+    ),
+    "headline_gated_carafe": Variant(
+        "headline with CARAFE that starts as nearest",
+        {**_BICUBIC, **_GATED_CARAFE, **_softmax_focal(0.5)},
+        "headline",
     ),
 }
 

@@ -62,9 +62,9 @@ KEYS = (
     Key("MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS", False, "tools"),
     #
     # The upsampling in the top-down path of this package's pyramids: "nearest" as in Detectron2's FPN,
-    # "bilinear", "bicubic", "mean" (of 5 x 5 neighbours), "carafe", which is learned (arXiv 1905.02188)
-    # and starts as "mean", or "gated_carafe", which is learned too and starts as "nearest", so that it
-    # suits the checkpoints of a stock FPN.
+    # "mean" (of 5 x 5 neighbours), "bilinear", "bicubic", "carafe" or "gated_carafe". "carafe" is learned
+    # (arXiv 1905.02188) and starts nearly as "mean". "gated_carafe" is learned too. It starts as
+    # "nearest", which suits the checkpoints of a stock FPN.
     Key("MODEL.FPN.UPSAMPLE", "nearest", "pyramid"),
     #
     # BiFPN (EfficientDet, arXiv 1911.09070, section 3). MODEL.FPN has its channels and its norm.
@@ -91,7 +91,8 @@ KEYS = (
     Key("MODEL.ROI_BOX_HEAD.FOCAL.ALPHA", -1.0, "one alpha"),
     # One α for each class: NUM_CLASSES numbers in [0, 1], which replace ALPHA. [] means ALPHA.
     Key("MODEL.ROI_BOX_HEAD.FOCAL.ALPHA_PER_CLASS", [], "focal loss"),
-    # γ >= 0 says how much less weight well-classified examples get. With 0.0, all have the same.
+    # γ >= 0 says how much less weight well-classified examples get. With 0.0, all have the same. The
+    # paper has 2.0, and the configs of this package have 0.5.
     # "sigmoid_focal_star" needs γ > 0.
     Key("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA", 2.0, "focal loss"),
     # β of "sigmoid_focal_star", where p* = sigmoid(γ x + β).

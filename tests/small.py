@@ -32,7 +32,7 @@ TINY = {
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    # The default of the key, which nothing reads in models with other losses.
+    # The default of the key. Tests with cross entropy would else get a warning that nothing reads it.
     "MODEL.ROI_BOX_HEAD.FOCAL.GAMMA": 2.0,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,

@@ -735,9 +735,9 @@ FILES = [
 # Keys that nothing reads are warned of before the training, because a run of several configs may set them for all.
 UNUSED = [
     (
-        ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.FPN.UPSAMPLE", "carafe"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.FPN.UPSAMPLE", "bicubic"),
         "MODEL.FPN.UPSAMPLE",
-        "'carafe'",
+        "'bicubic'",
         "MODEL.BACKBONE.NAME is 'build_resnet_fpn_backbone'",
     ),
     (

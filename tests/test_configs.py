@@ -16,6 +16,7 @@ from detectron2.structures import Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.layers import CARAFE
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
 from tests.small import CONFIG_NAMES, full_config
@@ -119,6 +120,7 @@ def test_the_headline_has_the_three_components():
     cfg = full_config("mask_rcnn_focal.yaml")
     model = build_model(cfg)
     assert type(model.backbone).__name__ == "UpsampleFPN" and cfg.MODEL.RESNETS.DEPTH == 50
+    assert {type(m).__name__ for m in model.backbone.upsample.values()} == {"CARAFE"}
     heads = model.roi_heads
     assert type(heads).__name__ == "MRCNNFocalROIHeads"
     predictor = heads.box_predictor
@@ -164,6 +166,13 @@ def test_the_model_has_the_classes_of_its_data(name, classes):
     if classes is None:
         classes = len(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
+
+
+@pytest.mark.parametrize("pyramid", ["FPN", "PAFPN", "BiFPN"])
+def test_the_configs_of_other_pyramids_have_no_carafe(pyramid):
+    model = build_model(full_config(f"mask_rcnn_focal_R_50_{pyramid}_1x.yaml"))
+    assert type(model.backbone).__name__ == {"FPN": "UpsampleFPN"}.get(pyramid, pyramid)
+    assert not any(isinstance(module, CARAFE) for module in model.modules())
 
 
 COMPONENTS = {

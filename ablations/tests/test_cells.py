@@ -101,21 +101,23 @@ def test_stock_is_stock_and_a_variant_changes_what_it_asks_about(base):
     assert change("pafpn") == backbone("pafpn")
     assert change("bifpn") == backbone("bifpn")
     assert change("upsample_bicubic") == backbone("upsample_fpn", UPSAMPLE="bicubic")
+    assert change("upsample_mean") == backbone("upsample_fpn", UPSAMPLE="mean")
     assert change("carafe") == backbone("upsample_fpn", UPSAMPLE="carafe")
     assert change("carafe_bicubic") == {**change("carafe"), **change("bicubic")}
     bicubic = poolers("ROIAlignBicubic")
     gated = {**bicubic, **backbone("upsample_fpn", UPSAMPLE="gated_carafe")}
     assert change("gated_carafe_bicubic") == {**FOCAL_HEADS, **gated}
-    milder = {**heads, f"{focal}.GAMMA": 0.5}
-    assert change("carafe_bicubic_focal0.5") == {**bicubic, **change("carafe"), **milder}
-    assert change("gated_carafe_bicubic_focal0.5") == {**gated, **milder}
     assert change("pafpn_gated_carafe_bicubic") == {
         **FOCAL_HEADS,
         **bicubic,
         **backbone("pafpn", UPSAMPLE="gated_carafe"),
     }
-    assert change("headline") == {**heads, **bicubic, **change("pafpn")}
-    assert change("headline_sigmoid_focal") == {**sigmoid, **bicubic, **change("pafpn")}
+    assert change("pafpn_bicubic_focal") == {**heads, **bicubic, **change("pafpn")}
+    assert change("pafpn_bicubic_sigmoid_focal") == {**sigmoid, **bicubic, **change("pafpn")}
+    milder = {**heads, f"{focal}.GAMMA": 0.5}
+    assert change("headline") == {**milder, **bicubic, **change("carafe")}
+    for name, upsample in (("mean", "mean"), ("gated_carafe", "gated_carafe")):
+        assert change(f"headline_{name}", "headline") == {"MODEL.FPN.UPSAMPLE": upsample}
 
 
 def test_the_headline_is_that_of_the_configs():
@@ -123,10 +125,12 @@ def test_the_headline_is_that_of_the_configs():
     theirs = cells.load(str(ROOT / "configs" / "mask_rcnn_focal.yaml"))
     for key in (
         "MODEL.BACKBONE.NAME",
+        "MODEL.FPN.UPSAMPLE",
         "MODEL.ROI_HEADS.NAME",
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
         "MODEL.ROI_BOX_HEAD.CLS_LOSS",
+        "MODEL.ROI_BOX_HEAD.FOCAL.GAMMA",
     ):
         assert flat(ours)[key] == flat(theirs)[key]
 

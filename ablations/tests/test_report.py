@@ -240,8 +240,8 @@ OLD_NAMES = {
     "_pyramid_bifpn": "bifpn",
     "_pyramid_bicubic": "upsample_bicubic",
     "_pyramid_carafe": "carafe",
-    "_headline": "headline",
-    "_headline_sigmoid_focal": "headline_sigmoid_focal",
+    "_headline": "pafpn_bicubic_focal",
+    "_headline_sigmoid_focal": "pafpn_bicubic_sigmoid_focal",
 }
 # The learning rates of RetinaNet come from shorter trainings than today's.
 SHORTER = {

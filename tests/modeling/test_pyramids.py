@@ -84,11 +84,13 @@ def test_mixed_precision_computes_the_same(pyramid, upsample):
     assert all(parameter.grad.isfinite().all() for parameter in fpn.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_backbone_can_be_scripted_and_traced(name):
+@pytest.mark.parametrize(
+    "name, upsample", [*((name, "gated_carafe") for name in NAMES), ("upsample_fpn", "mean")]
+)
+def test_the_backbone_can_be_scripted_and_traced(name, upsample):
     # Importing it makes Detectron2's ResNet scriptable.
     detectron2_module("export")
-    backbone = moved(build_backbone(config(name, MODEL__FPN__UPSAMPLE="gated_carafe")))
+    backbone = moved(build_backbone(config(name, MODEL__FPN__UPSAMPLE=upsample)))
     images = torch.rand(2, 3, 128, 128)
     scripted = torch.jit.script(backbone)
     traced = torch.jit.trace(backbone, images, strict=False, check_trace=False)

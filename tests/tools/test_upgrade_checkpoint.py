@@ -13,8 +13,8 @@ from tests.conftest import load_tool
 from tests.features import needs_sigmoid_ce
 
 upgrade_checkpoint = load_tool("upgrade_checkpoint")
-CHANGES = {  # in addition to those of the config
-    "MODEL__FPN__UPSAMPLE": "carafe",
+CHANGES = {  # in addition to the CARAFE of the config
+    "MODEL__BACKBONE__NAME": "build_mrcnn_resnet_pafpn_backbone",
     "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
 }
 

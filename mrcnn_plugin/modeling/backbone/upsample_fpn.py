@@ -17,9 +17,10 @@ def build_upsample(upsample: str, channels: int) -> nn.Module:
     """Returns a module that doubles the size, from [N, channels, H, W] to [N, channels, 2H, 2W].
 
     Args:
-        upsample: "nearest", "mean", "bilinear" or "bicubic" (half-pixel centres, a = -0.75), which have
-            no parameters, "carafe" (:class:`CARAFE`) or "gated_carafe" (:class:`GatedCARAFE`). "mean" is
-            "nearest" of the mean over 5 x 5 neighbours, with zeros beyond the border. CARAFE starts as that.
+        upsample: "nearest", "mean", "bilinear", "bicubic", "carafe" (:class:`CARAFE`) or
+            "gated_carafe" (:class:`GatedCARAFE`). Only the last two have parameters. "mean" is "nearest"
+            of the mean over 5 x 5 neighbours, with zeros beyond the border. CARAFE is nearly that at first.
+            "bilinear" and "bicubic" have half-pixel centres, and a = -0.75.
         channels: the number of channels of the input.
 
     Raises:
