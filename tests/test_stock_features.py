@@ -87,7 +87,13 @@ def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-SIX_STEPS = {"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2}
+SIX_STEPS = {
+    "SOLVER.MAX_ITER": 6,
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    # A resumed training has its images in another order. CARAFE amplifies the rounding of that.
+    "MODEL.BACKBONE.NAME": "build_mrcnn_resnet_pafpn_backbone",
+    "MODEL.FPN.UPSAMPLE": "nearest",
+}
 
 
 @pytest.fixture
@@ -142,11 +148,9 @@ def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path, four_image
         expected, actual = (t.storage.history(name).values()[-2:] for t in (whole, resumed))
         assert [i for _, i in actual] == [i for _, i in expected] == [4, 5]
         assert [v for v, _ in actual] == pytest.approx([v for v, _ in expected], rel=1e-4)
-    # The four images are in another order, which rounding shows and max pooling may amplify. A lost
-    # momentum would change weights by 0.05.
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(
-            resumed.model.state_dict()[name], value, rtol=1e-4, atol=1e-4, msg=name
+            resumed.model.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name
         )
     # Detectron2's sampler is not in the checkpoint: images come in the order of a new training.
     assert batches == whole_batches[:2] != whole_batches[4:]
