@@ -32,7 +32,7 @@ VARIANTS = [
             "build_mrcnn_resnet_upsample_fpn_backbone",
             ["MODEL.FPN.UPSAMPLE", upsample],
         )
-        for upsample in ("nearest", "bilinear", "bicubic", "carafe")
+        for upsample in ("nearest", "mean", "bilinear", "bicubic", "carafe")
     ],
     ("PAFPN", "build_mrcnn_resnet_pafpn_backbone", []),
     ("BiFPN", "build_mrcnn_resnet_bifpn_backbone", []),

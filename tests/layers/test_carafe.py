@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mrcnn_plugin.layers import CARAFE, GatedCARAFE
+from mrcnn_plugin.layers import carafe as carafe_module
 from tests import oracles
 
 
@@ -26,6 +27,45 @@ def test_carafe_equals_the_equations_of_the_paper(k_up, k_encoder):
     ]
     expected = [torch.from_numpy(oracles.carafe(image.numpy(), *parameters)) for image in x]
     torch.testing.assert_close(module(x), torch.stack(expected), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5000, 2**30], ids=["a row", "some rows", "all rows"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_blocks_of_rows_give_the_sums_and_gradients_of_single_taps(
+    k, memory_format, block_bytes, monkeypatch
+):
+    monkeypatch.setattr(carafe_module, "CPU_BLOCK_BYTES", block_bytes)
+    x = torch.randn(2, 3, 7, 4, dtype=torch.float64).to(memory_format=memory_format)
+    weights = torch.randn(2, 7, 4, 4, k * k, dtype=torch.float64)
+    grad = torch.randn(2, 3, 14, 8, dtype=torch.float64)
+    results = []
+    for reassemble in (carafe_module.Reassemble.apply, carafe_module.reassemble_by_taps):
+        inputs = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
+        output = reassemble(*inputs, k)
+        results.append([output, *torch.autograd.grad(output, inputs, grad)])
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12, check_stride=False)
+
+
+def test_a_batch_may_be_empty():
+    x = torch.randn(0, 3, 4, 5, requires_grad=True)
+    upsampled = CARAFE(3)(x)
+    assert upsampled.shape == (0, 3, 8, 10)
+    upsampled.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("convert", ["compile", "trace", "script"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:")
+def test_graphs_give_the_same_output(convert):
+    module, x = carafe(3, k_up=3, compressed_channels=2), torch.randn(1, 3, 4, 6).double()
+    if convert == "compile":
+        graph = torch.compile(module, fullgraph=True, backend="eager")
+    elif convert == "trace":
+        graph = torch.jit.trace(module, (x,))
+    else:
+        graph = torch.jit.script(module)
+    torch.testing.assert_close(graph(x), module(x), rtol=0, atol=1e-12)
 
 
 def test_away_from_the_border_a_constant_stays_the_same():
@@ -62,6 +102,13 @@ def test_autocast_keeps_the_dtype_of_the_input():
         upsampled = module(x)
     assert upsampled.dtype == torch.bfloat16
     torch.testing.assert_close(upsampled.float(), module(x.float()), rtol=0, atol=0.05)
+
+
+def test_autocast_does_not_round_the_sums():
+    x, weights = torch.randn(1, 8, 4, 4), torch.rand(1, 4, 4, 4, 25)
+    expected = carafe_module.Reassemble.apply(x, weights, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(carafe_module.Reassemble.apply(x, weights, 5), expected)
 
 
 def test_gated_carafe_starts_as_nearest_upsampling_and_then_learns():
