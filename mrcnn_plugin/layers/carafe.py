@@ -6,16 +6,38 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch._prims_common import suggest_memory_format
 
-# Windows are copied for a few rows at a time. The copies should stay in the cache of a CPU, and be
-# large enough to fill a GPU.
-CPU_BLOCK_BYTES = 2**21
-BLOCK_BYTES = 2**27
+# The copies of windows that are made at a time. They should stay in the cache of a CPU. What a GPU
+# needs was not measured.
+_CPU_BLOCK_BYTES = 2**21
+_GPU_BLOCK_BYTES = 2**27
 
 
-def reassemble_by_taps(x: Tensor, weights: Tensor, k: int) -> Tensor:
-    """Computes the same as :class:`Reassemble`, with operators that are scripted, traced and compiled."""
+def _reassemble(x: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Sums up the k x k window of each pixel with four sets of weights.
+
+    Args:
+        x: [N, C, H, W].
+        weights: [N, H, W, 4, k²], of the same dtype.
+
+    Returns:
+        [N, C, 2H, 2W].
+    """
+    # A script must not see the last line, so the two conditions are not one.
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _sum_taps(x, weights, k)
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
+        return _sum_taps(x, weights, k)
+    return _Reassemble.apply(x, weights, k)
+
+
+# torch.fx.symbolic_trace keeps the call.
+torch.fx.wrap("_reassemble")
+
+
+def _sum_taps(x: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Reassembles by operators that can be scripted, traced, exported and differentiated again."""
     n, channels, height, width = x.shape
     weights = weights.permute(4, 0, 3, 1, 2).contiguous()[:, :, None]
     padded = F.pad(x, [k // 2] * 4)[:, :, None]
@@ -30,71 +52,110 @@ def reassemble_by_taps(x: Tensor, weights: Tensor, k: int) -> Tensor:
     return F.pixel_shuffle(output.reshape(n, 4 * channels, height, width), 2)
 
 
-class Reassemble(torch.autograd.Function):
-    """Weighted sums over the k x k window around each pixel, four for each pixel.
+class _Reassemble(torch.autograd.Function):
+    """Reassembles by one product of matrices for each pixel, [4, k²] by [k², C].
 
-    For each pixel it is a product of matrices, [4, k²] by [k², C], of which the second is a copy of the
-    window. Backward copies the windows again, so that they need no memory in between.
+    The second is a copy of the pixel's window. The windows of some rows are copied at a time, and copied
+    again for the gradients, so that they stay in the cache and need little memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, k: int) -> Tensor:
-        """Reassembles x [N, C, H, W] with weights [N, H, W, 4, k²] to [N, C, 2H, 2W]."""
+    def forward(x: Tensor, weights: Tensor, k: int) -> Tensor:
         n, channels, height, width = x.shape
-        padded = F.pad(x.permute(0, 2, 3, 1), [0, 0] + [k // 2] * 4).contiguous()
-        ctx.save_for_backward(padded, weights)
-        ctx.k = k
-        output = x.new_empty(n, 2 * height, 2 * width, channels)
-        # Autocast would round the products.
-        with torch.autocast(x.device.type, enabled=False):
-            for rows, windows in _blocks(padded, k):
-                sums = weights[:, rows].reshape(-1, 4, k * k) @ windows
-                target = _four(output, rows)
-                target.copy_(sums.view_as(target))
-        return output.permute(0, 3, 1, 2)
+        output = torch.empty(
+            (n, channels, 2 * height, 2 * width),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=suggest_memory_format(x),
+        )
+        padded = _pad(x, k)
+        for block in _blocks(padded, k):
+            sums = _product(weights[block].reshape(-1, 4, k * k), _windows(padded, block, k))
+            pixels = _four_pixels(output, block)
+            pixels.copy_(sums.view(pixels.shape))
+        return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        padded, weights = ctx.saved_tensors
-        n, _, width, _, taps = weights.shape
-        k, channels = ctx.k, padded.shape[-1]
-        grad = grad.permute(0, 2, 3, 1)
-        grad_padded, grad_weights = torch.zeros_like(padded), torch.empty_like(weights)
-        with torch.autocast(grad.device.type, enabled=False):
-            for rows, windows in _blocks(padded, k):
-                size = rows.stop - rows.start
-                grad_sums = _four(grad, rows).reshape(-1, 4, channels)
-                products = grad_sums @ windows.transpose(1, 2)
-                grad_weights[:, rows] = products.view(n, size, width, 4, taps)
-                grad_windows = weights[:, rows].reshape(-1, 4, taps).transpose(1, 2) @ grad_sums
-                grad_windows = grad_windows.view(n, size, width, taps, channels)
-                for tap in range(taps):
-                    row, column = rows.start + tap // k, tap % k
-                    target = grad_padded[:, row : row + size, column : column + width]
-                    target += grad_windows[:, :, :, tap]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        x, weights, k = inputs
+        ctx.save_for_backward(x, weights)
+        ctx.k = k
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x, weights), k = ctx.saved_tensors, ctx.k
+        if torch.is_grad_enabled():  # the gradients will be differentiated
+            vjp = torch.func.vjp(lambda x, weights: _sum_taps(x, weights, k), x, weights)[1]
+            grad_x, grad_weights = vjp(grad)
+            return grad_x, grad_weights, None
+        padded = _pad(x, k)
+        grad_padded = torch.zeros_like(padded) if ctx.needs_input_grad[0] else None
+        grad_weights = torch.empty_like(weights) if ctx.needs_input_grad[1] else None
+        for block in _blocks(padded, k):
+            grads = _four_pixels(grad, block).reshape(-1, 4, x.shape[1])
+            if grad_weights is not None:
+                products = _product(grads, _windows(padded, block, k).transpose(1, 2))
+                grad_weights[block] = products.view(grad_weights[block].shape)
+            if grad_padded is not None:
+                factors = weights[block].reshape(-1, 4, k * k).transpose(1, 2)
+                _add_windows(grad_padded, block, k, _product(factors, grads))
+        if grad_padded is None:
+            return None, grad_weights, None
         inner = slice(k // 2, -(k // 2) or None)
         return grad_padded[:, inner, inner].permute(0, 3, 1, 2), grad_weights, None
 
 
-def _blocks(padded: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yields some rows, and the windows of their pixels: a copy [N * rows * W, k², C]."""
+_Block = tuple[slice, slice]  # of images, and of rows of x
+
+
+def _pad(x: Tensor, k: int) -> Tensor:
+    """Returns [N, H + k - 1, W + k - 1, C], so that the channels of a pixel are contiguous."""
+    return F.pad(x.permute(0, 2, 3, 1), [0, 0] + [k // 2] * 4).contiguous()
+
+
+def _blocks(padded: Tensor, k: int) -> Iterator[_Block]:
+    """Yields whole images, as many as make a block, or else rows of one image, at least one."""
     n, height, width, channels = padded.shape
     height, width = height - k + 1, width - k + 1
-    bytes_of_row = n * width * k * k * channels * padded.element_size()
-    block_bytes = CPU_BLOCK_BYTES if padded.device.type == "cpu" else BLOCK_BYTES
-    size = max(1, block_bytes // max(1, bytes_of_row))
-    for start in range(0, height, size):
-        rows = slice(start, min(start + size, height))
-        block = padded[:, rows.start : rows.stop + k - 1].unfold(1, k, 1).unfold(2, k, 1)
-        yield rows, block.permute(0, 1, 2, 4, 5, 3).reshape(-1, k * k, channels)
+    row_bytes = max(1, width * k * k * channels * padded.element_size())
+    rows_of_block = (
+        _CPU_BLOCK_BYTES if padded.device.type == "cpu" else _GPU_BLOCK_BYTES
+    ) // row_bytes
+    images, rows = max(1, rows_of_block // height), min(max(1, rows_of_block), height)
+    for image in range(0, n, images):
+        for row in range(0, height, rows):
+            yield slice(image, min(image + images, n)), slice(row, min(row + rows, height))
 
 
-def _four(output: Tensor, rows: slice) -> Tensor:
-    """The pixels [N, 2H, 2W, C] that belong to some rows of the input, as a view [N, rows, W, 2, 2, C]."""
-    block = output[:, 2 * rows.start : 2 * rows.stop]
-    n, height, width, channels = block.shape
-    return block.unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2)).transpose(2, 3)
+def _windows(padded: Tensor, block: _Block, k: int) -> Tensor:
+    """Copies the windows of a block to [pixels, k², C]."""
+    images, rows = block
+    pixels = padded[images, rows.start : rows.stop + k - 1].unfold(1, k, 1).unfold(2, k, 1)
+    return pixels.permute(0, 1, 2, 4, 5, 3).reshape(-1, k * k, padded.shape[-1])
+
+
+def _add_windows(padded: Tensor, block: _Block, k: int, windows: Tensor) -> None:
+    """Adds [pixels, k², C] to the windows of a block."""
+    images, rows = block
+    width = padded.shape[2] - k + 1
+    windows = windows.view(-1, rows.stop - rows.start, width, k * k, padded.shape[-1])
+    for tap in range(k * k):
+        row, column = tap // k, tap % k
+        target = padded[images, rows.start + row : rows.stop + row, column : column + width]
+        target += windows[:, :, :, tap]
+
+
+def _four_pixels(output: Tensor, block: _Block) -> Tensor:
+    """Views what [N, C, 2H, 2W] has for a block as [images, rows, W, 2, 2, C]."""
+    images, rows = block
+    pixels = output[images, :, 2 * rows.start : 2 * rows.stop]
+    pixels = pixels.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return pixels.permute(0, 2, 4, 3, 5, 1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    # Autocast, which would round, leaves calls with `out` alone.
+    return torch.bmm(a, b, out=a.new_empty(a.shape[0], a.shape[1], b.shape[2]))
 
 
 class CARAFE(nn.Module):
@@ -119,8 +180,13 @@ class CARAFE(nn.Module):
             k_up: side of the reassembly kernel in pixels, an odd number.
             k_encoder: side of the convolution that predicts the kernels, an odd number.
             compressed_channels: number of channels that the kernels are predicted from (C_m).
+
+        Raises:
+            ValueError: a side is even.
         """
         super().__init__()
+        if k_up % 2 == 0 or k_encoder % 2 == 0:
+            raise ValueError(f"k_up is {k_up} and k_encoder {k_encoder}; both must be odd")
         self.k_up = k_up
         self.compressor = nn.Conv2d(channels, compressed_channels, 1)
         self.encoder = nn.Conv2d(
@@ -132,21 +198,14 @@ class CARAFE(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Upsamples x [N, channels, H, W] to [N, channels, 2H, 2W] of the same dtype."""
+        """Upsamples x [N, channels, H, W] to [N, channels, 2H, 2W] of the same dtype and memory format."""
         n, _, height, width = x.shape
         taps = self.k_up * self.k_up
         weights = self.encoder(self.compressor(x)).view(n, taps, 4, height, width)
         # The k_up² terms are summed in float32, so that a half-precision result is rounded once.
         dtype = torch.promote_types(x.dtype, torch.float32)
         weights = weights.permute(0, 3, 4, 2, 1).to(dtype).softmax(-1)
-        # A script must not see the other branch, so the two conditions are not one.
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            output = reassemble_by_taps(x.to(dtype), weights, self.k_up)
-        elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
-            output = reassemble_by_taps(x.to(dtype), weights, self.k_up)
-        else:
-            output = Reassemble.apply(x.to(dtype), weights, self.k_up)
-        return output.to(x.dtype)
+        return _reassemble(x.to(dtype), weights, self.k_up).to(x.dtype)
 
 
 class GatedCARAFE(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mrcnn_plugin.layers import CARAFE, GatedCARAFE
-from mrcnn_plugin.layers import carafe as carafe_module
+from mrcnn_plugin.layers import carafe as implementation
 from tests import oracles
 
 
@@ -29,22 +29,61 @@ def test_carafe_equals_the_equations_of_the_paper(k_up, k_encoder):
     torch.testing.assert_close(module(x), torch.stack(expected), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 5000, 2**30], ids=["a row", "some rows", "all rows"])
+@pytest.mark.parametrize(
+    "block_bytes", [1, 2**12, 2**14, 2**30], ids=["a row", "some rows", "some images", "all"]
+)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_blocks_of_rows_give_the_sums_and_gradients_of_single_taps(
     k, memory_format, block_bytes, monkeypatch
 ):
-    monkeypatch.setattr(carafe_module, "CPU_BLOCK_BYTES", block_bytes)
-    x = torch.randn(2, 3, 7, 4, dtype=torch.float64).to(memory_format=memory_format)
-    weights = torch.randn(2, 7, 4, 4, k * k, dtype=torch.float64)
-    grad = torch.randn(2, 3, 14, 8, dtype=torch.float64)
+    monkeypatch.setattr(implementation, "_CPU_BLOCK_BYTES", block_bytes)
+    x = torch.randn(3, 3, 7, 4, dtype=torch.float64).to(memory_format=memory_format)
+    weights = torch.randn(3, 7, 4, 4, k * k, dtype=torch.float64)
+    grad = torch.randn(3, 3, 14, 8, dtype=torch.float64)
     results = []
-    for reassemble in (carafe_module.Reassemble.apply, carafe_module.reassemble_by_taps):
+    for reassemble in (implementation._reassemble, implementation._sum_taps):
         inputs = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
         output = reassemble(*inputs, k)
         results.append([output, *torch.autograd.grad(output, inputs, grad)])
-    torch.testing.assert_close(*results, rtol=0, atol=1e-12, check_stride=False)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    assert results[0][0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("needs_gradient", [0, 1])
+def test_one_of_the_two_gradients_can_be_computed_alone(needs_gradient):
+    inputs = [torch.randn(1, 2, 3, 4).double(), torch.randn(1, 3, 4, 4, 9).double()]
+    inputs[needs_gradient].requires_grad_()
+    gradients = []
+    for reassemble in (implementation._reassemble, implementation._sum_taps):
+        output = reassemble(*inputs, 3)
+        gradients.append(torch.autograd.grad(output.square().sum(), inputs[needs_gradient])[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_gradients_can_be_differentiated():
+    inputs = [torch.randn(1, 2, 3, 4).double(), torch.randn(1, 3, 4, 4, 9).double()]
+    inputs = [x.requires_grad_() for x in inputs]
+    assert torch.autograd.gradgradcheck(lambda *x: implementation._reassemble(*x, 3), inputs)
+
+
+def test_the_output_can_be_changed_in_place():
+    x = torch.randn(1, 3, 4, 5, requires_grad=True)
+    module = CARAFE(3)
+    (expected,) = torch.autograd.grad(module(x).relu().sum(), x)
+    (grad,) = torch.autograd.grad(module(x).relu_().sum(), x)
+    assert torch.equal(grad, expected)
+
+
+@pytest.mark.parametrize("sides", [{"k_up": 4}, {"k_encoder": 2}])
+def test_even_sides_are_refused(sides):
+    with pytest.raises(ValueError, match="both must be odd"):
+        CARAFE(3, **sides)
+
+
+def test_shapes_can_be_computed_without_values():
+    upsampled = CARAFE(3).to("meta")(torch.empty(1, 3, 4, 5, device="meta"))
+    assert upsampled.shape == (1, 3, 8, 10)
 
 
 def test_a_batch_may_be_empty():
@@ -55,17 +94,35 @@ def test_a_batch_may_be_empty():
     assert x.grad.shape == x.shape
 
 
-@pytest.mark.parametrize("convert", ["compile", "trace", "script"])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:")
-def test_graphs_give_the_same_output(convert):
+def graph_of(module, x, kind, tmp_path):
+    """Returns the graph as text, and a function that runs it."""
+    if kind == "export":
+        program = torch.export.export(module, (x,))
+        return str(program.graph), program.module()
+    if kind == "fx":
+        traced = torch.fx.symbolic_trace(module)
+        return str(traced.graph), traced
+    script = torch.jit.trace(module, (x,)) if kind == "trace" else torch.jit.script(module)
+    script.save(tmp_path / "script.pt")
+    return str(script.inlined_graph), torch.jit.load(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize(
+    "kind, operator",
+    [("export", "addcmul"), ("fx", "_reassemble"), ("trace", "addcmul"), ("script", "addcmul")],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_graphs_give_the_same_output(kind, operator, tmp_path):
     module, x = carafe(3, k_up=3, compressed_channels=2), torch.randn(1, 3, 4, 6).double()
-    if convert == "compile":
-        graph = torch.compile(module, fullgraph=True, backend="eager")
-    elif convert == "trace":
-        graph = torch.jit.trace(module, (x,))
-    else:
-        graph = torch.jit.script(module)
-    torch.testing.assert_close(graph(x), module(x), rtol=0, atol=1e-12)
+    graph, run = graph_of(module, x, kind, tmp_path)
+    assert operator in graph
+    torch.testing.assert_close(run(x), module(x), rtol=0, atol=1e-12)
+
+
+def test_it_compiles_without_a_break():
+    module, x = carafe(3, k_up=3, compressed_channels=2), torch.randn(1, 3, 4, 6).double()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-12)
 
 
 def test_away_from_the_border_a_constant_stays_the_same():
@@ -104,11 +161,15 @@ def test_autocast_keeps_the_dtype_of_the_input():
     torch.testing.assert_close(upsampled.float(), module(x.float()), rtol=0, atol=0.05)
 
 
-def test_autocast_does_not_round_the_sums():
-    x, weights = torch.randn(1, 8, 4, 4), torch.rand(1, 4, 4, 4, 25)
-    expected = carafe_module.Reassemble.apply(x, weights, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(carafe_module.Reassemble.apply(x, weights, 5), expected)
+def test_autocast_does_not_round_the_sums_or_their_gradients():
+    x, weights, grad = torch.randn(1, 8, 4, 4), torch.rand(1, 4, 4, 4, 25), torch.randn(1, 8, 8, 8)
+    results = []
+    for enabled in (False, True):
+        inputs = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = implementation._reassemble(*inputs, 5)
+            results.append([output, *torch.autograd.grad(output, inputs, grad)])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_gated_carafe_starts_as_nearest_upsampling_and_then_learns():
