@@ -152,6 +152,24 @@ def test_the_gradient_is_correct_and_reaches_every_parameter():
     assert all(p.grad.abs().sum() > 0 for p in module.parameters())
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("block_bytes", [1, 2**27])
+def test_a_gpu_gives_the_numbers_of_the_cpu_and_the_same_gradients_twice(block_bytes, monkeypatch):
+    monkeypatch.setattr(implementation, "_GPU_BLOCK_BYTES", block_bytes)
+    inputs = [torch.randn(2, 64, 25, 38), torch.randn(2, 25, 38, 4, 25).softmax(-1)]
+    grad = torch.randn(2, 64, 50, 76)
+
+    def results(device):
+        x, weights = (t.to(device).requires_grad_() for t in inputs)
+        output = implementation._reassemble(x, weights, 5)
+        return [output, *torch.autograd.grad(output, [x, weights], grad.to(device))]
+
+    first, second = results("cuda"), results("cuda")
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    torch.testing.assert_close([t.cpu() for t in first], results("cpu"), rtol=0, atol=1e-4)
+
+
 def test_autocast_keeps_the_dtype_of_the_input():
     x = torch.randn(1, 8, 4, 4, dtype=torch.bfloat16)
     module = CARAFE(8)
