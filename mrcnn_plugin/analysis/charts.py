@@ -274,7 +274,8 @@ def plot_confusion(
         fontsize=10,
         wrap=True,
     )
-    figure.savefig(file, dpi=_DPI)
+    # The square axes can push labels out of the figure.
+    figure.savefig(file, dpi=_DPI, bbox_inches="tight")
 
 
 def most_confused(matrix: NDArray[np.int64], number: int) -> list[int]:

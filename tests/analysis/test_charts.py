@@ -147,6 +147,15 @@ def test_of_80_classes_those_that_are_confused_most_are_shown(saved):
     assert "20 of 80 classes" in axes.get_title()
 
 
+def test_no_label_of_a_matrix_is_cut_off(tmp_path):
+    matrix = np.diag([77, 84, 91, 68, 1866])
+    names, title = ["disc", "square", "triangle", "ring"], "val: 60 images, 386 objects, " * 3
+    charts.plot_confusion(matrix, names, "segm", 0.1, title, str(tmp_path / "matrix.png"))
+    picture = cv2.imread(str(tmp_path / "matrix.png"))
+    edges = picture[0], picture[-1], picture[:, 0], picture[:, -1]
+    assert all((edge == 255).all() for edge in edges)
+
+
 def test_merging_classes_loses_nothing():
     matrix = np.random.default_rng(0).integers(0, 9, (6, 6))
     merged = charts.merge_others(matrix, [1, 3])
