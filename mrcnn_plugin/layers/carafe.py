@@ -169,6 +169,7 @@ class CARAFE(nn.Module):
     around it and shared by all channels.
 
     The parameters have the layout of the authors' code. The weights are nearly equal at first.
+    torch.func.vmap and forward-mode derivatives do not work.
     """
 
     def __init__(
