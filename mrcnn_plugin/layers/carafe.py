@@ -32,7 +32,7 @@ def _reassemble(x: Tensor, weights: Tensor, k: int) -> Tensor:
     return _Reassemble.apply(x, weights, k)
 
 
-# torch.fx.symbolic_trace keeps the call.
+# torch.fx.symbolic_trace cannot follow an autograd function, so it keeps the call.
 torch.fx.wrap("_reassemble")
 
 
@@ -118,17 +118,17 @@ def _blocks(padded: Tensor, k: int) -> Iterator[_Block]:
     n, height, width, channels = padded.shape
     height, width = height - k + 1, width - k + 1
     row_bytes = max(1, width * k * k * channels * padded.element_size())
-    rows_of_block = (
-        _CPU_BLOCK_BYTES if padded.device.type == "cpu" else _GPU_BLOCK_BYTES
-    ) // row_bytes
-    images, rows = max(1, rows_of_block // height), min(max(1, rows_of_block), height)
+    block_bytes = _CPU_BLOCK_BYTES if padded.device.type == "cpu" else _GPU_BLOCK_BYTES
+    rows = max(1, block_bytes // row_bytes)
+    images = max(1, rows // height)
     for image in range(0, n, images):
         for row in range(0, height, rows):
-            yield slice(image, min(image + images, n)), slice(row, min(row + rows, height))
+            yield slice(image, image + images), slice(row, min(row + rows, height))
 
 
 def _windows(padded: Tensor, block: _Block, k: int) -> Tensor:
     """Copies the windows of a block to [pixels, k², C]."""
+    # F.unfold would put the pixels last, and one matrix for each pixel would need another copy.
     images, rows = block
     pixels = padded[images, rows.start : rows.stop + k - 1].unfold(1, k, 1).unfold(2, k, 1)
     return pixels.permute(0, 1, 2, 4, 5, 3).reshape(-1, k * k, padded.shape[-1])
