@@ -383,6 +383,22 @@ class TestOnGpu:
         torch.cuda.synchronize()
         assert torch.equal(actual, expected)
 
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+    def test_the_kernels_run_on_the_device_of_the_tensors(self):
+        maps, rois, levels, *options = self.args()
+        expected = torch.ops.mrcnn_plugin.roi_align(maps, rois, levels, *options)
+        gradients = torch.autograd.grad(expected.square().sum(), maps)
+        others = [map.detach().to("cuda:1").requires_grad_() for map in maps]
+        with torch.cuda.device(0):
+            actual = torch.ops.mrcnn_plugin.roi_align(
+                others, rois.to("cuda:1"), levels.to("cuda:1"), *options
+            )
+            other_gradients = torch.autograd.grad(actual.square().sum(), others)
+        assert actual.device == torch.device("cuda:1")
+        assert torch.equal(actual.cpu(), expected.cpu())
+        for one, other in zip(gradients, other_gradients, strict=True):
+            assert torch.equal(one.cpu(), other.cpu())
+
     def test_two_streams_can_run_at_once(self):
         features = random_features(2, 64, 100, 100).cuda()
         rois = random_rois(300, 2, 100, 100, torch.float32).cuda()
