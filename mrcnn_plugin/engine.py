@@ -9,10 +9,11 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import tempfile
 import weakref
-from argparse import Namespace
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import detectron2.engine
@@ -168,6 +169,19 @@ class Trainer(DefaultTrainer):
                 + ". Make room, and run the same command with --resume. OUTPUT_DIR is",
                 self.cfg.OUTPUT_DIR,
             ) from error
+
+
+def parse_args(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Namespace:
+    """Parses arguments whose last ones are config changes, `KEY VALUE ...`.
+
+    The word `--opts` may stand before them, because some tools cannot do without it.
+
+    Args:
+        parser: its last argument is `opts`, as in Detectron2's `default_argument_parser`.
+        argv: the arguments; default: those of the process.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return parser.parse_args([word for word in words if word != "--opts"])
 
 
 def launch(main: Callable[[Namespace], Any], args: Namespace) -> None:

@@ -26,7 +26,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from mrcnn_plugin import load_cfg
+from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
 from mrcnn_plugin.engine import read_metrics, register_datasets
 from mrcnn_plugin.evaluation import max_detections, results_folder
@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
-    args = parser.parse_args(argv)
+    args = engine.parse_args(parser, argv)
     if not 0 <= args.min_score <= 1:
         raise ValueError(f"--min-score is {args.min_score}; it must be in [0, 1].")
     return args

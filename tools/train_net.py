@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 
 # load_config: for scripts that take it from here, as they take the trainer.
-from mrcnn_plugin.engine import Trainer, launch, load_config, setup  # noqa: F401
+from mrcnn_plugin.engine import Trainer, launch, load_config, parse_args, setup  # noqa: F401
 
 
 def main(args: Namespace) -> dict[str, Any]:
@@ -39,4 +39,4 @@ def main(args: Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    launch(main, parse_args(default_argument_parser()))

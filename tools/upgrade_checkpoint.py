@@ -26,6 +26,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv)
     if not args.output.endswith(".pth"):
         parser.error(f"--output must end in .pth for Detectron2 to read it, got {args.output}")
     if PathManager.exists(args.output):

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 from PIL import Image
 
 from mrcnn_plugin import get_cfg, load_cfg
 from mrcnn_plugin.data import generate_shapes
+from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
 
 
@@ -256,6 +258,13 @@ def test_an_evaluation_needs_no_images_of_the_training_set(run, tmp_path):
 def test_keys_that_do_not_go_together(run, changes, message):
     with pytest.raises(ValueError, match=message):
         run(**changes)
+
+
+@pytest.mark.parametrize("word", [[], ["--opts"]])
+def test_the_word_opts_may_stand_before_config_changes(word):
+    argv = ["--resume", *word, "SOLVER.MAX_ITER", "3"]
+    args = parse_args(default_argument_parser(), argv)
+    assert args.resume and args.opts == ["SOLVER.MAX_ITER", "3"]
 
 
 def test_entries_as_a_mapping(tmp_path):
