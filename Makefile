@@ -53,7 +53,7 @@ cuda: setup ## compile the CUDA kernels for all generations of GPUs, and fail if
 	@! grep -E "[1-9][0-9]* bytes (stack frame|spill)" build/cuda.log
 	$(BIN)/python -m tests.built_for_cuda build/cuda/mrcnn_plugin/_C.abi3.so
 
-gpu: setup ## build for the GPU of this machine, and run the tests and the benchmark on it
+gpu: setup ## build the CUDA kernels, and run the tests and the benchmark that need a GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu: torch finds no CUDA GPU here")'
 	@$(BIN)/python -m tests.built_for_cuda mrcnn_plugin/_C.abi3.so 2>/dev/null || \
 	    { CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 $(BIN)/python setup.py -q build_ext --force --inplace && touch $(PACKAGE_DONE); }

@@ -11,7 +11,13 @@ from setuptools import Extension, find_packages, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import (
+        CUDA_HOME,
+        BuildExtension,
+        CppExtension,
+        CUDAExtension,
+        _get_cuda_arch_flags,
+    )
 except ModuleNotFoundError as error:
     sys.exit(
         f"mrcnn_plugin cannot be built: {error}.\n"
@@ -46,19 +52,36 @@ def nvcc_version() -> str | None:
     return found and found.group(1)
 
 
+def is_known_to_torch(architecture: str) -> bool:
+    """Returns whether torch compiles for an architecture such as "9.0"."""
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architecture
+    try:
+        _get_cuda_arch_flags()
+    except ValueError:
+        return False
+    finally:
+        del os.environ["TORCH_CUDA_ARCH_LIST"]
+    return True
+
+
 def architectures() -> str:
-    """Returns architectures for TORCH_CUDA_ARCH_LIST whose code runs on every GPU that nvcc knows."""
+    """Returns architectures for TORCH_CUDA_ARCH_LIST whose code runs on every GPU that nvcc and torch know.
+
+    Volta (sm_70) is the oldest, because earlier GPUs have no `__grid_constant__`.
+    """
     output = subprocess.check_output(
         [os.path.join(CUDA_HOME, "bin", "nvcc"), "--list-gpu-code"], text=True
     )
-    codes = sorted({int(code) for code in re.findall(r"^sm_(\d+)$", output, re.MULTILINE)})
+    known = {
+        int(code): f"{code[:-1]}.{code[-1]}"
+        for code in re.findall(r"^sm_(\d+)$", output, re.MULTILINE)
+    }
+    codes = [code for code in sorted(known) if code >= 70 and is_known_to_torch(known[code])]
     # Code for sm_XY also runs on every later minor version, so the first version of each generation is enough. Code
-    # for a few later ones is added because it is faster. GPUs before sm_60 have no atomic addition of doubles.
+    # for a few later ones is added because it is faster.
     first = {code // 10: code for code in reversed(codes)}
-    chosen = [
-        code for code in codes if code >= 60 and (code in first.values() or code in (75, 86, 89))
-    ]
-    return ";".join(f"{code // 10}.{code % 10}" for code in chosen) + "+PTX"
+    chosen = [known[c] for c in codes if c in first.values() or c in (75, 86, 89)]
+    return ";".join(chosen) + "+PTX"
 
 
 def wants_cuda() -> bool:

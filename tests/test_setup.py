@@ -8,6 +8,7 @@ import sys
 import zipfile
 
 import pytest
+import torch
 
 from tests.environments import create_environment, needs_compiler, run
 from tests.small import ROOT
@@ -73,6 +74,45 @@ def test_a_source_that_does_not_compile_is_an_error(sources):
     assert result.returncode != 0
     assert "broken on purpose" in result.stdout
     assert not list((sources / "out").glob("*.whl"))
+
+
+# The lists that nvcc 12.9 and 13.0 print.
+CUDA_12 = "50 52 53 60 61 62 70 72 75 80 86 87 89 90 90a 100 100a 101 101a 103 120 120a 121"
+CUDA_13 = "75 80 86 87 88 89 90 90a 100 100a 103 110 120 120a 121"
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+@pytest.mark.parametrize(
+    "codes, expected",
+    [
+        (CUDA_12, "7.0;7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        (CUDA_13, "7.5;8.0;8.6;8.9;9.0;10.0;11.0;12.0+PTX"),
+        # Of what only a later nvcc knows, torch would say that it is unknown.
+        ("80 90 100 990 991", "8.0;9.0;10.0+PTX"),
+    ],
+)
+def test_the_kernels_are_built_for_what_nvcc_and_torch_know(tmp_path, codes, expected):
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime_api.h").touch()
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    lines = "\n".join(f"sm_{code}" for code in codes.split())
+    nvcc.write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && echo release {torch.version.cuda}, || echo '{lines}'\n"
+    )
+    nvcc.chmod(0o755)
+    program = """
+import os, runpy, setuptools
+setuptools.setup = lambda **arguments: None
+runpy.run_path("setup.py")
+print(os.environ["TORCH_CUDA_ARCH_LIST"])
+"""
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "FORCE_CUDA": "1"}
+    environment.pop("TORCH_CUDA_ARCH_LIST", None)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == expected, result.stderr
 
 
 def test_without_torch_the_error_says_how_to_build():
