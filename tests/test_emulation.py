@@ -63,6 +63,7 @@ def test_a_correct_kernel_passes(run, sanitizer, order):
         ("addition_that_is_not_atomic", "thread", "data race"),
         ("beyond_global_memory", "address", "heap-buffer-overflow"),
         ("beyond_a_shared_array", "address", "use-after-poison"),
+        ("misaligned_vector", "none", "not aligned to 16"),
         ("number_beyond_an_integer", "address", "outside the range of representable values"),
         ("barrier_that_some_threads_skip", "none", "thread 2 has ended"),
         ("barriers_of_two_branches", "none", "a barrier that not all threads of block 0 reach"),

@@ -34,6 +34,14 @@ __global__ void beyond_global_memory(int* out) {
   store_global(out + 64 + threadIdx.x, 1);
 }
 
+struct alignas(16) Vector {
+  int numbers[4];
+};
+
+__global__ void misaligned_vector(int* out) {
+  store_global(out, load_global(reinterpret_cast<const Vector*>(out + 1)).numbers[0]);
+}
+
 __global__ void beyond_a_shared_array(int* out) {
   CUDA_SHARED(int, first, kThreads);
   CUDA_SHARED(int, second, kThreads);
@@ -91,6 +99,7 @@ int main(int argc, char** argv) {
       {"missing_barrier", missing_barrier},
       {"addition_that_is_not_atomic", addition_that_is_not_atomic},
       {"beyond_global_memory", beyond_global_memory},
+      {"misaligned_vector", misaligned_vector},
       {"beyond_a_shared_array", beyond_a_shared_array},
       {"shared_memory_that_nobody_wrote", shared_memory_that_nobody_wrote},
       {"barrier_that_some_threads_skip", barrier_that_some_threads_skip},

@@ -402,7 +402,7 @@ inline void launch(int64_t blocks, int64_t threads, const std::function<void()>&
 #define CUDA_SHARED(type, name, count) \
   type* name = static_cast<type*>(simt::Block::current()->shared(sizeof(type) * (count)))
 #define CUDA_BOUNDS(threads, blocks)
-#define CUDA_SINCE_86(value, before) value
+#define CUDA_SINCE(arch, value, before) (value)
 #define CUDA_PARAMETER const
 #define warp_ballot(condition) simt::Block::current()->ballot(condition, __LINE__)
 // The emulation has no streams, so it ignores the argument.
@@ -422,14 +422,24 @@ inline int lowest_bit(unsigned int bits) {
   return __builtin_ctz(bits);
 }
 
+// A GPU ends the program at such an access, which the CPU allows.
+template <typename T>
+inline void check_alignment(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T) != 0) {
+    throw std::runtime_error("an access to global memory that is not aligned to " + std::to_string(alignof(T)));
+  }
+}
+
 template <typename T>
 inline T load_global(const T* p) {
+  check_alignment(p);
   simt::Block::current()->count(&simt::Counters::loads);
   return *p;
 }
 
 template <typename T>
 inline void store_global(T* p, T value) {
+  check_alignment(p);
   simt::Block::current()->count(&simt::Counters::stores);
   *p = value;
 }

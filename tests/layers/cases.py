@@ -57,6 +57,14 @@ def layouts(tensor):
         .copy_(tensor.permute(0, 2, 3, 1))
         .permute(0, 3, 1, 2),
     )
+    # Vectors of channels would fit it, but for the address of the first.
+    steps = (c // 8 + 1) * 8
+    yield (
+        "not aligned to vectors",
+        tensor.new_zeros(n, h, w, steps)[..., 1 : c + 1]
+        .copy_(tensor.permute(0, 2, 3, 1))
+        .permute(0, 3, 1, 2),
+    )
     # torch.contiguous would not change the stride of an axis of size 1.
     yield (
         "transposed",

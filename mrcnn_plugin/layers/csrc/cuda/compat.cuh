@@ -4,7 +4,7 @@
 //   CUDA_SHARED(type, name, count)    a shared array, aligned to 16 bytes
 //   CUDA_LAUNCH((kernel<T>), blocks, threads, stream, arguments...)    launches a one-dimensional grid
 //   CUDA_BOUNDS(threads, blocks)      most threads of a block, and fewest blocks that a multiprocessor has to hold
-//   CUDA_SINCE_86(value, before)      a value for sm_86 and later, and one for older architectures
+//   CUDA_SINCE(arch, value, before)   a value for an architecture such as 860 and later, and one for older ones
 //   CUDA_PARAMETER                    marks an argument of a kernel that is read in place, without a copy
 //   load_global(p), store_global(p, value)    access global memory
 //   fused(a, b, c)                    a * b + c, rounded once on a GPU. The compiler fuses nothing else, so that
@@ -26,10 +26,10 @@
 #define CUDA_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
 #define CUDA_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define CUDA_PARAMETER const __grid_constant__
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
-#define CUDA_SINCE_86(value, before) before
+#if defined(__CUDA_ARCH__)
+#define CUDA_SINCE(arch, value, before) (__CUDA_ARCH__ >= (arch) ? (value) : (before))
 #else
-#define CUDA_SINCE_86(value, before) value
+#define CUDA_SINCE(arch, value, before) (value)
 #endif
 
 template <typename T>

@@ -42,7 +42,9 @@ constexpr int kGroups = 16; // groups of vector_channels channels in a block
 constexpr int kColumns = kThreads / kGroups; // map columns of a block
 constexpr int kGatherRows = 8; // map rows of a map tile, whose sums are registers
 constexpr int kBatch = 2; // bin tiles that backward_kernel holds in shared memory at a time
-constexpr int kStagedRows = 64; // map rows whose records forward_kernel holds at a time
+// Map rows whose records forward_kernel holds at a time. With more, fewer blocks would fit the 64 to 100 KB of shared
+// memory of sm_75, sm_86, sm_89 and sm_120.
+constexpr int kStagedRows = 48;
 constexpr int kGroupBins = 16; // most bin columns that forward_kernel makes at a time
 constexpr int kFewBlocks = 1000; // fewer blocks of backward_kernel do not fill a GPU evenly
 constexpr int kTapThreads = 2 * kWarp; // one warp per axis
@@ -52,9 +54,9 @@ constexpr int kShort = 8; // a band of at most this many pixels is short
 
 // The most blocks that a multiprocessor can hold without spilling registers.
 template <typename T, bool channels_last>
-constexpr int forward_blocks = sizeof(T) == 8 ? 2 : CUDA_SINCE_86((channels_last ? 4 : 3), 2);
-template <typename T>
-constexpr int backward_blocks = sizeof(T) == 8 ? 2 : CUDA_SINCE_86(3, 2);
+constexpr int forward_blocks = sizeof(T) == 8 ? 2 : channels_last ? CUDA_SINCE(860, 4, 2) : CUDA_SINCE(800, 3, 2);
+template <typename T, bool channels_last>
+constexpr int backward_blocks = sizeof(T) == 8 ? 2 : channels_last ? CUDA_SINCE(860, 3, 2) : CUDA_SINCE(800, 3, 2);
 
 template <typename T>
 MRCNN_HOST_DEVICE T smaller(T a, T b) {
@@ -530,11 +532,11 @@ __device__ inline Slot make_slot(unsigned int slot, unsigned int slots, int num_
 }
 
 // Makes the bins of a slot from the strip, for NCHW. The rows of the strip are the bin rows of all channels. `for_each`
-// calls a function for each weight of the bin column, from map column `from` on. `store(channel, bin row, bin)` writes
-// a bin.
+// calls a function for each weight of the bin column, from map column `from` on. `sum` is that of a wide bin so far.
+// `store(channel, bin row, bin)` writes a bin.
 template <typename T, typename ForEachWeight, typename Store>
 __device__ inline void x_pass_of_rows(
-    const T* strip, T* wide, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
+    const T* strip, T& sum, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
     int num_rows, int num_p, const Store& store) {
   for (int r = slot.row; r < num_rows; r += slot.rows) {
     const int c = r / kTileBins, p = r - c * kTileBins;
@@ -545,8 +547,8 @@ __device__ inline void x_pass_of_rows(
     const T* s = strip + r * (now.columns + 1) + from - now.column;
     for_each([&](T weight, int i) { bin = fused(weight, s[i], bin); });
     if (now.is_wide) {
-      bin += now.column == now.begin ? T(0) : wide[r];
-      wide[r] = bin;
+      bin += now.column == now.begin ? T(0) : sum;
+      sum = bin;
     }
     if (now.column + now.columns >= now.end) {
       store(c, p, bin);
@@ -596,7 +598,9 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
   constexpr int kStripSize = channels_last ? kTileBins * kColumns * kChannels : kTileBins * (kColumns + 1) * kChannels;
   CUDA_SHARED(T, staged, kStagedRows * kRecord);
   CUDA_SHARED(T, strip, kStripSize); // NCHW: [channel][bin row][column]; channels_last: [bin row][column][channel]
-  CUDA_SHARED(T, wide, kTileBins * kChannels); // sums of bins that read more columns than the block has
+  // Sums of bins that read more columns than the block has. For NCHW, a thread makes one of them and has its sum.
+  CUDA_SHARED(T, wide, channels_last ? kTileBins * kChannels : 1);
+  static_assert(channels_last || V * kTileBins <= 2 * kColumns, "kThreads / (2 * kColumns) * V * kTileBins bins");
   CUDA_SHARED(Band32, bands, kGroupBins);
   CUDA_SHARED(T, short_weights, kGroupBins * kShort);
   const int thread = threadIdx.x;
@@ -655,6 +659,7 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
       const bool is_wide = end - begin > columns;
       for (int first_channel = chunk_channel; first_channel < last_channel; first_channel += step) {
         int column = begin;
+        T sum_of_wide = T(0);
         do { // This loops only for a bin that reads more columns than the block has.
           T sums[kTileBins][V] = {};
           const int channel = first_channel + group * V;
@@ -705,7 +710,7 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
             } else {
               const int num_rows_of_strip = smaller(step, last_channel - first_channel) * kTileBins;
               x_pass_of_rows(
-                  strip, wide, now, slot, from, for_each, num_rows_of_strip, num_p,
+                  strip, sum_of_wide, now, slot, from, for_each, num_rows_of_strip, num_p,
                   [&](int c, int p, T bin) { store_global(bin_at(first_channel + c, p), static_cast<scalar_t>(bin)); });
             }
           }
@@ -729,7 +734,7 @@ struct GatherBlocks {
 // A block has a map tile and a chunk of kGroups * V channels. `channels_last` is the layout of both the bins and the
 // maps.
 template <typename scalar_t, typename T, int V, bool channels_last>
-__global__ void CUDA_BOUNDS(kThreads, backward_blocks<T>) backward_kernel(
+__global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backward_kernel(
     CUDA_PARAMETER Bins<const scalar_t> bins, CUDA_PARAMETER Workspace<T> workspace,
     CUDA_PARAMETER Pyramid<scalar_t> maps, CUDA_PARAMETER GatherBlocks blocks) {
   constexpr int kChannels = kGroups * V;
