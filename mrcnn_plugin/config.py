@@ -232,6 +232,18 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def without_federated_loss(cfg: CfgNode) -> CfgNode:
+    """Returns a copy of a config, whose model can be built without the data sets.
+
+    With `MODEL.ROI_BOX_HEAD.USE_FED_LOSS`, Detectron2 reads how many images of `DATASETS.TRAIN` each class has. Only
+    the loss needs that.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    return cfg
+
+
 def _check_mapping(root: Any, file: str) -> None:
     """YAML keeps the last of two equal keys, and Detectron2 expects a mapping without looking."""
     from yaml import MappingNode

@@ -20,7 +20,7 @@ import detectron2.engine
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -34,6 +34,7 @@ from detectron2.engine.launch import _distributed_worker
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from .checkpoint import FittingCheckpointer
@@ -48,12 +49,15 @@ from .data import (
 from .evaluation import build_coco_evaluator, results_folder
 from .hooks import BestModel, SaveOnSignal
 from .modeling import find_unused_keys
-from .validation import check_config
+from .validation import check_config, check_federated_loss_data
 
 # What a full disk, a quota and a folder that has become read-only give.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Keys of SOLVER that may well be changed when a training is resumed.
 _MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
+
+# The config of the training. config.yaml, which Detectron2 writes, is that of the last evaluation too.
+_TRAINED = "config_of_training.yaml"
 
 logger = logging.getLogger("detectron2.mrcnn_plugin.engine")
 
@@ -256,7 +260,9 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     Raises:
         ValueError: the device is not there, or there are no weights to evaluate or no data to train on. Or
             Detectron2 has no augmentation at test time for the model.
-        As :func:`check_config`, :func:`register_datasets` and :func:`check_categories`.
+            Or this trainer cannot evaluate a test set.
+        As :func:`check_config`, :func:`register_datasets`, :func:`check_categories` and
+            :func:`check_federated_loss_data`.
     """
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -277,26 +283,58 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     if cfg.TEST.AUG.ENABLED:
         _check_augmentation(cfg)
     check_config(cfg, args)
-    register_datasets(cfg)
-    check_categories(cfg)
+    register_datasets(cfg, train=not args.eval_only)
+    check_categories(cfg, train=not args.eval_only)
+    _check_evaluators(cfg)
+    if not args.eval_only:
+        check_federated_loss_data(cfg)
 
 
-def register_datasets(cfg: CfgNode) -> None:
-    """Registers the data sets of a config, without checking what is in them.
+def register_datasets(cfg: CfgNode, train: bool) -> None:
+    """Registers the data sets that a config uses, without checking what is in them.
+
+    Args:
+        train: whether the training sets are needed. If not, and their files are not there, they are left out.
 
     Raises:
         As :func:`check_pixel_range` and :func:`register_coco_json`.
     """
     check_pixel_range(cfg)
-    # A check on load would come too early for a tool that only draws. start() checks for a training.
-    register_coco_json(
-        cfg.DATASETS.COCO_JSON,
-        check=cfg.DATASETS.CHECK,
-        masks=cfg.MODEL.MASK_ON,
-        pixel_range=cfg.INPUT.PIXEL_RANGE,
-        pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
-        check_on_load=False,
-    )
+
+    def register(names: Sequence[str]) -> None:
+        register_coco_json(
+            cfg.DATASETS.COCO_JSON,
+            names=names,
+            check=cfg.DATASETS.CHECK,
+            masks=cfg.MODEL.MASK_ON,
+            pixel_range=cfg.INPUT.PIXEL_RANGE,
+            pixel_range_unit=cfg.INPUT.PIXEL_RANGE_UNIT,
+            # It would come too early for a tool that only draws. start() checks for a training.
+            check_on_load=False,
+        )
+
+    register(cfg.DATASETS.TEST)
+    try:
+        register(cfg.DATASETS.TRAIN)
+    except FileNotFoundError as error:
+        if train:
+            raise
+        logger.warning(f"The categories are not compared with those of the training: {error}")
+
+
+def _check_evaluators(cfg: CfgNode) -> None:
+    """Refuses test sets that the trainer cannot evaluate.
+
+    Raises:
+        ValueError: a test set is not in COCO format.
+    """
+    for name in cfg.DATASETS.TEST:
+        kind = MetadataCatalog.get(name).get("evaluator_type") or "coco"
+        if kind != "coco":
+            raise ValueError(
+                f"DATASETS.TEST has {name!r}, whose evaluator_type is {kind!r}; this trainer evaluates 'coco' only. "
+                f"Detectron2's own tools/train_net.py evaluates it, with DETECTRON2_ENV_MODULE=mrcnn_plugin.env."
+            )
 
 
 def _check_augmentation(cfg: CfgNode) -> None:
@@ -343,6 +381,9 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     _run_once(comm.is_main_process(), lambda: _check_output_dir(cfg, starts_anew))
     changes = _changes(cfg) if trains and args.resume and comm.is_main_process() else []
     default_setup(cfg, args)
+    if trains and comm.is_main_process():
+        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, _TRAINED), "w") as f:
+            f.write(cfg.dump())
     if starts_anew and holds_another:
         logger.warning(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds files of another training, but no last_checkpoint. This one starts "
@@ -385,8 +426,11 @@ def _changes(cfg: CfgNode) -> list[str]:
     """How the keys that make it another training differ from those of the checkpoint in `OUTPUT_DIR`."""
     if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return []
+    file = os.path.join(cfg.OUTPUT_DIR, _TRAINED)
+    if not os.path.isfile(file):
+        file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")  # Another program has trained.
     try:
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), encoding="utf-8") as f:
+        with open(file, encoding="utf-8") as f:
             old = dict(leaves(yaml.safe_load(f)))
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return []  # It is not there, or is no config.

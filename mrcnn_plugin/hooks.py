@@ -154,8 +154,8 @@ class SaveOnSignal(HookBase):
 class BestModel(hooks.BestCheckpointer):
     """Detectron2's BestCheckpointer for the first test set, which remembers the best when a training is resumed.
 
-    `OUTPUT_DIR/model_best.pth` has the model alone, and with it `iteration`, `metric` and `value`. A training resumes
-    from its own checkpoints, so that `last_checkpoint` does not name this file.
+    `OUTPUT_DIR/model_best.pth` has the model alone, and with it `iteration`, `metric`, `value` and `test_set`. A
+    training resumes from its own checkpoints, so that `last_checkpoint` does not name this file.
 
     Args:
         cfg: with `DATASETS.TEST` and `TEST.EVAL_PERIOD`.
@@ -166,7 +166,7 @@ class BestModel(hooks.BestCheckpointer):
         metric = best_metric(cfg)
         checkpointer = _BestCheckpointer(model, cfg.OUTPUT_DIR, tags_last=False)
         super().__init__(cfg.TEST.EVAL_PERIOD, checkpointer, metric)
-        checkpointer.metric = metric
+        checkpointer.metric, checkpointer.test_set = metric, cfg.DATASETS.TEST[0]
         self._file = os.path.join(cfg.OUTPUT_DIR, f"{self._file_prefix}.pth")
 
     def before_train(self) -> None:
@@ -175,8 +175,18 @@ class BestModel(hooks.BestCheckpointer):
             return
         try:
             saved = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
-            if saved["metric"] == self._val_metric:
+            wanted = (self._val_metric, self._checkpointer.test_set)
+            # Files of earlier versions do not say what the test set was.
+            found = (saved["metric"], saved.get("test_set", wanted[1]))
+            if found == wanted:
                 self.best_metric, self.best_iter = saved["value"], saved["iteration"]
+            else:
+                logger.warning(
+                    "%s is the best by %s of %s, and will be replaced by the best by %s of %s.",
+                    self._file,
+                    *found,
+                    *wanted,
+                )
         except Exception as error:  # torch raises a dozen types for a file of another kind.
             logger.warning("%s cannot be read, and will be replaced: %s", self._file, error)
 
@@ -197,13 +207,20 @@ class BestModel(hooks.BestCheckpointer):
 
 class _BestCheckpointer(FittingCheckpointer):
     metric = ""
+    test_set = ""
     last_iteration = 0
 
     def save(self, name: str, **kwargs: Any) -> None:
         value, iteration = get_event_storage().latest()[self.metric]
         # Detectron2 gives the evaluation after the last iteration the number of the next one.
         iteration = min(iteration, self.last_iteration)
-        super().save(name, metric=self.metric, value=float(value), iteration=iteration)
+        super().save(
+            name,
+            metric=self.metric,
+            value=float(value),
+            iteration=iteration,
+            test_set=self.test_set,
+        )
 
 
 def best_metric(cfg: CfgNode) -> str:

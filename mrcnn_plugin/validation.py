@@ -38,7 +38,7 @@ from detectron2.utils import comm
 from fvcore.common.registry import Registry
 
 from .checkpoint import is_missing
-from .config import get_cfg, leaves
+from .config import get_cfg, leaves, without_federated_loss
 from .data.checks import check_values
 from .data.coco_json import check_entries
 from .modeling.poolers import POOLER_TYPES
@@ -676,6 +676,29 @@ def _check_fed_loss(cfg: CfgNode) -> None:
         )
 
 
+def check_federated_loss_data(cfg: CfgNode) -> None:
+    """Checks the images of each class that `MODEL.ROI_BOX_HEAD.USE_FED_LOSS` needs, once the data sets are registered.
+
+    Raises:
+        ValueError: the data sets have different numbers of images of a class, or too few classes have images.
+    """
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    if not box_head.get("USE_FED_LOSS"):
+        return
+    counts = [MetadataCatalog.get(name).get("class_image_count") for name in cfg.DATASETS.TRAIN]
+    if any(count != counts[0] for count in counts):
+        raise ValueError(
+            f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}, but MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs the same "
+            f"class_image_count in the metadata of all of them; it must be one data set, so join their JSON files."
+        )
+    seen = sum(entry["image_count"] > 0 for entry in counts[0] or [])
+    if box_head.FED_LOSS_FREQ_WEIGHT_POWER > 0 and seen < box_head.FED_LOSS_NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is {box_head.FED_LOSS_NUM_CLASSES}, but only {seen} classes of "
+            f"{cfg.DATASETS.TRAIN[0]!r} have images, and the others are never sampled; it must be at most {seen}."
+        )
+
+
 def _check_retinanet(cfg: CfgNode) -> None:
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if cfg.MODEL[key]:
@@ -691,10 +714,7 @@ def _check_model(cfg: CfgNode, parts: set[str]) -> None:
         _is_known(registry, _get(cfg, key)) for key, part, registry in NAMES if part in parts
     ):
         return
-    cfg = cfg.clone()
-    cfg.defrost()
-    # It would read the metadata of data sets that are not registered yet.
-    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    cfg = without_federated_loss(cfg)
     shapes = _build(build_backbone, cfg).output_shape()
     keys = {"RPN": "MODEL.RPN", "ROI heads": "MODEL.ROI_HEADS", "RetinaNet": "MODEL.RETINANET"}
     for part, node in keys.items():

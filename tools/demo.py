@@ -52,6 +52,7 @@ from PIL import Image
 
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
+from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.data import (
     check_categories,
     check_pixel_range,
@@ -136,7 +137,7 @@ class Predictor(DefaultPredictor):
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg.clone()
-        self.model = build_model(self.cfg)
+        self.model = build_model(without_federated_loss(cfg))
         self.model.eval()
         must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
         FittingCheckpointer(self.model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)

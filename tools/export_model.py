@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
+from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.data import check_pixel_range, read_input
 from mrcnn_plugin.export import (
     OPSETS,
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = setup_cfg(args)
     images = {path: read(path, cfg) for path in args.input}
-    model = build_model(cfg).eval()
+    model = build_model(without_federated_loss(cfg)).eval()
     must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
     FittingCheckpointer(model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
 

@@ -60,7 +60,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there are no predictions to show.")
-    register_datasets(cfg)
+    register_datasets(cfg, train=False)
     return cfg
 
 

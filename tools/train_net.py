@@ -3,7 +3,7 @@
 
 Detectron2's own tools/train_net.py does the same with DETECTRON2_ENV_MODULE=mrcnn_plugin.env. This
 script needs no environment variables. It also registers the data sets of DATASETS.COCO_JSON, and
-checks that they fit together before it starts.
+checks that they fit together before it starts. It evaluates data sets in COCO format only.
 """
 
 from argparse import Namespace
@@ -14,6 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from mrcnn_plugin.checkpoint import FittingCheckpointer
+from mrcnn_plugin.config import without_federated_loss
 
 # load_config: for scripts that take it from here, as they take the trainer.
 from mrcnn_plugin.engine import Trainer, launch, load_config, parse_args, setup  # noqa: F401
@@ -22,7 +23,7 @@ from mrcnn_plugin.engine import Trainer, launch, load_config, parse_args, setup 
 def main(args: Namespace) -> dict[str, Any]:
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
+        model = Trainer.build_model(without_federated_loss(cfg))
         must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
         FittingCheckpointer(model, cfg.OUTPUT_DIR, must_fit=must_fit).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume

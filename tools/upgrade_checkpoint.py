@@ -26,6 +26,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
-    model = build_model(cfg)
+    model = build_model(without_federated_loss(cfg))
     fresh = {} if args.keep_classifier else sigmoid_classifiers(model)
     checkpointer = ReportingCheckpointer(model)
     checkpointer.load(args.weights, checkpointables=[])

@@ -6,7 +6,7 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -29,6 +29,7 @@ _ARCHITECTURES_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN")
 def register_coco_json(
     entries: Sequence[Sequence[str]],
     *,
+    names: Collection[str] | None = None,
     check: str = "fast",
     masks: bool = True,
     usage: Usage | None = None,
@@ -52,6 +53,7 @@ def register_coco_json(
             may hold $VARIABLES, start with `~` or with any prefix that Detectron2's iopath handlers
             know; relative ones are relative to the working directory. Masks may be polygons or RLE;
             RLE needs `INPUT.MASK_FORMAT: "bitmask"`.
+        names: those of the entries to register; by default all.
         check: "fast", "full" (every image is decoded) or "off" (nothing is checked nor repaired).
         masks: whether masks are of interest. If not, faulty segmentations are taken out.
         usage: which data sets are trained on and evaluated on, and how, for the checks on load;
@@ -75,7 +77,8 @@ def register_coco_json(
         if name in seen:
             raise ValueError(f"{where} has the same name as {_KEY}[{seen[name]}]; use another.")
         seen[name] = index
-
+        if names is not None and name not in names:
+            continue
         json_file = _expand(entry[1], f"the json file of {where}")
         image_root = _expand(entry[2], f"the image root of {where}")
         scaled_root = scaled_path(image_root, pixel_range, pixel_range_unit)
@@ -320,11 +323,14 @@ def _usage(content: dict[str, Any]) -> Usage:
     )
 
 
-def check_categories(cfg: CfgNode) -> None:
+def check_categories(cfg: CfgNode, train: bool = True) -> None:
     """Checks that the data sets of the config exist, and fit each other and the model.
 
     To be called after :func:`register_coco_json`. Categories are compared where Detectron2 knows them
     without loading the data set: for those of `DATASETS.COCO_JSON`, the generated shapes and COCO.
+
+    Args:
+        train: whether the training sets have to exist.
 
     Raises:
         ValueError: a data set is not registered, two of them have different categories, or
@@ -334,6 +340,8 @@ def check_categories(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
+                if key == "TRAIN" and not train:
+                    continue
                 raise ValueError(_unknown(f"DATASETS.{key}", name))
             categories = _registered_categories(name)
             if categories is None:

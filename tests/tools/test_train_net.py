@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from PIL import Image
 
@@ -13,6 +14,8 @@ from mrcnn_plugin import get_cfg, load_cfg
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
+from tests.conftest import load_tool
+from tests.features import needs_fed_loss
 
 
 def same(a, b):
@@ -87,6 +90,14 @@ def test_a_resume_with_another_config_says_what_differs(run, tmp_path, log):
     (said,) = [r.getMessage() for r in log.records if "had another config" in r.getMessage()]
     assert "MODEL.RPN.NMS_THRESH was 0.7 and is 0.5" in said
     assert "SOLVER.BASE_LR was" in said and "MAX_ITER" not in said
+
+
+def test_an_evaluation_does_not_hide_that_the_config_differs(run, tmp_path, log):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    weights = tmp_path / "out" / "model_final.pth"
+    run("--eval-only", SOLVER__BASE_LR=0.5, MODEL__WEIGHTS=weights)
+    run("--resume", DATASETS__TEST="()", SOLVER__MAX_ITER=2, SOLVER__BASE_LR=0.5)
+    assert "SOLVER.BASE_LR was 0.02 and is 0.5" in log.text
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(
@@ -228,6 +239,84 @@ def test_an_evaluation_needs_no_images_of_the_training_set(run, tmp_path):
         run(**changes, OUTPUT_DIR=tmp_path / "other")
 
 
+def test_an_evaluation_needs_no_training_set(run, tmp_path, log):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    files = [str(tmp_path / "data/instances.json"), str(tmp_path / "data/images")]
+    entries = [["shapes_here", *files], *([name, "gone.json", "gone"] for name in ("a", "b"))]
+    settings = {"DATASETS__COCO_JSON": entries, "DATASETS__TEST": "('shapes_here',)"}
+    weights = tmp_path / "out" / "model_final.pth"
+    assert run("--eval-only", DATASETS__TRAIN="('a',)", MODEL__WEIGHTS=weights, **settings)
+    assert "The categories are not compared with those of the training: " in log.text
+    assert "DATASETS.COCO_JSON[1] ('a')" in log.text and "COCO_JSON[2]" not in log.text
+    with pytest.raises(FileNotFoundError, match="'a'"):
+        run(DATASETS__TRAIN="('a',)", OUTPUT_DIR=tmp_path / "other", **settings)
+
+
+@pytest.mark.parametrize("kind", ["lvis", "coco_panoptic_seg"])
+def test_a_test_set_that_is_not_coco_is_refused(run, tmp_path, train_net, monkeypatch, kind):
+    monkeypatch.setattr(train_net.Trainer, "build_model", None)
+    name = f"{kind}_{tmp_path.name}"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).evaluator_type = kind
+    with pytest.raises(
+        ValueError, match=f"{name}.*evaluator_type is '{kind}'.*DETECTRON2_ENV_MODULE"
+    ):
+        run(DATASETS__TEST=f"('{name}',)")
+
+
+FEDERATED = {
+    "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
+    "MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE": True,
+    "MODEL__ROI_BOX_HEAD__USE_FED_LOSS": True,
+    "MODEL__ROI_BOX_HEAD__FED_LOSS_NUM_CLASSES": 2,
+}
+
+
+@needs_fed_loss
+def test_a_model_with_a_federated_loss_is_used_without_its_training_set(run, tmp_path):
+    name, images = f"shapes_of_{tmp_path.name}", tmp_path / "data" / "images"
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1, **FEDERATED)
+    entries = [[name, str(tmp_path / "data/instances.json"), str(images)], ["gone", "a", "b"]]
+    weights = str(tmp_path / "out" / "model_final.pth")
+    settings = {
+        **FEDERATED,
+        "MODEL__WEIGHTS": weights,
+        "DATASETS__COCO_JSON": entries,
+        "DATASETS__TRAIN": "('gone',)",
+    }
+    assert run("--eval-only", **settings)
+    config = (tmp_path / "out" / "config.yaml").read_text()
+    (tmp_path / "gone.yaml").write_text(config)
+    arguments = ["--config-file", str(tmp_path / "gone.yaml")]
+    image = str(next(images.iterdir()))
+    demo = ["--input", image, "--output", str(tmp_path / "drawn"), "--confidence-threshold", "0"]
+    assert load_tool("demo").main([*arguments, *demo]) == 0
+    export = ["--format", "torchscript", "--input", image, "--output", str(tmp_path / "model.ts")]
+    load_tool("export_model").main([*arguments, *export])
+    upgrade = ["--weights", weights, "--output", str(tmp_path / "start.pth")]
+    load_tool("upgrade_checkpoint").main([*arguments, *upgrade])
+    assert (tmp_path / "model.ts").exists() and (tmp_path / "start.pth").exists()
+
+
+@needs_fed_loss
+def test_images_of_the_classes_that_a_federated_loss_needs(run, tmp_path):
+    file = tmp_path / "data" / "instances.json"
+    data = json.loads(file.read_text())
+    few = sorted({a["category_id"] for a in data["annotations"]})[:1]
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] in few]
+    other = tmp_path / "data" / "few.json"
+    other.write_text(json.dumps(data))
+    entries = [
+        [name, str(tmp_path / "data" / path), str(tmp_path / "data" / "images")]
+        for name, path in (("shapes_all", "instances.json"), ("shapes_few", "few.json"))
+    ]
+    settings = {**FEDERATED, "DATASETS__COCO_JSON": entries, "DATASETS__TEST": "()"}
+    with pytest.raises(ValueError, match="FED_LOSS_NUM_CLASSES is 2, but only 1 .*at most 1"):
+        run(DATASETS__TRAIN="('shapes_few',)", **settings)
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is .*must be one data set"):
+        run(DATASETS__TRAIN="('shapes_all', 'shapes_few')", **settings)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -308,6 +397,24 @@ def test_the_best_evaluation_is_kept_over_a_resume(run, tmp_path, train_net, mon
     best = torch.load(out / "model_best.pth", weights_only=True)
     assert (best["value"], best["iteration"]) == (40.0, 4)
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_the_best_on_another_test_set_is_not_the_best(run, tmp_path, train_net, monkeypatch, log):
+    values = iter([60.0, 30.0])
+    monkeypatch.setattr(
+        train_net.Trainer,
+        "test",
+        lambda cfg, model, evaluators=None: {"bbox": {"AP": 1.0}, "segm": {"AP": next(values)}},
+    )
+    first = f"shapes_of_{tmp_path.name}"
+    files = [str(tmp_path / "data/instances.json"), str(tmp_path / "data/images")]
+    entries = [[name, *files] for name in (first, "shapes_other")]
+    settings = {"DATASETS__COCO_JSON": entries, "TEST__EVAL_PERIOD": 1}
+    run(SOLVER__MAX_ITER=1, **settings)
+    run("--resume", SOLVER__MAX_ITER=2, DATASETS__TEST="('shapes_other',)", **settings)
+    best = torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)
+    assert (best["value"], best["test_set"]) == (30.0, "shapes_other")
+    assert f"is the best by segm/AP of {first}, and will be replaced by the best by" in log.text
 
 
 def test_the_best_is_that_of_the_first_test_set(run, tmp_path):
