@@ -169,7 +169,8 @@ class CARAFE(nn.Module):
     around it and shared by all channels.
 
     The parameters have the layout of the authors' code. The weights are nearly equal at first.
-    torch.func.vmap and forward-mode derivatives do not work.
+    torch.func.vmap and forward-mode derivatives do not work. The sums are float32 sums, but where TF32
+    is allowed for products of matrices, a GPU rounds their terms.
     """
 
     def __init__(
@@ -230,4 +231,6 @@ class GatedCARAFE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upsamples x [N, channels, H, W] to [N, channels, 2H, 2W] of the same dtype."""
         nearest = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return nearest + self.gate.to(x.dtype) * (self.carafe(x) - nearest)
+        # The gradient of the gate is a sum over the map, which float16 may not hold.
+        difference = self.carafe(x) - nearest
+        return nearest + (self.gate * difference.to(self.gate.dtype)).to(x.dtype)

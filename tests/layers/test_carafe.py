@@ -212,3 +212,18 @@ def test_the_gate_blends_nearest_upsampling_and_carafe(gate):
     nearest = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     expected = (1 - gate) * nearest + gate * module.carafe(x)
     torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+
+
+def test_the_gradient_of_the_gate_may_be_larger_than_float16():
+    # Mixed precision multiplies the loss by 65536 at first.
+    module = GatedCARAFE(8)
+    x = torch.randn(2, 8, 12, 14)
+    gradients = []
+    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 65536.0)):
+        module.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
+            output = module(x.to(dtype))
+        assert output.dtype == dtype
+        (output.float().mean() * x.numel() * scale).backward()
+        gradients.append(module.gate.grad / scale)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-2)
