@@ -399,6 +399,33 @@ class TestOnGpu:
         for one, other in zip(gradients, other_gradients, strict=True):
             assert torch.equal(one.cpu(), other.cpu())
 
+    def test_there_may_be_more_rois_than_65535(self):
+        maps = [random_features(2, 3, 20, 30)]
+        rois = random_rois(70_000, 2, 20, 30, torch.float32)
+        options = (None, [1.0], 2, 3, *CUBIC)
+        expected = torch.ops.mrcnn_plugin.roi_align(maps, rois, *options)
+        maps = [maps[0].cuda().requires_grad_()]
+        actual = torch.ops.mrcnn_plugin.roi_align(maps, rois.cuda(), *options)
+        assert_same(actual.cpu(), expected, TOLERANCE[torch.float32])
+        (gradient,) = torch.autograd.grad(actual.sum(), maps)
+        assert gradient.isfinite().all() and gradient.all()
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_a_map_may_have_more_than_2_to_the_31_elements(self, format):
+        shape = (2, 256, 2200, 2048)
+        if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+            pytest.skip("needs 12 GB of GPU memory")
+        map = torch.zeros(shape, dtype=torch.half, device="cuda").to(memory_format=format)
+        last = random_features(1, 1, *shape[2:], seed=3).half()
+        map[-1:, -1:] = last.cuda()
+        rois = torch.tensor([[1.0, 1900, 2100, 2040, 2190], [1.0, 3, 5, 2000, 2100]])
+        options = (None, [1.0], 7, 7, *CUBIC)
+        actual = torch.ops.mrcnn_plugin.roi_align([map], rois.cuda(), *options)
+        assert not actual[:, :-1].any()
+        rois[:, 0] = 0
+        expected = torch.ops.mrcnn_plugin.roi_align([last.float()], rois, *options)
+        assert_same(actual[:, -1:].float().cpu(), expected, TOLERANCE[torch.half])
+
     def test_two_streams_can_run_at_once(self):
         features = random_features(2, 64, 100, 100).cuda()
         rois = random_rois(300, 2, 100, 100, torch.float32).cuda()
