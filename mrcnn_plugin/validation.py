@@ -609,7 +609,7 @@ def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
     if "cascade" in parts:
         _check_cascade(cfg)
     if "known ROI heads" in parts and box_head.get("USE_FED_LOSS"):
-        _check_fed_loss(cfg)
+        _check_fed_loss(cfg, train="train" in parts)
     if "box head" in parts and not box_head.NUM_CONV + box_head.NUM_FC:
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.NUM_FC and MODEL.ROI_BOX_HEAD.NUM_CONV are 0; the box head needs a layer, so one of "
@@ -647,7 +647,7 @@ def _check_cascade(cfg: CfgNode) -> None:
         )
 
 
-def _check_fed_loss(cfg: CfgNode) -> None:
+def _check_fed_loss(cfg: CfgNode, train: bool) -> None:
     box_head = cfg.MODEL.ROI_BOX_HEAD
     if not box_head.USE_SIGMOID_CE:
         raise ValueError(
@@ -659,6 +659,8 @@ def _check_fed_loss(cfg: CfgNode) -> None:
             f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is {box_head.FED_LOSS_NUM_CLASSES}; it must be at least 1 and at "
             f"most MODEL.ROI_HEADS.NUM_CLASSES, {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, of which it is a sample"
         )
+    if not train:
+        return
     first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
     own = [entry[0] for entry in cfg.DATASETS.COCO_JSON]
     if cfg.DATASETS.CHECK == "off" and first in own:
@@ -683,7 +685,8 @@ def check_federated_loss_data(cfg: CfgNode) -> None:
         ValueError: the data sets have different numbers of images of a class, or too few classes have images.
     """
     box_head = cfg.MODEL.ROI_BOX_HEAD
-    if not box_head.get("USE_FED_LOSS"):
+    # Heads of another project may do something else with the key.
+    if not box_head.get("USE_FED_LOSS") or "known ROI heads" not in _parts(cfg, train=True):
         return
     counts = [MetadataCatalog.get(name).get("class_image_count") for name in cfg.DATASETS.TRAIN]
     if any(count != counts[0] for count in counts):

@@ -184,13 +184,13 @@ OURS = [
     ),
     (("DATASETS.COCO_JSON", "['a.json']"), "DATASETS.COCO_JSON[0]", "'a.json'", "three strings"),
     (
-        ("DATASETS.COCO_JSON", "[['a', 'nowhere.json', '.']]"),
+        ("DATASETS.COCO_JSON", "[['a', 'nowhere.json', '.']]", "DATASETS.TRAIN", "('a',)"),
         "DATASETS.COCO_JSON[0] ('a')",
         "/nowhere.json",
         "No such file",
     ),
     (
-        ("DATASETS.COCO_JSON", "[['a', '$NOT_SET_HERE/a.json', '.']]"),
+        ("DATASETS.COCO_JSON", "[['a', '$NOT_SET_HERE/a.json', '.']]", "DATASETS.TRAIN", "('a',)"),
         "DATASETS.COCO_JSON[0] ('a')",
         "'$NOT_SET_HERE/a.json'",
         "the environment variable NOT_SET_HERE is not set",

@@ -285,6 +285,7 @@ def test_a_model_with_a_federated_loss_is_used_without_its_training_set(run, tmp
         "DATASETS__TRAIN": "('gone',)",
     }
     assert run("--eval-only", **settings)
+    assert run("--eval-only", **{**settings, "DATASETS__TRAIN": "()"})
     config = (tmp_path / "out" / "config.yaml").read_text()
     (tmp_path / "gone.yaml").write_text(config)
     arguments = ["--config-file", str(tmp_path / "gone.yaml")]
