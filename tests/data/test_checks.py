@@ -25,6 +25,7 @@ from detectron2.utils.visualizer import GenericMask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.coco import COCO
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import (
@@ -394,6 +395,9 @@ SAID = [
     (image("width", 60.0), ["width that is no integer"]),
     (lambda d: d["annotations"].append({**d["annotations"][0], "id": 99}), ["exact copy"]),
     (one("segmentation", [square(40, 20, 15), [41, 21, 42, 22]]), ["some polygons", "fewer than 3"]),
+    (one("segmentation", [[41, 21, 42, 22], square(40, 20, 15)]), ["some polygons", "fewer than 3"]),
+    (one("segmentation", [[], square(40, 20, 15), []]), ["some polygons", "fewer than 3"]),
+    (one("segmentation", [[41, 21], square(40, 20, 15)]), ["some polygons", "fewer than 3"]),
 ]  # fmt: skip
 
 
@@ -428,6 +432,22 @@ def ap_of_ground_truth(**changes):
         instances.pred_masks = torch.tensor(np.array(masks)).bool()
         evaluator.process([{"image_id": d["image_id"]}], [{"instances": instances}])
     return {task: values["AP"] for task, values in evaluator.evaluate().items()}
+
+
+@pytest.mark.parametrize("short", [[], [41, 21], [41, 21, 42, 22]])
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_short_polygons_are_taken_out_for_pycocotools_too(sets, short, iscrowd):
+    data = good()
+    data["annotations"][2].update(
+        iscrowd=iscrowd, segmentation=[short, square(40, 20, 6), square(49, 29, 6)]
+    )
+    sets.check(good(), data)
+    coco = COCO(MetadataCatalog.get("my_val").json_file)
+    assert mask_util.area(coco.annToRLE(coco.anns[3])) == 2 * 6 * 6
+    assert ap_of_ground_truth() == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
+    # Without masks, nobody reads them.
+    assert not any("3 points" in line for line in sets.check(good(), data, MODEL__MASK_ON=False))
+    assert MetadataCatalog.get("my_val").json_file == str(sets.folder / "val.json")
 
 
 def test_good_data_give_no_word(sets):

@@ -441,6 +441,9 @@ class _Checker:
                     continue
                 if len(long) < len(segmentation):
                     bad("polygon_short", k)
+                    if self.masks:
+                        # Detectron2 leaves the others out of training, but pycocotools fails if the first one is short.
+                        self.change(indices[k], segmentation=long)
                 for polygon in long:
                     numbers += polygon
                     lengths.append(len(polygon) // 2)

@@ -319,7 +319,7 @@ KINDS: dict[str, Kind] = {
         "A mask must have a pixel within the image.",
     ),
     "polygon_short": Kind(
-        _N,
+        _R,
         "annotations",
         "have a segmentation in which some polygons have fewer than 3 points",
         "These polygons are left out.",
