@@ -430,6 +430,9 @@ def ap_of_ground_truth(**changes):
         instances.scores = torch.linspace(0.9, 0.8, len(objects))
         instances.pred_classes = torch.tensor([a["category_id"] for a in objects])
         instances.pred_masks = torch.tensor(np.array(masks)).bool()
+        if "keypoints" in objects[0]:
+            keypoints = torch.tensor([a["keypoints"] for a in objects], dtype=torch.float32)
+            instances.pred_keypoints = keypoints.reshape(len(objects), -1, 3)
         evaluator.process([{"image_id": d["image_id"]}], [{"instances": instances}])
     return {task: values["AP"] for task, values in evaluator.evaluate().items()}
 
@@ -1063,19 +1066,94 @@ def test_every_message_is_a_whole_sentence():
         assert then.endswith(".")
 
 
+KEYPOINTS_ON = {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 2}
+
+
 def test_keypoints_stand_with_the_categories(sets):
     data = good()
-    on = {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 2}
+    on = dict(KEYPOINTS_ON)
     message = sets.refused(data, **on)
     assert "my_train" in message and "keypoint_names" in message and "COCO_JSON" in message
-    for category in data["categories"]:
-        category["keypoints"] = ["left_eye", "right_eye"]
-    assert "keypoints" in sets.refused(data, data, **on)
-    each("keypoints", [6, 6, 2, 9, 9, 2])(data)
+    data = with_keypoints()
     assert sets.check(data, data, **on) == []
     assert MetadataCatalog.get("my_train").keypoint_flip_map == [("left_eye", "right_eye")]
     on["MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS"] = 17
     assert "have 2 keypoints" in sets.refused(data, data, **on)
+
+
+def with_keypoints():
+    data = good()
+    for category in data["categories"]:
+        category["keypoints"] = ["left_eye", "right_eye"]
+    for a in data["annotations"]:
+        x, y, side, _ = a["bbox"]
+        a.update(keypoints=[x + 2, y + 2, 2, x + side - 2, y + 3, 1], num_keypoints=2)
+    return data
+
+
+def crowd_with(**fields):
+    """Makes the first annotation a crowd with these fields for keypoints."""
+
+    def edit(data):
+        a = data["annotations"][0]
+        del a["keypoints"], a["num_keypoints"]
+        a.update(iscrowd=1, **fields)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words", "numbers"),
+    [
+        (lambda data: None, [], [2] * 6),
+        (each("num_keypoints", None), ["6 of 6", "have no num_keypoints"], [2] * 6),
+        (one("keypoints", [0] * 6, 0), ["1 of 6", "num_keypoints 2"], [0, 2, 2, 2, 2, 2]),
+        (each("num_keypoints", 0), ["6 of 6", "num_keypoints 0", "v above 0"], [2] * 6),
+        (each("num_keypoints", lambda a: "2"), ["6 of 6", "num_keypoints '2'"], [2] * 6),
+        (
+            lambda data: data["annotations"][0].update(num_keypoints=None),
+            ["1 of 6", "num_keypoints None"],
+            [2] * 6,
+        ),
+        (crowd_with(), ["1 of 6", "of crowds have no keypoints"], [0, 2, 2, 2, 2, 2]),
+        (crowd_with(keypoints=[]), ["of crowds have no keypoints"], [0, 2, 2, 2, 2, 2]),
+        (crowd_with(keypoints=None), ["of crowds have no keypoints"], [0, 2, 2, 2, 2, 2]),
+        (crowd_with(keypoints=[6, 6, 2, 0, 0, 0]), ["no num_keypoints"], [1, 2, 2, 2, 2, 2]),
+        (crowd_with(keypoints=[0] * 6, num_keypoints=0), [], [0, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_what_the_evaluation_of_keypoints_needs_is_repaired(sets, edit, words, numbers):
+    data = with_keypoints()
+    edit(data)
+    said = [
+        line for line in sets.check(with_keypoints(), data, **KEYPOINTS_ON) if "iscrowd" not in line
+    ]
+    assert len(said) == bool(words) and all(word in said[0] for word in words)
+    content = json.loads(Path(MetadataCatalog.get("my_val").json_file).read_text())
+    assert [a["num_keypoints"] for a in content["annotations"]] == numbers
+    # All points that are labelled count: none of their objects is ignored.
+    ap = ap_of_ground_truth(**{"TEST.KEYPOINT_OKS_SIGMAS": [0.05, 0.05]})
+    assert ap == dict.fromkeys(("bbox", "segm", "keypoints"), pytest.approx(100))
+    # Neither a training nor a model without keypoints needs them.
+    for again in (sets.check(data, with_keypoints(), **KEYPOINTS_ON), sets.check(data, data)):
+        assert [line for line in again if "iscrowd" not in line] == []
+
+
+@pytest.mark.parametrize("iscrowd", [0, 1])
+@pytest.mark.parametrize("keypoints", [[5, 5, 2], "none", [5, 5, "2", 6, 6, "2"]])
+def test_malformed_keypoints_are_refused(sets, iscrowd, keypoints):
+    data = with_keypoints()
+    data["annotations"][0].update(iscrowd=iscrowd, keypoints=keypoints)
+    message = sets.refused(with_keypoints(), data, **KEYPOINTS_ON)
+    assert "my_val" in message and "1 of 6" in message and "three numbers" in message
+
+
+@pytest.mark.parametrize("keypoints", [None, []])
+def test_objects_without_keypoints_are_refused(sets, keypoints):
+    data = with_keypoints()
+    one("keypoints", keypoints)(data)
+    assert "three numbers" in sets.refused(data, **KEYPOINTS_ON)
+    assert "three numbers" in sets.refused(with_keypoints(), data, **KEYPOINTS_ON)
 
 
 def test_images_of_a_class_are_counted_for_the_federated_loss(sets):

@@ -33,10 +33,14 @@ _ONLY_FOR_TEST = (
     "area_form",
     "area_zero",
     "area_odd",
+    "keypoints_missing_crowd",
+    "num_keypoints_missing",
+    "num_keypoints_wrong",
     "annotations_missing",
     "many_objects",
 )
 _OF_MASKS = ("segmentation", "rle", "mask", "box_mask", "polygon")
+_OF_KEYPOINTS = ("keypoints", "num_keypoints")
 
 logger = logging.getLogger("detectron2.mrcnn_plugin.data")
 
@@ -198,7 +202,7 @@ def judge(finding: Finding, usage: Usage, *, train: bool, test: bool) -> Level |
         if kind.startswith("mask_missing") and usage.mask_on is None:
             # Where the model is not known it may be one of boxes.
             return Level.NOTE
-    if kind == "keypoints_form" and not usage.keypoints:
+    if kind.startswith(_OF_KEYPOINTS) and not usage.keypoints:
         return None
     if kind == "file_16_bit" and usage.scaled:
         return None

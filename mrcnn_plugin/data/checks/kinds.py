@@ -324,7 +324,7 @@ KINDS: dict[str, Kind] = {
         "have a segmentation in which some polygons have fewer than 3 points",
         "These polygons are left out.",
     ),
-    # Areas, ids, crowds
+    # Areas, keypoints, ids, crowds
     "area_missing": Kind(
         _R, "annotations", "have no area", "The area of the mask, or else of the box, is used."
     ),
@@ -345,6 +345,21 @@ KINDS: dict[str, Kind] = {
         "annotations",
         "have an area that contradicts mask and box (by more than a factor of 2)",
         "AP of small, medium and large objects follows the area of the file.",
+    ),
+    "keypoints_missing_crowd": Kind(
+        _R, "annotations", "of crowds have no keypoints", "None of them is taken as labelled."
+    ),
+    "num_keypoints_missing": Kind(
+        _R,
+        "annotations",
+        "have no num_keypoints",
+        "The number of their labelled keypoints (v above 0) is used.",
+    ),
+    "num_keypoints_wrong": Kind(
+        _R,
+        "annotations",
+        "have a num_keypoints that is not the number of their labelled keypoints (v above 0)",
+        "Their number is used; COCO's evaluation would ignore an object with num_keypoints 0.",
     ),
     "annotation_id_twice": Kind(
         _J,
