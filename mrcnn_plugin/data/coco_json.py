@@ -19,6 +19,7 @@ from ..renamed import VALUES
 from .checks import Usage, check_usage, check_values
 from .checks.inspection import Inspection, inspect_json
 from .checks.read import keypoint_names, read_categories, read_content
+from .keypoints import find_flip_pairs
 from .pixels import check_pixel_range, scaled_path
 
 _KEY = "DATASETS.COCO_JSON"
@@ -128,7 +129,10 @@ def register_coco_json(
             ]
         if inspection.keypoints:
             new[name]["keypoint_names"] = inspection.keypoints
-            new[name]["keypoint_flip_map"] = _flip_map(inspection.keypoints)
+            # Pairs that other code has given stay; Detectron2 would not let others replace them.
+            known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
+            pairs = known.get("keypoint_flip_map", find_flip_pairs(inspection.keypoints))
+            new[name]["keypoint_flip_map"] = pairs
     if usage is None:
         usage = Usage(
             train=list(new), test=list(new), check=check, mask_on=None if masks else False
@@ -235,15 +239,6 @@ def _inspect(json_file: str, where: str, check: str, masks: bool) -> tuple[str, 
     categories = read_categories(content, shown, where)
     names = keypoint_names(content["categories"])
     return local, Inspection(local, categories, names, {}, findings=[], images=[])
-
-
-def _flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of keypoints that a horizontal flip exchanges, by their names."""
-    return [
-        (name, name.replace("left", "right"))
-        for name in names
-        if "left" in name and name.replace("left", "right") in names
-    ]
 
 
 def register_coco_json_from_file(path: str) -> None:

@@ -1081,10 +1081,10 @@ def test_keypoints_stand_with_the_categories(sets):
     assert "have 2 keypoints" in sets.refused(data, data, **on)
 
 
-def with_keypoints():
+def with_keypoints(names=("left_eye", "right_eye")):
     data = good()
     for category in data["categories"]:
-        category["keypoints"] = ["left_eye", "right_eye"]
+        category["keypoints"] = list(names)
     for a in data["annotations"]:
         x, y, side, _ = a["bbox"]
         a.update(keypoints=[x + 2, y + 2, 2, x + side - 2, y + 3, 1], num_keypoints=2)
@@ -1154,6 +1154,29 @@ def test_objects_without_keypoints_are_refused(sets, keypoints):
     one("keypoints", keypoints)(data)
     assert "three numbers" in sets.refused(data, **KEYPOINTS_ON)
     assert "three numbers" in sets.refused(with_keypoints(), data, **KEYPOINTS_ON)
+
+
+@pytest.mark.parametrize(
+    ("flip", "names", "words"),
+    [
+        ("horizontal", ["Left eye", "Right eye"], []),
+        ("horizontal", ["head", "tail"], ["2 of 2 keypoints", "(head; tail)", "left_eye and"]),
+        ("horizontal", ["LEye", "REye"], ["2 of 2 keypoints", "(LEye; REye)"]),
+        ("horizontal", ["l_eye", "r_ear"], ["2 of 2 keypoints", "(l_eye; r_ear)"]),
+        ("horizontal", ["l_eye", "r_eye", "Left ear", "nose"], ["1 of 4 keypoints", "(Left ear)"]),
+        ("vertical", ["Left eye", "Right eye"], ["2 of 2 keypoints", "horizontal flips only"]),
+        ("none", ["head", "tail"], []),
+    ],
+)
+def test_keypoints_that_a_flip_leaves_are_said_before_training(sets, flip, names, words):
+    data = with_keypoints(names)
+    each("keypoints", [6, 6, 2] * len(names))(data)
+    each("num_keypoints", len(names))(data)
+    on = {"MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": len(names), "INPUT__RANDOM_FLIP": flip}
+    said = sets.check(data, data, MODEL__KEYPOINT_ON=True, **on)
+    assert len(said) == bool(words) and all(word in said[0] for word in words)
+    assert all("'my_train'" in line and "INPUT.RANDOM_FLIP to 'none'" in line for line in said)
+    assert sets.check(data, data, **on) == []
 
 
 def test_images_of_a_class_are_counted_for_the_federated_loss(sets):

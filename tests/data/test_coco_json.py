@@ -7,6 +7,7 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.utils.file_io import PathHandler, PathManager
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import check_categories, register_coco_json, register_coco_json_from_file
+from mrcnn_plugin.data.keypoints import find_flip_pairs
 
 CATEGORIES = [{"id": 7, "name": "spoon"}, {"id": 3, "name": "fork"}]
 
@@ -162,6 +164,73 @@ def test_an_empty_list_registers_nothing():
     before = set(DatasetCatalog)
     register_coco_json(make_cfg().DATASETS.COCO_JSON)
     assert set(DatasetCatalog) == before
+
+
+# Keypoints
+
+
+def with_keypoints(names):
+    return [{**category, "keypoints": names} for category in CATEGORIES]
+
+
+@pytest.mark.parametrize(
+    ("names", "flipped"),
+    [
+        (["left_eye", "right_eye", "nose"], [1, 0, 2]),
+        (["nose", "Right eye", "Left eye"], [0, 2, 1]),
+        (["LEFT_EYE", "RIGHT_EYE"], [1, 0]),
+        (["leftEye", "RightEye"], [1, 0]),
+        (["eyeleft", "eyeright"], [1, 0]),
+        (["l_eye", "r_eye"], [1, 0]),
+        (["eye_l", "eye_r"], [1, 0]),
+        (["Eye.L", "Eye.R", "Ear-L", "Ear-R"], [1, 0, 3, 2]),
+        (["eye l 1", "eye r 1"], [1, 0]),
+        (["L", "R"], [1, 0]),
+        (["upright_left", "upright_right"], [1, 0]),
+        (["left_eye_left_corner", "right_eye_right_corner"], [1, 0]),
+        (["left_eye_right_corner", "right_eye_left_corner"], [1, 0]),
+        # No partner
+        (["left_eye", "right_ear"], [0, 1]),
+        (["left_eye", "r_eye"], [0, 1]),
+        (["lip", "rip", "tail", "tair"], [0, 1, 2, 3]),
+        # These cannot be told apart.
+        (["left_eye", "LEFT_EYE", "right_eye"], [0, 2, 1]),
+    ],
+)
+def test_keypoints_of_left_and_right_are_exchanged(tmp_path, names, flipped):
+    register_coco_json([("cutlery", *write_coco(tmp_path, with_keypoints(names)))])
+    # What Detectron2's mapper makes of the pairs.
+    assert create_keypoint_hflip_indices(["cutlery"]) == flipped
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from("left Right l R e _ .".split()), min_size=1, max_size=4).map(
+            "".join
+        ),
+        min_size=1,
+        unique=True,
+    )
+)
+def test_keypoints_are_exchanged_for_each_other(names):
+    MetadataCatalog.get("exchanged").set(
+        keypoint_names=names, keypoint_flip_map=find_flip_pairs(names)
+    )
+    flipped = create_keypoint_hflip_indices(["exchanged"])
+    MetadataCatalog.remove("exchanged")
+    assert [flipped[i] for i in flipped] == list(range(len(names)))
+
+
+def test_pairs_of_keypoints_that_other_code_gave_are_kept(tmp_path):
+    pairs = [("port", "starboard")]
+    MetadataCatalog.get("boats").keypoint_flip_map = pairs
+    entry = ("boats", *write_coco(tmp_path, with_keypoints(["port", "starboard"])))
+    register_coco_json([entry])
+    assert MetadataCatalog.get("boats").keypoint_flip_map == pairs
+    # Registered anew
+    register_coco_json([entry], masks=False)
+    assert MetadataCatalog.get("boats").keypoint_flip_map == pairs
+    assert create_keypoint_hflip_indices(["boats"]) == [1, 0]
 
 
 # Errors

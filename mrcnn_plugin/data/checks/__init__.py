@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 
+from ..keypoints import find_not_exchanged
 from .annotations import Finding
 from .inspection import inspect_images, inspect_json
 from .kinds import KINDS, Level
@@ -26,7 +27,7 @@ _FEW_LEFT_OUT = 0.01
 # Objects that are probably wrong are used up to this share of those compared; more are refused.
 _FEW_ODD = 0.1
 _ALLOWABLE = (Level.JUDGEMENT, Level.LEFT_OUT, Level.NOTE_IF_FEW)
-_ONLY_FOR_TRAINING = ("rle",)
+_ONLY_FOR_TRAINING = ("rle", "keypoints_flip")
 _ONLY_FOR_TEST = (
     "mask_missing_crowd",
     "area_missing",
@@ -59,6 +60,7 @@ class Usage:
         scaled: whether pixels of more than 8 bits are scaled.
         detections: `TEST.DETECTIONS_PER_IMAGE`; negative for no limit.
         keypoints: the number of keypoints of the model, 0 if it has none.
+        flip: `INPUT.RANDOM_FLIP`.
         resized: (shortest side, longest side) of inputs, each in px, of training and of test.
     """
 
@@ -71,6 +73,7 @@ class Usage:
     scaled: bool = False
     detections: int | None = None
     keypoints: int = 0
+    flip: str | None = None
     resized: Sequence[tuple[int, int]] = ()
 
     @classmethod
@@ -88,6 +91,7 @@ class Usage:
             scaled=bool(cfg.INPUT.PIXEL_RANGE),
             detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
+            flip=cfg.INPUT.RANDOM_FLIP,
             resized=sizes,
         )
 
@@ -165,6 +169,7 @@ def find_problems(name: str, usage: Usage, *, limit: int | None = 5) -> list[Fin
                 f"image {id!r} has {n}" for n, id in inspection.crowded if n > usage.detections
             ]
             findings.append(Finding("many_objects", count, len(inspection.images), examples))
+    findings += _find_not_exchanged(name, usage, limit)
     # A remote folder is not looked at: every image would have to be fetched.
     if "://" not in root:
         findings += inspect_images(
@@ -287,6 +292,19 @@ def check_keypoints(name: str, usage: Usage) -> list[str]:
             "the categories must have the same list keypoints of names."
         )
     return [f"Data set {name!r} ({metadata.coco_json_source}): {fault}"]
+
+
+def _find_not_exchanged(name: str, usage: Usage, limit: int | None) -> list[Finding]:
+    """The keypoints whose left and right a flip in training would confuse."""
+    if usage.flip not in ("horizontal", "vertical"):
+        return []
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("keypoint_names", [])
+    pairs, hint = metadata.get("keypoint_flip_map", []), ""
+    if usage.flip == "vertical":
+        pairs, hint = [], "Detectron2 exchanges keypoints in horizontal flips only."
+    found = find_not_exchanged(names, pairs)
+    return [Finding("keypoints_flip", len(found), len(names), found[:limit], hint)] if found else []
 
 
 def _smallest(sizes: Iterable[tuple[int, int]]) -> Any:

@@ -404,6 +404,13 @@ KINDS: dict[str, Kind] = {
         "have more objects than TEST.DETECTIONS_PER_IMAGE",
         "The others cannot be found; raise it, and the evaluation will count as many.",
     ),
+    "keypoints_flip": Kind(
+        _N,
+        "keypoints",
+        "are not exchanged with another one when INPUT.RANDOM_FLIP flips an image",
+        "If some are left and others right, name each pair as left_eye and right_eye, or as eye_l and eye_r. Or set "
+        "INPUT.RANDOM_FLIP to 'none'.",
+    ),
     # What is worth knowing of image files
     "file_rotated": Kind(
         _N,
