@@ -163,14 +163,18 @@ def _suggest_model(s: Suggestion, train: Statistics) -> None:
 def _suggest_input(s: Suggestion, train: Statistics) -> None:
     shorter = np.minimum(train.image_widths, train.image_heights)
     aspects = np.maximum(train.image_widths, train.image_heights) / shorter
-    side, aspect = float(np.median(shorter)), float(np.percentile(aspects, 95))
-    small = float(np.percentile(train.sizes, 25))
-    scale = min(_LARGEST_SCALE, max(_POOLED / small, min(1.0, _SHORTER_SIDE / side)))
-    size = _round(min(scale * side, _LONGEST_SIDE / aspect))
+    low, aspect = (float(value) for value in np.percentile(aspects, (5, 95)))
+    # Nearly all images would be reduced to the longest side anyway. A few long ones do not limit the others.
+    size = _round(min(_shorter_side(train, shorter), _LONGEST_SIDE / low))
+    longer = s.cfg.INPUT.MAX_SIZE_TEST
+    if not s.keeps("INPUT.MAX_SIZE_TEST"):
+        longer = _longer_side(size, aspect)
+    small = np.percentile(train.sizes, 25)
+    in_input = np.percentile(train.sizes_in_input(size, longer), 25)
     reason = (
-        f"The shorter side of an image has {side:.0f} px (median). A quarter of the objects is smaller than "
-        f"{small:.0f} px, which become {small * size / side:.0f} px. The aim is {_POOLED} px, but images are "
-        f"enlarged at most {_LARGEST_SCALE:.0f} times, and not beyond {_LONGEST_SIDE} px."
+        f"The shorter side of an image has {np.median(shorter):.0f} px (median). A quarter of the objects is smaller "
+        f"than {small:.0f} px; in a test input, a quarter is smaller than {in_input:.0f} px. The aim is {_POOLED} px, "
+        f"but images are enlarged for it at most {_LARGEST_SCALE:.0f} times, and not beyond {_LONGEST_SIDE} px."
     )
     if s.keeps("INPUT.MIN_SIZE_TRAIN"):
         largest = max(s.cfg.INPUT.MIN_SIZE_TRAIN)
@@ -190,6 +194,20 @@ def _suggest_input(s: Suggestion, train: Statistics) -> None:
     s.set("INPUT.MAX_SIZE_TEST", longer, reason)
     longer = _longer_side(max(s.cfg.INPUT.MIN_SIZE_TRAIN), aspect)
     s.set("INPUT.MAX_SIZE_TRAIN", longer, "As MAX_SIZE_TEST.")
+
+
+def _shorter_side(train: Statistics, shorter: NDArray[np.int64]) -> float:
+    """The shorter side of inputs, in px, with which three quarters of the objects are large enough.
+
+    Every object counts with the size of its own image, because the images of a data set may differ.
+
+    Args:
+        train: the training set.
+        shorter: int64 [I], the shorter side of each image, in px.
+    """
+    side = shorter[train.images]
+    needed = np.maximum(_POOLED / train.sizes, np.minimum(1.0, _SHORTER_SIDE / side))
+    return float(np.percentile(np.minimum(_LARGEST_SCALE, needed) * side, 75))
 
 
 def _round(length: float) -> int:

@@ -69,6 +69,54 @@ def test_the_input_size_follows_from_images_and_objects(size, objects, expected)
     assert all(0.7 * expected[0] < short for short in node.MIN_SIZE_TRAIN)
 
 
+def smallest_quarter_in_input(dicts, cfg):
+    """Below how many px a quarter of the objects is after Detectron2's resizing of a test image."""
+    sizes = []
+    for record in dicts:
+        shape = record["height"], record["width"]
+        (resize,) = build_augmentation(cfg, is_train=False)
+        transform = resize.get_transform(np.zeros(shape, np.uint8))
+        for annotation in record["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            corners = transform.apply_coords(np.array([[x, y], [x + width, y + height]]) * 1.0)
+            sizes.append(np.prod(corners[1] - corners[0]) ** 0.5)
+    return np.percentile(sizes, 25)
+
+
+def input_reason(suggestion):
+    (line,) = [line for line in suggestion.lines if line.key == "INPUT.MIN_SIZE_TEST"]
+    return line.reason
+
+
+@pytest.mark.parametrize("objects", [3, 100])
+def test_a_few_long_images_do_not_reduce_the_others(objects):
+    usual = make(20, size=(640, 480), sizes=(20, 20, 300))
+    long = make(2, size=(8000, 480), sizes=(20,) * objects)
+    suggestion = suggest(usual + long)
+    node = suggestion.cfg.INPUT
+    assert node.MIN_SIZE_TEST == suggest(usual).cfg.INPUT.MIN_SIZE_TEST == 672
+    assert node.MAX_SIZE_TEST == node.MAX_SIZE_TRAIN == 2048
+
+
+def test_objects_count_with_the_size_of_their_own_image():
+    small, large = make(60, sizes=(100,)), make(40, size=(4000, 4000), sizes=(100,) * 50)
+    node = suggest(small + large).cfg.INPUT
+    assert node.MIN_SIZE_TEST == suggest(large).cfg.INPUT.MIN_SIZE_TEST == 1120  # 28 px
+    # They are nearly all of these objects.
+    small, large = make(60, sizes=(100,) * 50), make(40, size=(4000, 4000), sizes=(1000,))
+    assert suggest(small + large).cfg.INPUT.MIN_SIZE_TEST == 256
+
+
+@pytest.mark.parametrize("opts", [(), ("INPUT.MAX_SIZE_TEST", 1024)])
+def test_the_comment_says_how_large_objects_become(opts):
+    dicts = make(3, sizes=(30,) * 9) + make(3, size=(4000, 400), sizes=(12, 14))
+    suggestion = suggest(dicts, opts=opts)
+    expected = smallest_quarter_in_input(dicts, suggestion.cfg)
+    assert f"in a test input, a quarter is smaller than {expected:.0f} px" in input_reason(
+        suggestion
+    )
+
+
 def share_matched(sizes, anchors):
     """The share of squares whose best anchor at the same centre has an IoU of at least 0.5."""
     half = torch.tensor(sizes)[:, None] / 2
