@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
@@ -158,10 +158,15 @@ def read_config(args: argparse.Namespace) -> CfgNode | None:
     return cfg
 
 
-def check_fit(cfg: CfgNode, name: str, usage: Usage) -> list[str]:
-    """What keeps a registered data set from being used with a config."""
-    cfg = cfg.clone()
-    cfg.defrost()
+def check_fit(cfg: CfgNode | None, name: str, usage: Usage) -> list[str]:
+    """What keeps a registered data set from being used with the training set, and with a config if there is one."""
+    if cfg is None:
+        cfg = get_cfg()
+        # Only the classes of a known model are counted.
+        cfg.MODEL.META_ARCHITECTURE = ""
+    else:
+        cfg = cfg.clone()
+        cfg.defrost()
     # A test set must have the categories of the training set.
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(usage.train), (name,)
     faults: list[str] = []
@@ -215,7 +220,7 @@ Faults = list[tuple[Finding, Level | None]]
 def find_faults(name: str, cfg: CfgNode | None, usage: Usage, limit: int | None) -> Faults:
     """The faults of a registered data set, and what they lead to; None for nothing."""
     faults: Faults = []
-    for fault in check_fit(cfg, name, usage) if cfg is not None else ():
+    for fault in check_fit(cfg, name, usage):
         faults.append((Finding("config", 1, 1, [], hint=fault), Level.ERROR))
     for finding in find_problems(name, usage, limit=limit):
         level = judge(finding, usage, train=name in usage.train, test=name in usage.test)

@@ -164,10 +164,16 @@ class TestVal:
         assert run(data, "--val", data / "instances.json") == 0
         assert capsys.readouterr().out.count("kinds of faults refused: 0") == 1
 
-    def test_must_have_the_same_categories(self, data, val, capsys):
+    @pytest.mark.parametrize("config", [(), ("--config-file", CONFIGS / "quickstart.yaml")])
+    def test_must_have_the_same_categories(self, data, val, capsys, tmp_path, config):
         edit(val[0], lambda content: content["categories"][0].update(name="other"))
-        assert run(data, "--val", *val, "--config-file", CONFIGS / "quickstart.yaml") == 1
-        assert "must have the same categories" in capsys.readouterr().out
+        assert run(data, "--val", *val, "--json", tmp_path / "report.json", *config) == 1
+        out = capsys.readouterr().out
+        assert "must have the same categories" in out and "against 'other'" in out
+        (entry,) = json.loads((tmp_path / "report.json").read_text())
+        assert (entry["kind"], entry["json_file"]) == ("config", str(val[0]))
+        assert run(data, "--val", *val, "--write-config", tmp_path / "my.yaml") == 1
+        assert "my.yaml is not written" in capsys.readouterr().out
 
 
 class TestWriteConfig:
