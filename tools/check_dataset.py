@@ -185,10 +185,16 @@ def data_sets(args: argparse.Namespace) -> list[tuple[str, str]]:
     return found
 
 
+def find_real_path(path: str) -> str:
+    """The path of a file, which is the same however its folder is written."""
+    return path if "://" in path else os.path.realpath(path)
+
+
 def count_shared_images(args: argparse.Namespace) -> int:
     """How many image files the data set and that of --val have in common."""
     train, val = (
-        {record["file_name"] for record in DatasetCatalog.get(name)} for name, _ in data_sets(args)
+        {find_real_path(record["file_name"]) for record in DatasetCatalog.get(name)}
+        for name, _ in data_sets(args)
     )
     return len(train & val)
 

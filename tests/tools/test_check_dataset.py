@@ -160,6 +160,16 @@ class TestVal:
         assert run(data, "--val", data / "part.json") == 0
         assert "NOTE: 2 images of --val are in" in capsys.readouterr().out
 
+    def test_images_that_are_in_both_are_counted_however_the_folder_is_written(
+        self, data, capsys, monkeypatch
+    ):
+        monkeypatch.chdir(data)
+        (data / "link").symlink_to("images")
+        for i, folder in enumerate(("images", "./images", data / "images", "link")):
+            (data / f"copy{i}.json").write_bytes((data / "instances.json").read_bytes())
+            assert run(data, "--val", f"copy{i}.json", folder) == 0
+            assert "NOTE: 3 images of --val are in" in capsys.readouterr().out
+
     def test_can_be_in_the_same_folder_of_images_or_be_the_same_file(self, data, capsys):
         assert run(data, "--val", data / "instances.json") == 0
         assert capsys.readouterr().out.count("kinds of faults refused: 0") == 1
