@@ -185,6 +185,20 @@ def data_sets(args: argparse.Namespace) -> list[tuple[str, str]]:
     return found
 
 
+def check_val(args: argparse.Namespace) -> None:
+    """Checks that the data set of --val has a name of its own, or is the other one.
+
+    Raises:
+        ValueError: only their folders of images differ.
+    """
+    (json_file, root), *val = data_sets(args)
+    if val and val[0][0] == json_file and val[0][1] != root:
+        raise ValueError(
+            f"--val names {json_file} too, but with the images in {val[0][1]} instead of {root}; name another JSON "
+            f"file, or leave the folder out."
+        )
+
+
 def find_real_path(path: str) -> str:
     """The path of a file, which is the same however its folder is written."""
     return path if "://" in path else os.path.realpath(path)
@@ -328,11 +342,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_target("--write-config", args.write_config)
         if args.json:
             check_target("--json", args.json)
+        targets = [find_real_path(file) for file in (args.write_config, args.json) if file]
+        if len(set(targets)) < len(targets):
+            raise ValueError(
+                f"--json and --write-config both name {args.write_config}; name two files."
+            )
         folders = [args.pictures] if args.pictures else []
         if args.pictures and args.val:
             folders.append(os.path.join(args.pictures, "val"))
         for folder in folders:
             check_folder(folder)
+        check_val(args)
         cfg = read_config(args)
         usage = make_usage(args, cfg)
         if args.write_config:

@@ -123,6 +123,17 @@ def test_no_file_is_overwritten_by_the_report(data, capsys, monkeypatch):
     assert (data / "instances.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("written", ["same.yaml", "./same.yaml"])
+def test_the_report_and_the_config_are_different_files(
+    data, capsys, tmp_path, monkeypatch, written
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
+    assert run(data, "--json", "same.yaml", "--write-config", written) == 2
+    assert f"--json and --write-config both name {written}" in capsys.readouterr().err
+    assert not (tmp_path / "same.yaml").exists()
+
+
 @pytest.fixture
 def val(tmp_path):
     generate_shapes(str(tmp_path / "val"), 2, seed=6)
@@ -184,6 +195,12 @@ class TestVal:
         assert (entry["kind"], entry["json_file"]) == ("config", str(val[0]))
         assert run(data, "--val", *val, "--write-config", tmp_path / "my.yaml") == 1
         assert "my.yaml is not written" in capsys.readouterr().out
+
+    def test_names_the_same_json_file_with_the_same_images_only(self, data, val, capsys):
+        assert run(data, "--val", data / "instances.json", val[1]) == 2
+        err = capsys.readouterr().err
+        assert f"--val names {data / 'instances.json'} too, but with the images in {val[1]}" in err
+        assert "COCO_JSON" not in err
 
 
 class TestWriteConfig:
