@@ -41,6 +41,7 @@ from .checkpoint import is_missing
 from .config import get_cfg, leaves, without_federated_loss
 from .data.checks import check_values
 from .data.coco_json import check_entries
+from .evaluation import results_folder
 from .modeling.poolers import POOLER_TYPES
 from .modeling.unused_keys import is_ours
 
@@ -501,6 +502,14 @@ def _check_images(cfg: CfgNode) -> None:
 def _check_tests(cfg: CfgNode, args: Namespace) -> None:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is (); name a data set for --eval-only to evaluate on.")
+    folders: dict[str, str] = {}
+    for name in cfg.DATASETS.TEST:
+        other = folders.setdefault(results_folder(cfg, name), name)
+        if other != name:
+            raise ValueError(
+                f"DATASETS.TEST has {other!r} and {name!r}, whose results would be in the same folder, "
+                f"{results_folder(cfg, name)}; they must have names that differ in letters or digits."
+            )
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
         sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         if len(sigmas) != count and (sigmas or count != 17):

@@ -445,6 +445,12 @@ STOCK = [
         "did you mean 'bad_input_train'",
     ),
     (
+        ("DATASETS.TEST", "('val 1', 'other', 'val_1')"),
+        "DATASETS.TEST",
+        "'val 1' and 'val_1'",
+        "names that differ in letters or digits",
+    ),
+    (
         ("MODEL.LOAD_PROPOSALS", "True"),
         "DATASETS.PROPOSAL_FILES_TRAIN",
         "()",
