@@ -93,6 +93,12 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
     _check_weights(cfg, args)
     if "train" in parts:
         _check_solver(cfg)
+    if {"train", "semantic segmentation"} <= parts and (
+        # A head of another project may do without. PanopticFPN itself does not.
+        cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+        or _is_known(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME)
+    ):
+        _check_semantic_segmentation(cfg)
     if "ROI heads" in parts:
         _check_roi_heads(cfg, parts)
     if "RetinaNet" in parts:
@@ -526,6 +532,36 @@ def _check_tests(cfg: CfgNode, args: Namespace) -> None:
                     f"DATASETS.PROPOSAL_FILES_{key} is {files}, but MODEL.LOAD_PROPOSALS is True; it must name a file "
                     f"for each data set of DATASETS.{key}, {names}."
                 )
+            if not args.eval_only:
+                _check_proposals(cfg, key)
+
+
+def _check_proposals(cfg: CfgNode, key: str) -> None:
+    """Detectron2's own files have proposals of COCO's images only, and others end in a KeyError."""
+    own = _own_data_sets(cfg)
+    files = cfg.DATASETS[f"PROPOSAL_FILES_{key}"]
+    for name, file in zip(cfg.DATASETS[key], files, strict=False):
+        if name in own and str(file).startswith("detectron2://"):
+            raise ValueError(
+                f"DATASETS.PROPOSAL_FILES_{key} has {file!r}, which is of images of COCO; it must name a file with the "
+                f"proposals of {name!r}, which is of DATASETS.COCO_JSON, or MODEL.LOAD_PROPOSALS must be False."
+            )
+
+
+def _check_semantic_segmentation(cfg: CfgNode) -> None:
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    own = _own_data_sets(cfg)
+    for name in cfg.DATASETS.TRAIN:
+        if name in own:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is {architecture!r}, which trains on semantic segmentations, but "
+                f"{name!r} of DATASETS.COCO_JSON has none; set it to 'GeneralizedRCNN', or DATASETS.TRAIN to a data "
+                f"set of your own code with sem_seg_file_name for each image."
+            )
+
+
+def _own_data_sets(cfg: CfgNode) -> list[str]:
+    return [entry[0] for entry in cfg.DATASETS.COCO_JSON]
 
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
@@ -671,8 +707,7 @@ def _check_fed_loss(cfg: CfgNode, train: bool) -> None:
     if not train:
         return
     first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
-    own = [entry[0] for entry in cfg.DATASETS.COCO_JSON]
-    if cfg.DATASETS.CHECK == "off" and first in own:
+    if cfg.DATASETS.CHECK == "off" and first in _own_data_sets(cfg):
         raise ValueError(
             "DATASETS.CHECK is 'off', so that nothing counts the images of each class for "
             "MODEL.ROI_BOX_HEAD.USE_FED_LOSS; it must be 'fast' or 'full'."

@@ -68,6 +68,9 @@ ROTATED = (
 FED = "MODEL.ROI_BOX_HEAD.USE_FED_LOSS"
 SIGMOID = (LOSS, "sigmoid_focal", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True", FED, "True")
 KEYPOINTS = "MODEL.KEYPOINT_ON True MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS".split()
+PROPOSALS = "MODEL.LOAD_PROPOSALS True MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals".split()
+# As in fast_rcnn_R_50_FPN_1x.yaml of Detectron2.
+COCO_PROPOSALS = "detectron2://COCO-Detection/rpn_R_50_FPN_1x/proposals.pkl"
 CROP = ("INPUT.CROP.ENABLED", "True")
 CLIP = "SOLVER.CLIP_GRADIENTS."
 
@@ -455,6 +458,33 @@ STOCK = [
         "DATASETS.PROPOSAL_FILES_TRAIN",
         "()",
         "a file for each data set",
+    ),
+    (
+        ("MODEL.META_ARCHITECTURE", "PanopticFPN"),
+        "MODEL.META_ARCHITECTURE",
+        "'PanopticFPN'",
+        "'bad_input_train' of DATASETS.COCO_JSON has none; set it to 'GeneralizedRCNN'",
+    ),
+    (
+        ("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
+        "MODEL.META_ARCHITECTURE",
+        "'SemanticSegmentor'",
+        "'bad_input_train' of DATASETS.COCO_JSON has none; set it to 'GeneralizedRCNN'",
+    ),
+    (
+        (*PROPOSALS, "DATASETS.PROPOSAL_FILES_TRAIN", f"('{COCO_PROPOSALS}',)"),
+        "DATASETS.PROPOSAL_FILES_TRAIN",
+        COCO_PROPOSALS,
+        "a file with the proposals of 'bad_input_train'",
+    ),
+    (
+        (
+            *(*PROPOSALS, "DATASETS.PROPOSAL_FILES_TRAIN", "('mine.pkl',)"),
+            *("DATASETS.PROPOSAL_FILES_TEST", f"('{COCO_PROPOSALS}',)"),
+        ),
+        "DATASETS.PROPOSAL_FILES_TEST",
+        COCO_PROPOSALS,
+        "a file with the proposals of 'bad_input_val'",
     ),
     (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS", "-1", "at least 0"),
     (
@@ -970,14 +1000,38 @@ def test_architectures_of_other_projects_may_have_other_channels(config_file, mo
 
 def test_proposals_are_needed_only_for_data_sets_that_are_read(config_file, tmp_path):
     (tmp_path / "weights.pth").touch()
-    fast_rcnn = "MODEL.LOAD_PROPOSALS True MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
-    common = [*fast_rcnn.split(), "MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+    common = [*PROPOSALS, "MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
     files = "DATASETS.PROPOSAL_FILES_"
     run(config_file, [*common, f"{files}TEST", "('some.pkl',)"], EVALUATE)
     both = [f"{files}TRAIN", "('some.pkl',)", f"{files}TEST", "('some.pkl',)"]
     run(config_file, [*common, *both, "DATASETS.TEST", "()"])
     said = message(run, config_file, [*common, *both[:2]])
     assert "PROPOSAL_FILES_TEST is ()" in said
+
+
+@pytest.mark.parametrize("architecture", ["PanopticFPN", "SemanticSegmentor"])
+def test_semantic_segmentation_needs_ground_truth_for_a_training_only(
+    config_file, tmp_path, architecture
+):
+    (tmp_path / "weights.pth").touch()
+    options = ["MODEL.META_ARCHITECTURE", architecture, "MODEL.WEIGHTS"]
+    options.append(str(tmp_path / "weights.pth"))
+    run(config_file, options, EVALUATE)
+    # Other code has registered this one, and may have the ground truth.
+    run(config_file, [*options, "DATASETS.TRAIN", "('mrcnn_shapes_train',)"])
+
+
+def test_proposals_of_coco_pass_for_data_sets_of_other_code_and_in_an_evaluation(
+    config_file, tmp_path
+):
+    (tmp_path / "weights.pth").touch()
+    files = [f"DATASETS.PROPOSAL_FILES_{key}" for key in ("TRAIN", "TEST")]
+    options = [*PROPOSALS, "MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+    for file in files:
+        options += [file, f"('{COCO_PROPOSALS}',)"]
+    run(config_file, options, EVALUATE)
+    options += ["DATASETS.TRAIN", "('mrcnn_shapes_train',)"]
+    run(config_file, [*options, "DATASETS.TEST", "('mrcnn_shapes_val',)"])
 
 
 def test_weights_may_be_matched_by_heuristics(config_file, tmp_path):

@@ -6,6 +6,7 @@ import os
 import cv2
 import numpy as np
 import pytest
+from detectron2 import model_zoo
 from PIL import Image
 
 from mrcnn_plugin import load_cfg
@@ -254,6 +255,21 @@ class TestWriteConfig:
         assert key in capsys.readouterr().err and not file.exists()
         assert run(data, "--write-config", file, "--opts", "SOLVER.MAX_ITR", "9") == 2
         assert capsys.readouterr().err.startswith("--opts SOLVER.MAX_ITR 9 cannot be used: ")
+
+    @pytest.mark.parametrize(
+        "base, key",
+        [
+            ("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml", "MODEL.META_ARCHITECTURE"),
+            ("COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml", "DATASETS.PROPOSAL_FILES_TRAIN"),
+        ],
+    )
+    def test_a_base_that_cannot_train_on_the_data_is_refused(
+        self, data, capsys, tmp_path, base, key
+    ):
+        file = tmp_path / "my.yaml"
+        base = model_zoo.get_config_file(base)
+        assert run(data, "--base", base, "--write-config", file) == 2
+        assert key in capsys.readouterr().err and not file.exists()
 
     def test_nothing_is_written_if_data_are_refused(self, data, capsys, tmp_path):
         (data / "images" / "000002.png").write_bytes(b"")
