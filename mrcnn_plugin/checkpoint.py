@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import torch
@@ -64,20 +64,18 @@ class FittingCheckpointer(DetectionCheckpointer):
         file = f"{name}.pth"
         path = os.path.join(self.save_dir, file)
         self.logger.info(f"Saving checkpoint to {path}")
-        contents: dict[str, Callable[[IO[bytes]], Any]] = {file: lambda f: torch.save(data, f)}
+        contents: dict[str, Callable[[IO[bytes]], Any]] = {path: lambda f: torch.save(data, f)}
         if self.tags_last:
-            contents["last_checkpoint"] = lambda f: f.write(file.encode())
+            last = os.path.join(self.save_dir, "last_checkpoint")
+            contents[last] = lambda f: f.write(file.encode())
         try:
-            _replace(self.save_dir, contents)
-        except (OSError, RuntimeError) as error:
-            # torch's own error hides that of the system.
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
+            # One name for all checkpoints, so that kills leave one partial file and not many.
+            write_whole(contents, os.path.join(self.save_dir, "checkpoint.partial"))
+        except OSError as error:
             raise OSError(
-                f"The checkpoint {path} cannot be written: {cause}. The earlier checkpoints are whole. If the disk is "
+                f"The checkpoint {path} cannot be written: {error}. The earlier checkpoints are whole. If the disk is "
                 f"full, make room and go on with --resume."
-            ) from cause
+            ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As in Detectron2, if `tags_last`."""
@@ -174,24 +172,43 @@ class FittingCheckpointer(DetectionCheckpointer):
         return "set MODEL.WEIGHTS to it."
 
 
-def _replace(folder: str, contents: dict[str, Callable[[IO[bytes]], Any]]) -> None:
-    """Writes files whole: each under another name first, and all are renamed at the end, in their order."""
-    partial = {
-        os.path.join(folder, "checkpoint.partial" if i == 0 else f"{name}.partial"): name
-        for i, name in enumerate(contents)
-    }
-    try:
-        for path, name in partial.items():
-            with open(path, "wb") as f:
-                contents[name](f)
+def write_whole(contents: dict[str, Callable[[IO[bytes]], Any]], partial: str = "") -> None:
+    """Writes files whole: each under another name first, and all are renamed at the end, in their order.
+
+    Args:
+        contents: path -> what writes the file.
+        partial: the first name of the first file; default: as of the others, `PATH.partial`.
+
+    Raises:
+        OSError: a file cannot be written. Those that were there are as they were.
+    """
+    first, *rest = contents
+    names = {partial or f"{first}.partial": first, **{f"{path}.partial": path for path in rest}}
+    with removing(*names):
+        for name, path in names.items():
+            with open(name, "wb") as f:
+                contents[path](f)
                 f.flush()
                 os.fsync(f.fileno())
-        for path, name in partial.items():
-            os.replace(path, os.path.join(folder, name))
-    except BaseException:
-        for path in partial:
+        for name, path in names.items():
+            os.replace(name, path)
+
+
+@contextlib.contextmanager
+def removing(*paths: str) -> Iterator[None]:
+    """Removes files if what writes them fails.
+
+    Raises:
+        OSError: as the system says it, where torch hides it behind an error of its own.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for path in paths:
             with contextlib.suppress(OSError):
                 os.remove(path)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise
 
 

@@ -80,7 +80,9 @@ class Traceable:
             # The warnings are about Python values that become constants. Comparing other images finds what matters.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(self._adapter, (self.image,), check_trace=False)
-            torch.jit.save(traced, file)
+            # Where torch opens the file itself, a full disk ends the process.
+            with open(file, "wb") as f:
+                torch.jit.save(traced, f)
             loaded = torch.jit.load(file)
 
         def detect(image: torch.Tensor) -> Detections:

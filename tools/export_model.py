@@ -6,7 +6,8 @@
 
 The check runs the file and the model itself on every image, and prints the largest differences of
 boxes, scores and masks. It also runs both on a blank image, if the model finds nothing there. The
-exit status is 1 if a difference is larger than its tolerance, or if there was nothing to compare.
+exit status is 1 if a difference is larger than its tolerance, or if there was nothing to compare. The
+file then stays under the name FILE.partial, and replaces none.
 docs/after_training.md says what goes in and what comes out.
 """
 
@@ -23,7 +24,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from mrcnn_plugin import load_cfg
-from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
+from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights, removing
 from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.data import check_pixel_range, read_input
 from mrcnn_plugin.export import (
@@ -121,10 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     FittingCheckpointer(model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
 
     traceable = Traceable(model, images[args.input[0]])
-    if args.format == "onnx":
-        exported = traceable.to_onnx(args.output, args.opset)
-    else:
-        exported = traceable.to_torchscript(args.output)
+    # It gets its name when it has been checked, and an older file stays until then.
+    partial = f"{args.output}.partial"
+    with removing(partial):
+        if args.format == "onnx":
+            exported = traceable.to_onnx(partial, args.opset)
+        else:
+            exported = traceable.to_torchscript(partial)
     print(f"{args.output}: {', '.join(traceable.names)} of an image of {cfg.INPUT.FORMAT} values")
     library = operator_library()
     if args.format == "torchscript" and library:
@@ -158,17 +162,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(
             f"{len(failed)} of {len(rows) - 1} images differ by more than the tolerance, the first {failed[0]}; do not "
-            f"use {args.output}. inf: another number of detections, another class, or a failure.",
+            f"use {partial}, which is not renamed. inf: another number of detections, another class, or a failure.",
             file=sys.stderr,
         )
         return 1
     if not compared:
         print(
-            "The model finds nothing in these images, so that the check says nothing; name images with objects, or "
-            "add --opts MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.01",
+            f"The model finds nothing in these images, so that the check says nothing, and the file is in {partial}; "
+            f"name images with objects, or add --opts MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.01",
             file=sys.stderr,
         )
         return 1
+    os.replace(partial, args.output)
     return 0
 
 

@@ -26,6 +26,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.checkpoint import write_whole
 from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
@@ -62,6 +63,23 @@ def sigmoid_classifiers(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, FocalFastRCNNOutputLayers) and module.scores_are_sigmoids
         for key, value in module.cls_score.state_dict().items()
     }
+
+
+def write(output: str, content: dict[str, Any]) -> None:
+    """Writes a checkpoint.
+
+    Raises:
+        OSError: it cannot be written. There is no file of its name.
+    """
+    if "://" in output:  # iopath writes it, and cannot rename everywhere.
+        with PathManager.open(output, "wb") as file:
+            torch.save(content, file)
+        return
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    try:
+        write_whole({output: lambda f: torch.save(content, f)})
+    except OSError as error:
+        raise OSError(f"--output {output} cannot be written: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,9 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--weights {args.weights}: no parameter in it fits the model of {args.config_file}, so "
             f"no file was written"
         )
-    PathManager.mkdirs(os.path.dirname(os.path.abspath(args.output)))
-    with PathManager.open(args.output, "wb") as file:
-        torch.save({"model": checkpointer.model.state_dict()}, file)
+    write(args.output, {"model": checkpointer.model.state_dict()})
     print(f"Wrote {args.output}")
 
 

@@ -2,6 +2,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from detectron2.modeling import build_model
 from mrcnn_plugin import export
 from tests import small
 from tests.conftest import load_tool
+from tests.environments import file_limit
 from tests.features import detectron2_module
 
 export_model = load_tool("export_model")
@@ -107,6 +109,8 @@ def test_onnx_detects_what_the_model_does(trained, tmp_path, capsys):
 @pytest.mark.parametrize("change", [0.0, 1.0])
 def test_a_file_that_differs_is_refused(trained, tmp_path, monkeypatch, capsys, change):
     def to_torchscript(self, file):
+        Path(file).write_text("new")
+
         def exported(image):
             found = self.detect(image)
             return {**found, "boxes": found["boxes"] + change * (image.shape[1] == 90)}
@@ -114,15 +118,22 @@ def test_a_file_that_differs_is_refused(trained, tmp_path, monkeypatch, capsys, 
         return exported
 
     monkeypatch.setattr(export.Traceable, "to_torchscript", to_torchscript)
-    assert run(trained, tmp_path / "model.ts") == (change > 0)
+    (tmp_path / "model.ts").write_text("old")
+    assert run(trained, tmp_path / "model.ts", "--overwrite") == (change > 0)
+    # What is refused replaces nothing, but can be looked at.
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == (
+        {"model.ts": "old", "model.ts.partial": "new"} if change else {"model.ts": "new"}
+    )
     printed = capsys.readouterr()
     assert [row[3] for row in table(printed.out)] == ["0", f"{change:g}"]
-    expected = r"1 of 2 images differ by more than the tolerance, the first \S*high.png; do not use"
+    expected = r"1 of 2 images differ by more than the tolerance, the first \S*high.png; do not use \S*partial"
     assert bool(re.search(expected, printed.err)) == (change > 0)
 
 
 def test_a_file_that_fails_is_refused(trained, tmp_path, monkeypatch, capsys):
     def to_torchscript(self, file):
+        Path(file).write_text("new")
+
         def exported(image):
             if image.std() < 100:
                 raise RuntimeError("no such operator")
@@ -157,8 +168,24 @@ def test_onnx_takes_an_image_without_detections(tmp_path):
 def test_nothing_to_compare_is_a_failure(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export.Traceable, "to_torchscript", lambda self, file: self.detect)
     opts = ("--opts", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
-    assert run(trained, tmp_path / "model.ts", *opts) == 1
-    assert "finds nothing in these images" in capsys.readouterr().err
+    (tmp_path / "model.ts").write_text("old")
+    assert run(trained, tmp_path / "model.ts", "--overwrite", *opts) == 1
+    err = capsys.readouterr().err
+    assert "finds nothing in these images" in err and "is in" in err and "model.ts.partial" in err
+    assert (tmp_path / "model.ts").read_text() == "old"
+
+
+@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+def test_a_full_disk_leaves_the_old_file(trained, tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    file = tmp_path / "model"
+    file.write_text("old")
+    with file_limit() as set_limit, pytest.raises(OSError, match="File too large"):
+        set_limit(100_000)
+        run(trained, file, "--overwrite", format=format)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert file.read_text() == "old"
 
 
 # Differences

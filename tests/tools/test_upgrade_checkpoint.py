@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 
 from tests import small
 from tests.conftest import load_tool
+from tests.environments import file_limit
 from tests.features import needs_sigmoid_ce
 
 upgrade_checkpoint = load_tool("upgrade_checkpoint")
@@ -144,3 +145,19 @@ def test_bad_outputs_are_refused_before_anything_is_done(
         upgrade(stock.state_dict(), output=output)
     assert message in capsys.readouterr().err
     assert (tmp_path / "kept.pth").read_text() == "kept" and not (tmp_path / "new.pkl").exists()
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(upgrade, stock, tmp_path):
+    error = r"--output .*new.pth cannot be written: .*File too large"
+    with file_limit() as set_limit, pytest.raises(OSError, match=error):
+        save = torch.save
+
+        def save_on_a_full_disk(content, file):
+            if getattr(file, "name", "").startswith(str(tmp_path / "folder")):
+                set_limit(100_000)
+            save(content, file)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(torch, "save", save_on_a_full_disk)
+            upgrade(stock.state_dict())
+    assert list((tmp_path / "folder").iterdir()) == []
