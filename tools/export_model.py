@@ -70,7 +70,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """Returns the config of the model, and checks all arguments.
 
     Raises:
-        ValueError: `MODEL.WEIGHTS` is empty.
+        ValueError: `MODEL.WEIGHTS` is empty, or ONNX cannot have the keypoints of the model.
         FileNotFoundError: an image, the weights or the folder of `--output` does not exist.
         FileExistsError: `--output` exists, and `--overwrite` is not given.
         ImportError: onnx or onnxruntime is not installed.
@@ -78,6 +78,10 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     if args.format == "onnx":
         check_onnx()
     cfg = load_cfg(args.config_file, args.opts)
+    if args.format == "onnx" and cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            "MODEL.KEYPOINT_ON is True, but Detectron2 cannot export keypoints to ONNX; use --format torchscript."
+        )
     check_pixel_range(cfg)
     check_weights(cfg)
     for path in args.input:

@@ -255,6 +255,14 @@ def test_a_missing_onnxruntime_is_an_error(trained, tmp_path, monkeypatch, nothi
         run(trained, tmp_path / "model.onnx", format="onnx")
 
 
+def test_keypoints_are_refused_for_onnx_only(trained, tmp_path, nothing_built):
+    options = ("--opts", "MODEL.KEYPOINT_ON", "True")
+    with pytest.raises(ValueError, match=r"MODEL.KEYPOINT_ON is True.*--format torchscript"):
+        run(trained, tmp_path / "model.onnx", *options, format="onnx")
+    with pytest.raises(pytest.fail.Exception, match="a model was built"):
+        run(trained, tmp_path / "model.ts", *options)
+
+
 def test_a_file_that_is_there_is_kept(trained, tmp_path, nothing_built):
     file = tmp_path / "model.ts"
     file.write_text("mine")
