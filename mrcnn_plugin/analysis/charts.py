@@ -123,18 +123,25 @@ def plot_precision_recall(
         for i in present:
             if i not in labelled:
                 axes.plot(evaluated.recalls, curve[:, i], color="0.85", linewidth=1, zorder=1)
+        handles = []
         for position, i in enumerate(labelled):
             count = evaluated.num_objects[i, 0]
             label = f"{plain(names[i], 24)}, n = {count}: AP {evaluated.ap(iou, index=i):.1f} %"
             color = colormaps["tab10"](position % 10)
-            axes.plot(evaluated.recalls, curve[:, i], color=color, linewidth=1.5, label=label)
+            handles += axes.plot(
+                evaluated.recalls, curve[:, i], color=color, linewidth=1.5, label=label
+            )
         if len(present) > 1:
             label = f"mean of {len(present)} classes: AP {evaluated.ap(iou):.1f} %"
             mean = curve[:, present].mean(axis=1)
-            axes.plot(evaluated.recalls, mean, color="black", linewidth=3, label=label)
+            handles += axes.plot(evaluated.recalls, mean, color="black", linewidth=3, label=label)
         axes.grid(True, alpha=0.25)
-        if axes.get_lines():
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=9)
+        if handles:
+            # Unless they are given, Matplotlib leaves out labels that begin with an underscore.
+            labels = [str(handle.get_label()) for handle in handles]
+            axes.legend(
+                handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=9
+            )
     figure.suptitle(
         f"Precision and recall of {TASKS[evaluated.task]}. {title}\n"
         + _sentences(

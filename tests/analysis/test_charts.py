@@ -69,6 +69,18 @@ def test_one_class_has_no_mean(saved):
     assert list(lines(saved[0].axes[0])) == ["cat, n = 1: AP 0.0 %"]
 
 
+def test_a_class_is_in_the_legend_whatever_its_name_begins_with(saved):
+    truth = ground_truth([(1, 3, A), (2, 7, A)], categories=[3, 7])
+    evaluated = coco.evaluate(truth, results((1, 3, A, 0.9)), "bbox")
+    charts.plot_precision_recall(evaluated, ["_background", "dog"], "", "")
+    for axes in saved[0].axes:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            "_background, n = 1: AP 100.0 %",
+            "dog, n = 1: AP 0.0 %",
+            "mean of 2 classes: AP 50.0 %",
+        ]
+
+
 def test_of_80_classes_some_are_in_colour(saved):
     truth, found, names = many_classes(80)
     charts.plot_precision_recall(coco.evaluate(truth, found, "bbox"), names, "", "")
