@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,19 +136,19 @@ def plot_predictions(
     rows = -(-len(chosen) // 2)
     figure = Figure(figsize=(16, 4.2 * rows), layout="constrained")
     for number, d in enumerate(chosen):
-        image = _read(d["file_name"])
-        if image is None:
-            continue
-        found = detections[d["image_id"]]
         name = plain(os.path.basename(d["file_name"]), 40)
-        for column, (title, shown) in enumerate(
-            (
-                (f"{name}: ground truth", d["annotations"]),
-                (f"prediction (score ≥ {min_score:g})", found),
-            )
-        ):
+        titles = (f"{name}: ground truth", f"prediction (score ≥ {min_score:g})")
+        drawn = _draw_file(
+            d["file_name"],
+            *(
+                partial(draw, annotations=shown, names=metadata.thing_classes)
+                for shown in (d["annotations"], detections[d["image_id"]])
+            ),
+        )
+        # Of a file that cannot be drawn, nothing is.
+        for column, (title, picture) in enumerate(zip(titles, drawn, strict=False)):
             axes = figure.add_subplot(rows, 4, 2 * number + column + 1, title=title)
-            axes.imshow(draw(image, shown, metadata.thing_classes))
+            axes.imshow(picture)
             axes.axis("off")
     figure.savefig(file, dpi=120)
 
@@ -221,9 +222,9 @@ def plot_worst(
             axes.axis("off")
             path = files[outcome.image_id]
             axes.set_title(f"{plain(os.path.basename(path), 34)}\n{describe(outcome)}", fontsize=9)
-            image = _read(path)
-            if image is not None:
-                axes.imshow(draw_outcome(image, outcome, names, task == "segm"))
+            one = partial(draw_outcome, outcome=outcome, names=names, masks=task == "segm")
+            for picture in _draw_file(path, one):
+                axes.imshow(picture)
     patches = [Patch(color=color, label=label) for color, label in _LEGEND.items()]
     bottom.legend(handles=patches, loc="center", ncols=len(patches), fontsize=12)
     figure.suptitle(
@@ -248,7 +249,9 @@ def describe(outcome: Outcome) -> str:
 def _visualizer(image: NDArray[np.uint8]) -> Visualizer:
     # A pale image lets the colours of the annotations stand out.
     pale = 0.2 * image + 0.8 * image.mean(axis=2, keepdims=True)
-    return Visualizer(pale, scale=PICTURE_SIZE / max(image.shape[:2]))
+    # The shorter side of a thin image keeps a pixel.
+    height, width = image.shape[:2]
+    return Visualizer(pale, scale=max(PICTURE_SIZE / max(height, width), 1 / min(height, width)))
 
 
 def _draw_one(
@@ -287,10 +290,15 @@ def _draw_one(
         )
 
 
-def _read(path: str) -> NDArray[np.uint8] | None:
+def _draw_file(
+    path: str, *draws: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> list[NDArray[np.uint8]]:
+    """What each of `draws` makes of an image. If that fails, a line says so, and there is nothing."""
+    what = "read"
     try:
         image: NDArray[np.uint8] = read_image(path, format="RGB")
-    except Exception as error:  # Pillow raises a dozen types for damaged files.
-        print(f"{path} cannot be read and is left out: {error}")
-        return None
-    return image
+        what = "drawn"
+        return [draw_one(image) for draw_one in draws]
+    except Exception as error:  # Damaged files and faulty objects raise dozens of types.
+        print(f"{path} cannot be {what} and is left out: {error}")
+        return []

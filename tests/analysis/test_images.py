@@ -1,6 +1,8 @@
 import cv2
 import numpy as np
 import pytest
+from detectron2.data import Metadata
+from detectron2.structures import BoxMode
 
 from mrcnn_plugin.analysis import coco, images
 from tests.analysis.made import SIZE, ground_truth, results
@@ -85,6 +87,45 @@ def test_a_damaged_image_does_not_cost_the_others(tmp_path, outcomes, capsys):
     images.plot_worst(outcomes, files, {3: "cat", 7: "dog"}, "segm", "val", picture)
     assert cv2.imread(picture).std() > 10
     assert "2 of $5 and $6.png cannot be read and is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(20000, 40), (40, 20000), (1, 900)])
+def test_no_side_of_a_thin_image_vanishes(outcomes, shape):
+    thin = np.full((*shape, 3), 100, np.uint8)
+    box = {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    for drawn in (
+        images.draw(thin, [box], ["cat", "dog"]),
+        images.draw_outcome(thin, coco.Outcome(1, [], [], []), {}, True),
+    ):
+        height, width = drawn.shape[:2]
+        assert min(height, width) >= 1
+        assert height / width == pytest.approx(shape[0] / shape[1], rel=0.1)
+
+
+def test_an_image_that_cannot_be_drawn_costs_no_other(tmp_path, outcomes, capsys):
+    files = {i: str(tmp_path / f"{i}.png") for i in range(1, 6)}
+    for file in files.values():
+        cv2.imwrite(file, np.full((SIZE, SIZE, 3), 100, np.uint8))
+    # Class 9 has no name.
+    outcomes[1].missed[0]["category_id"] = 9
+    picture = str(tmp_path / "worst.png")
+    images.plot_worst(outcomes, files, {3: "cat", 7: "dog"}, "segm", "val", picture)
+    assert cv2.imread(picture).std() > 10
+    assert f"{files[2]} cannot be drawn and is left out" in capsys.readouterr().out
+
+    metadata = Metadata(thing_dataset_id_to_contiguous_id={3: 0}, thing_classes=["cat"])
+    good = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    dicts = [
+        {
+            "image_id": i,
+            "file_name": files[i],
+            "annotations": [good if i > 1 else {**good, "bbox": 3}],
+        }
+        for i in (1, 2)
+    ]
+    images.plot_predictions(dicts, [], metadata, picture)
+    assert cv2.imread(picture).std() > 10
+    assert f"{files[1]} cannot be drawn and is left out" in capsys.readouterr().out
 
 
 def test_where_nothing_is_wrong(tmp_path):
