@@ -445,9 +445,14 @@ class Demo:
         fault = None
         with kept_if_whole(output) as part:
             size = even(first).shape[1::-1]
-            writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*self.codec), rate, size)
-            if not writer.isOpened():
-                raise ValueError(f"OpenCV cannot write a video of {size[0]} x {size[1]} pixels.")
+            writer, written_rate = open_writer(part, self.codec, rate, size)
+            if written_rate != rate:
+                logger.warning(
+                    "%s has %.7g frames per second, which its codec cannot have; %.7g are written.",
+                    path,
+                    rate,
+                    written_rate,
+                )
             visualizer = VideoVisualizer(self.drawn)
             written = 0
             try:
@@ -510,6 +515,24 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[Any]:
     while there:
         yield frame
         there, frame = capture.read()
+
+
+def open_writer(
+    file: str, codec: str, rate: float, size: tuple[int, int]
+) -> tuple[cv2.VideoWriter, float]:
+    """Opens a video to write, and returns it and its frame rate.
+
+    Raises:
+        ValueError: OpenCV cannot write such a video.
+    """
+    # MPEG-4 counts time in fractions with a denominator of at most 65535. Odd high rates need a larger one.
+    for tried in (rate, round(rate, 2), float(max(1, round(rate)))):
+        writer = cv2.VideoWriter(file, cv2.VideoWriter.fourcc(*codec), tried, size)
+        if writer.isOpened():
+            return writer, tried
+    raise ValueError(
+        f"OpenCV cannot write a video of {size[0]} x {size[1]} pixels and {rate:.7g} frames per second."
+    )
 
 
 def even(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -236,6 +236,34 @@ def test_a_video_keeps_its_colours_and_rate(weights, capsys):
     assert "Nothing was found with a score of at least 1 " in capsys.readouterr().out
 
 
+def test_a_video_with_a_rate_that_its_codec_cannot_have_is_written(weights, log):
+    write_video("slow motion.avi", moving(2), rate=238.947, codec="MJPG")
+    assert run(weights, "--input", "slow motion.avi", "--output", "out") == 0
+    drawn, rate = read_video("out/slow motion.mp4")
+    assert len(drawn) == 2 and rate == pytest.approx(238.95, abs=0.001)
+    assert re.search(r"slow motion.avi has 238.947\d* frames .*; 238.95 are", log.text)
+
+
+def test_a_rate_that_cannot_be_written_is_named(weights, monkeypatch, capsys):
+    write_video("clip.avi", moving(2), rate=100.123, codec="MJPG")
+    tried = []
+
+    class Writer:
+        fourcc = cv2.VideoWriter.fourcc
+
+        def __init__(self, file, codec, rate, size):
+            tried.append(rate)
+
+        def isOpened(self):
+            return False
+
+    monkeypatch.setattr(demo, "find_codec", lambda: demo.CODECS[0])
+    monkeypatch.setattr(cv2, "VideoWriter", Writer)
+    assert run(weights, "--input", "clip.avi", "--output", "out") == 1
+    assert tried == pytest.approx([100.123, 100.12, 100], abs=1e-4)
+    assert "80 x 64 pixels and 100.123 frames per second" in capsys.readouterr().err
+
+
 def test_a_frame_of_odd_size_loses_nothing():
     drawn = demo.even(np.arange(63 * 47 * 3, dtype=np.uint8).reshape(47, 63, 3))
     assert drawn.shape == (48, 64, 3)
