@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Draws the losses and the results of a training, and prints a table of its AP.
+"""Draws the losses and the results of a training, and prints a table of AP.
 
     python tools/plot_results.py --config-file configs/quickstart.yaml [KEY VALUE ...]
 
 Run it after tools/train_net.py, with the same config file and changes. It reads the results of that
-run in OUTPUT_DIR, and writes losses.png there. For the test set it writes:
+run in OUTPUT_DIR, and writes losses.png there. The table is of the last evaluation, also if that was
+one with --eval-only. For the test set it writes:
 
-    ap_over_time.png            AP of every evaluation
+    ap_over_time.png            AP of every evaluation during the training
     predictions.png             predictions beside the ground truth
     precision_recall_boxes.png  for each class, and precision_recall_masks.png
     average_precision.png       by object size and by class
@@ -64,21 +65,18 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def ap_table(metrics: dict[int, dict[str, float]], prefix: str = "") -> str:
-    """Returns a Markdown table of the last AP of boxes and masks. A dash stands for a missing value.
-
-    Raises:
-        ValueError: `metrics` has no AP.
-    """
-    last = {name: value for _, values in sorted(metrics.items()) for name, value in values.items()}
+def ap_table(evaluated: Sequence[coco.Evaluated]) -> str:
+    """Returns a Markdown table of AP. A dash stands for the AP of sizes without objects."""
     rows: list[list[Any]] = []
-    for task in ("bbox", "segm"):
-        values = [last.get(f"{prefix}{task}/{metric}") for metric in METRICS]
-        if any(value is not None for value in values):
-            rows.append([task, *(None if v is None or np.isnan(v) else v for v in values)])
-    if not rows:
-        raise ValueError(f"metrics.json holds no AP ({prefix}bbox/AP); was the model evaluated?")
+    for one in evaluated:
+        values = [one.ap(), one.ap(0.5), one.ap(0.75)]
+        values += [one.ap(size=size) for size in coco.SIZES[1:]]
+        rows.append([one.task, *(None if np.isnan(value) else value for value in values)])
     return tabulate(rows, ("", *METRICS), tablefmt="github", floatfmt=".1f", missingval="-")
+
+
+def metrics_file(cfg: CfgNode) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "metrics.json")
 
 
 def find_results(cfg: CfgNode, name: str) -> str:
@@ -98,7 +96,7 @@ def plot_test_set(
     file: str,
     folder: str,
     min_score: float,
-) -> list[str]:
+) -> tuple[str, list[str]]:
     """Draws the results of one test set.
 
     Args:
@@ -110,7 +108,7 @@ def plot_test_set(
         min_score: the lowest score of a detection that is shown.
 
     Returns:
-        The pictures that were written.
+        The table of AP, and the pictures that were written.
 
     Raises:
         As :func:`read_results`, :func:`load_ground_truth` and :func:`check_results`.
@@ -145,9 +143,15 @@ def plot_test_set(
         return pictures[-1]
 
     prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
-    charts.plot_ap_over_time(
-        metrics, picture("ap_over_time"), prefix, f"AP of every evaluation\n{title}"
-    )
+    if any(f"{prefix}bbox/AP" in values for values in metrics.values()):
+        charts.plot_ap_over_time(
+            metrics, picture("ap_over_time"), prefix, f"AP of every evaluation\n{title}"
+        )
+    else:
+        # An evaluation after the training (--eval-only) writes nothing there.
+        print(
+            f"{name}: there is no ap_over_time.png, because no evaluation is in {metrics_file(cfg)}."
+        )
     images.plot_predictions(dicts, results, metadata, picture("predictions"), min_score)
     limit = max_detections(cfg)
     evaluated = [coco.evaluate(truth, results, task, limit) for task in tasks(cfg, results)]
@@ -168,7 +172,7 @@ def plot_test_set(
         of_score,
         picture("worst_images"),
     )
-    return pictures
+    return ap_table(evaluated), pictures
 
 
 def tasks(cfg: CfgNode, results: Sequence[dict[str, Any]]) -> list[str]:
@@ -180,19 +184,21 @@ def tasks(cfg: CfgNode, results: Sequence[dict[str, Any]]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = setup_cfg(args)
-    metrics = read_metrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+    file = metrics_file(cfg)
+    metrics = read_metrics(file) if os.path.isfile(file) else {}
     names = cfg.DATASETS.TEST
     files = {name: find_results(cfg, name) for name in names}
     found = [name for name in names if os.path.isfile(files[name])]
     if not found:
         # This raises an error that says what to do.
         coco.read_results(files[names[-1]])
-    prefixes = {name: f"{name}/" if len(names) > 1 else "" for name in names}
-    tables = {name: ap_table(metrics, prefixes[name]) for name in found}
-
-    losses = os.path.join(cfg.OUTPUT_DIR, "losses.png")
-    charts.plot_losses(metrics, losses)
-    print(losses)
+    if any("loss" in name for values in metrics.values() for name in values):
+        losses = os.path.join(cfg.OUTPUT_DIR, "losses.png")
+        charts.plot_losses(metrics, losses)
+        print(losses)
+    else:
+        why = "has no losses" if metrics else "is not there"
+        print(f"There is no losses.png, because {file} {why}.")
     for name in names:
         if name not in found:
             print(
@@ -202,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = cfg.OUTPUT_DIR
         if len(names) > 1:
             folder = os.path.join(folder, os.path.basename(results_folder(cfg, name)))
-        pictures = plot_test_set(cfg, name, metrics, files[name], folder, args.min_score)
-        print("\n".join([f"\n{name}:", tables[name], "", *pictures]))
+        table, pictures = plot_test_set(cfg, name, metrics, files[name], folder, args.min_score)
+        print("\n".join([f"\n{name}:", table, "", *pictures]))
 
 
 if __name__ == "__main__":
