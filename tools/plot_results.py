@@ -9,7 +9,7 @@ one with --eval-only. For the test set it writes:
 
     ap_over_time.png            AP of every evaluation during the training
     predictions.png             predictions beside the ground truth
-    precision_recall_boxes.png  for each class, and precision_recall_masks.png
+    precision_recall_boxes.png  for each class; so for masks and keypoints, if the model has them
     average_precision.png       by object size and by class
     confusion_matrix.png        which class is taken for which, missed objects and false detections
     worst_images.png            with the most missed objects, false detections and poorest masks
@@ -154,13 +154,15 @@ def plot_test_set(
         )
     images.plot_predictions(dicts, results, metadata, picture("predictions"), min_score)
     limit = max_detections(cfg)
-    evaluated = [coco.evaluate(truth, results, task, limit) for task in tasks(cfg, results)]
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    evaluated = [coco.evaluate(truth, results, task, limit, sigmas) for task in tasks(cfg, results)]
     for one in evaluated:
         charts.plot_precision_recall(
             one, classes, title, picture(f"precision_recall_{coco.TASKS[one.task]}")
         )
     charts.plot_ap(evaluated, classes, title, picture("average_precision"))
-    task = evaluated[-1].task
+    # Keypoints alone do not say which object a detection is of.
+    task = [one.task for one in evaluated if one.task != "keypoints"][-1]
     outcomes = coco.match(truth, results, task, min_score)
     matrix = coco.confusion_matrix(outcomes, sorted(truth.cats))
     charts.plot_confusion(matrix, classes, task, min_score, of_score, picture("confusion_matrix"))
@@ -178,7 +180,8 @@ def plot_test_set(
 def tasks(cfg: CfgNode, results: Sequence[dict[str, Any]]) -> list[str]:
     if results:
         return coco.tasks(results)
-    return ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
+    wanted = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    return [task for task, on in wanted.items() if on]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

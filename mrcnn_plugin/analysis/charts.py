@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .coco import MATCH_IOU, SIZES, TASKS, Evaluated
+from .coco import MATCH_IOU, MEASURES, SIZES, TASKS, Evaluated
 
 # With more classes than this, a chart shows some of them, and its title says so.
 MAX_CURVES = 10
@@ -70,7 +70,7 @@ def plot_ap_over_time(
     axes = figure.add_subplot(
         title=title or "AP of every evaluation", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100)
     )
-    for color, (task, what) in zip(("C0", "C1"), TASKS.items(), strict=True):
+    for color, (task, what) in zip(("C0", "C1", "C2"), TASKS.items(), strict=True):
         for style, metric in (("-", "AP"), ("--", "AP50"), (":", "AP75")):
             name = f"{prefix}{task}/{metric}"
             # AP is NaN if a model has found nothing.
@@ -95,15 +95,16 @@ def plot_precision_recall(
     """Plots precision over recall for each class, at IoU 0.5, at 0.75, and the mean over all thresholds.
 
     Args:
-        evaluated: the evaluation of boxes or masks.
+        evaluated: the evaluation of boxes, masks or keypoints. That of keypoints has OKS in place of IoU.
         names: the names of the classes.
         title: a line about the test set.
         file: the picture to write.
     """
+    measure = MEASURES[evaluated.task]
     curves = {
-        "IoU ≥ 0.5": (0.5, evaluated.curve(0.5)),
-        "IoU ≥ 0.75": (0.75, evaluated.curve(0.75)),
-        "mean over IoU 0.5 to 0.95": (None, evaluated.curve()),
+        f"{measure} ≥ 0.5": (0.5, evaluated.curve(0.5)),
+        f"{measure} ≥ 0.75": (0.75, evaluated.curve(0.75)),
+        f"mean over {measure} 0.5 to 0.95": (None, evaluated.curve()),
     }
     present = [i for i in range(len(names)) if evaluated.num_objects[i, 0]]
     labelled = sorted(present, key=lambda i: -evaluated.num_objects[i, 0])[:MAX_CURVES]
@@ -155,25 +156,28 @@ def plot_precision_recall(
 
 
 def plot_ap(evaluated: Sequence[Evaluated], names: Sequence[str], title: str, file: str) -> None:
-    """Plots AP of boxes and masks by object size and by class.
+    """Plots AP of boxes, masks and keypoints by object size and by class.
 
     Args:
-        evaluated: the evaluation of boxes, or those of boxes and masks.
+        evaluated: the evaluation of boxes first, then those of masks and keypoints if there are any.
         names: the names of the classes.
         title: a line about the test set.
         file: the picture to write.
     """
     objects = evaluated[0].num_objects
     present = [i for i in range(len(names)) if objects[i, 0]]
-    order = sorted(present, key=lambda i: evaluated[-1].ap(index=i))
+    # Classes without keypoints have no AP of them.
+    order = sorted(present, key=lambda i: np.nan_to_num(evaluated[-1].ap(index=i)))
+    measures = " or ".join(dict.fromkeys(MEASURES[one.task] for one in evaluated))
+    label_of_ap = f"AP (%), mean over {measures} 0.5 to 0.95"
     height = max(5.0, 1.6 + (0.16 + 0.1 * len(evaluated)) * len(order))
     figure = Figure(figsize=(15, height), layout="constrained")
     # The chart of sizes stays as it is, however many classes there are.
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3), squeeze=False).flat
     top = min(1.0, 5.0 / height)
     sizes = left.add_axes((0.12, 1 - top * 0.85, 0.84, top * 0.72))
-    sizes.set(title="By size of the object", ylabel="AP (%), mean over IoU 0.5 to 0.95")
-    classes = right.add_subplot(title="By class", xlabel="AP (%), mean over IoU 0.5 to 0.95")
+    sizes.set(title="By size of the object", ylabel=label_of_ap)
+    classes = right.add_subplot(title="By class", xlabel=label_of_ap)
 
     width = 0.8 / len(evaluated)
     for number, one in enumerate(evaluated):

@@ -24,7 +24,9 @@ from pycocotools.cocoeval import COCOeval
 
 # The sizes of COCO's evaluation, in its order.
 SIZES = ("all", "small", "medium", "large")
-TASKS = {"bbox": "boxes", "segm": "masks"}
+TASKS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+# How COCO measures whether a detection and an object match.
+MEASURES = {"bbox": "IoU", "segm": "IoU", "keypoints": "OKS"}
 # A detection and an object match from this IoU on, as in AP50.
 MATCH_IOU = 0.5
 
@@ -32,15 +34,15 @@ _Result = dict[str, Any]
 
 
 class Evaluated(NamedTuple):
-    """COCO's evaluation of boxes or masks.
+    """COCO's evaluation of boxes, masks or keypoints.
 
     Attributes:
-        task: "bbox" or "segm".
+        task: one of `TASKS`.
         precision: [10 thresholds of IoU, 101 recalls, classes, 4 sizes], in [0, 1]; -1 where there are no objects.
-            Sizes are those of `SIZES`.
-        ious: the thresholds of IoU, [10].
+            Sizes are those of `SIZES`. COCO's evaluation of keypoints leaves small objects out.
+        ious: the thresholds of IoU, or of OKS for keypoints, [10].
         recalls: the recalls, [101].
-        num_objects: [classes, 4 sizes]. Crowds do not count.
+        num_objects: [classes, 4 sizes]. Crowds do not count. For keypoints, objects without any do not either.
     """
 
     task: str
@@ -161,7 +163,9 @@ def class_names(truth: COCO) -> list[str]:
 
 def tasks(results: Sequence[_Result]) -> list[str]:
     """Returns the keys of `TASKS` that there are results of."""
-    return ["bbox", "segm"] if any("segmentation" in r for r in results) else ["bbox"]
+    keys = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+    # Boxes are always there.
+    return [task for task, key in keys.items() if task == "bbox" or any(key in r for r in results)]
 
 
 def check_results(truth: COCO, results: Sequence[_Result], file: str) -> None:
@@ -180,32 +184,42 @@ def check_results(truth: COCO, results: Sequence[_Result], file: str) -> None:
 
 
 def evaluate(
-    truth: COCO, results: Sequence[_Result], task: str, max_detections: int = 100
+    truth: COCO,
+    results: Sequence[_Result],
+    task: str,
+    max_detections: int = 100,
+    sigmas: Sequence[float] = (),
 ) -> Evaluated:
-    """Evaluates boxes or masks with COCO's evaluation, as COCOEvaluator does.
+    """Evaluates boxes, masks or keypoints with COCO's evaluation, as COCOEvaluator does.
 
     Args:
         truth: the objects.
         results: in COCO's result format.
-        task: "bbox" or "segm".
-        max_detections: the number of detections of a class that count in an image.
+        task: one of `TASKS`.
+        max_detections: the number of detections of a class that count in an image. For keypoints, COCO counts 20.
+        sigmas: `TEST.KEYPOINT_OKS_SIGMAS`; by default those of COCO's persons.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval = COCOeval_opt(truth, _load(truth, results, task), task)
-        coco_eval.params.maxDets = [1, 10, max_detections]
+        if task != "keypoints":
+            coco_eval.params.maxDets = [1, 10, max_detections]
+        elif sigmas:
+            coco_eval.params.kpt_oks_sigmas = np.array(sigmas)
         coco_eval.evaluate()
         coco_eval.accumulate()
     params = coco_eval.params
     index = {id: i for i, id in enumerate(params.catIds)}
     num_objects = np.zeros((len(index), len(SIZES)), dtype=np.int64)
+    sizes = [SIZES.index(label) for label in params.areaRngLbl]
     for annotation in truth.anns.values():
-        if not annotation["iscrowd"]:
-            for size, (low, high) in enumerate(params.areaRng):
+        if not annotation["iscrowd"] and (task != "keypoints" or annotation["num_keypoints"]):
+            for size, (low, high) in zip(sizes, params.areaRng, strict=True):
                 inside = low <= annotation["area"] <= high
                 num_objects[index[annotation["category_id"]], size] += inside
-    return Evaluated(
-        task, coco_eval.eval["precision"][..., -1], params.iouThrs, params.recThrs, num_objects
-    )
+    found = coco_eval.eval["precision"][..., -1]
+    precision = np.full((*found.shape[:3], len(SIZES)), -1.0)
+    precision[..., sizes] = found
+    return Evaluated(task, precision, params.iouThrs, params.recThrs, num_objects)
 
 
 def match(truth: COCO, results: Sequence[_Result], task: str, min_score: float) -> list[Outcome]:
@@ -276,7 +290,8 @@ def _load(truth: COCO, results: Sequence[_Result], task: str) -> COCO:
     if not results:
         return _subset(truth, [])
     # Without boxes, COCO takes the area of a detection from its mask. COCOEvaluator leaves them out too.
-    kept = {"bbox": ("bbox",), "segm": ("segmentation",)}[task]
+    # For keypoints it is that of the box.
+    kept = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("bbox", "keypoints")}[task]
     keys = ("image_id", "category_id", "score", *kept)
     with contextlib.redirect_stdout(io.StringIO()):
         return truth.loadRes([{key: result[key] for key in keys} for result in results])

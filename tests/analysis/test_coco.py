@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 
 from mrcnn_plugin.analysis import coco
 from mrcnn_plugin.data import generate_shapes
-from tests.analysis.made import ground_truth, results
+from tests.analysis.made import SIZE, ground_truth, results
 
 A, B, C = (5, 5, 20, 20), (50, 10, 40, 30), (10, 60, 30, 30)
 OBJECTS = [(1, 3, A), (1, 7, B), (2, 3, C), (2, 7, A)]
@@ -198,6 +198,67 @@ def test_ap_is_that_of_coco_evaluator(tmp_path, shapes, max_detections):
         # AP is the mean of the curve that is drawn.
         drawn = 100 * evaluated.curve().mean(axis=0)
         assert drawn.tolist() == pytest.approx([expected[task][f"AP-{name}"] for name in names])
+
+
+def test_ap_of_keypoints_is_that_of_coco_evaluator(tmp_path):
+    rng, sigmas = np.random.default_rng(0), [0.05, 0.1, 0.2]
+    large = (0, 0, 99, 99)
+    content = ground_truth([*OBJECTS, (1, 9, large), (2, 9, large), (2, 9, B)]).dataset
+    for number, one in enumerate(content["annotations"]):
+        x, y, width, height = one["bbox"]
+        points = rng.uniform((x, y), (x + width, y + height), (3, 2))
+        labelled = number > 0
+        one["keypoints"] = np.insert(points * labelled, 2, 2 * labelled, axis=1).ravel().tolist()
+        one["num_keypoints"] = 3 * labelled
+    file = tmp_path / "keypoints.json"
+    file.write_text(json.dumps(content))
+    name = "keypoints_to_evaluate"
+    classes = {category["id"]: i for i, category in enumerate(content["categories"])}
+    MetadataCatalog.get(name).set(
+        json_file=str(file),
+        thing_dataset_id_to_contiguous_id=classes,
+        thing_classes=["a", "b", "c"],
+    )
+    try:
+        evaluator = COCOEvaluator(
+            name, output_dir=str(tmp_path), kpt_oks_sigmas=sigmas, distributed=False
+        )
+        truth = coco.load_ground_truth(name, str(tmp_path))
+    finally:
+        MetadataCatalog.remove(name)
+    evaluator.reset()
+    for image_id in (1, 2):
+        objects = truth.imgToAnns[image_id]
+        boxes = np.array([a["bbox"] for a in objects])
+        boxes[:, 2:] += boxes[:, :2]
+        points = np.array([a["keypoints"] for a in objects]).reshape(-1, 3, 3)
+        points[:, :, :2] += rng.normal(0, 4, points[:, :, :2].shape)
+        instances = Instances((SIZE, SIZE))
+        instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        instances.scores = torch.tensor(rng.uniform(0.1, 1, len(objects)))
+        instances.pred_classes = torch.tensor([classes[a["category_id"]] for a in objects])
+        instances.pred_keypoints = torch.tensor(points, dtype=torch.float32)
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = evaluator.evaluate()["keypoints"]
+
+    found = coco.read_results(str(tmp_path / "coco_instances_results.json"))
+    assert coco.tasks(found) == ["bbox", "keypoints"]
+    evaluated = coco.evaluate(truth, found, "keypoints", sigmas=sigmas)
+    actual = {
+        "AP": evaluated.ap(),
+        "AP50": evaluated.ap(0.5),
+        "AP75": evaluated.ap(0.75),
+        "APm": evaluated.ap(size="medium"),
+        "APl": evaluated.ap(size="large"),
+    }
+    assert actual == pytest.approx({key: expected[key] for key in actual})
+    assert 0 < actual["AP"] < 100 and actual["APm"] != actual["APl"]
+    # COCO's evaluation of keypoints knows no small objects.
+    assert math.isnan(evaluated.ap(size="small"))
+    # The first object has no labelled keypoint.
+    assert evaluated.num_objects.tolist() == [[1, 0, 0, 0], [2, 0, 1, 0], [3, 0, 1, 2]]
+    assert coco.evaluate(truth, [], "keypoints", sigmas=sigmas).ap() == 0
 
 
 # Files

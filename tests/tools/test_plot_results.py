@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage, JSONWriter
 from hypothesis import given, settings
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_plugin.analysis import charts, coco, images
+from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.data.shapes import CLASSES
 from tests import small
 from tests.conftest import load_tool
@@ -215,6 +216,56 @@ def test_results_of_boxes_alone_are_drawn(output):
     run()
     assert "precision_recall_boxes.png" in os.listdir(output)
     assert "precision_recall_masks.png" not in os.listdir(output)
+
+
+def test_keypoints_have_a_row_and_curves(output, capsys, monkeypatch):
+    json_file = generate_shapes("data", 6, seed=2)
+    content = json.load(open(json_file))
+    for category in content["categories"]:
+        category["keypoints"] = ["a", "b"]
+    for one in content["annotations"]:
+        x, y, width, height = one["bbox"]
+        one.update(keypoints=[x, y, 2, x + width, y + height, 2], num_keypoints=2)
+    json.dump(content, open(json_file, "w"))
+    keys = ("image_id", "category_id", "bbox", "keypoints")
+    found = [{**{key: a[key] for key in keys}, "score": 0.9} for a in content["annotations"]]
+    json.dump(found, open("run/inference/coco_instances_results.json", "w"))
+    with open("run/metrics.json", "a") as f:
+        f.write(json.dumps({"iteration": 40, **prefixed("keypoints/", 15)}) + "\n")
+    labels = []
+    legend = charts.Figure.legend
+    monkeypatch.setattr(
+        charts.Figure,
+        "legend",
+        lambda figure, *args, **kwargs: (
+            labels.extend(line.get_label() for line in figure.axes[0].get_lines())
+            or legend(figure, *args, **kwargs)
+        ),
+    )
+    entries = [["shapes_with_keypoints", json_file, "data/images"]]
+    changes = {
+        "DATASETS.COCO_JSON": entries,
+        "DATASETS.TEST": "('shapes_with_keypoints',)",
+        "MODEL.MASK_ON": False,
+        "MODEL.KEYPOINT_ON": True,
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 2,
+        "TEST.KEYPOINT_OKS_SIGMAS": [0.1, 0.1],
+    }
+    try:
+        run(*(str(item) for pair in changes.items() for item in pair))
+        # A model that finds nothing
+        json.dump([], open("run/inference/coco_instances_results.json", "w"))
+        run(*(str(item) for pair in changes.items() for item in pair))
+    finally:
+        DatasetCatalog.remove("shapes_with_keypoints")
+        MetadataCatalog.remove("shapes_with_keypoints")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "keypoints " in line]
+    assert [row[1:6] for row in rows] == [
+        ["keypoints", "|", "100.0", "|", "100.0"],
+        ["keypoints", "|", "0.0", "|", "0.0"],
+    ]
+    assert "precision_recall_keypoints.png" in os.listdir(output)
+    assert "AP of keypoints: 65.0 at last" in labels
 
 
 @pytest.mark.parametrize("score", ["-0.1", "1.5", "nan"])
