@@ -417,6 +417,13 @@ class Demo:
             # Matplotlib takes what is between two dollars for mathematics.
             self.drawn.thing_classes = [name.replace("$", r"\$") for name in metadata.thing_classes]
 
+        names = metadata.get("keypoint_names", ())
+        if len(names) == cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
+            # Detectron2 needs them to connect keypoints.
+            for key in ("keypoint_names", "keypoint_flip_map", "keypoint_connection_rules"):
+                if key in metadata.as_dict():
+                    self.drawn.set(**{key: metadata.get(key)})
+
     def run_on_image(self, path: str, output: str, tally: Tally) -> None:
         image = read_input(path, self.cfg)
         instances = self._detect(image, tally, image_id=image_id(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.colormap import colormap
 from detectron2.utils.file_io import PathManager
 
 from ..config import read_yaml
 from ..renamed import VALUES
 from .checks import Usage, check_usage, check_values
 from .checks.inspection import Inspection, inspect_json
-from .checks.read import keypoint_names, read_categories, read_content
+from .checks.read import keypoint_connections, keypoint_names, read_categories, read_content
 from .keypoints import find_flip_pairs
 from .pixels import check_pixel_range, scaled_path
 
@@ -41,9 +43,10 @@ def register_coco_json(
     """Registers data sets in COCO format in Detectron2: all of `entries`, or none if one is wrong.
 
     A data set's class names and category ids are put into its metadata at once, so that they are
-    known without loading it; so are the names of its keypoints, if its categories have them. An
-    entry that this function has registered already is left as it is where the other arguments give
-    the same data set, and registered anew where they do not, for example with another `pixel_range`.
+    known without loading it; so are the names of its keypoints and what its skeleton connects, if
+    its categories have them. An entry that this function has registered already is left as it is
+    where the other arguments give the same data set, and registered anew where they do not, for
+    example with another `pixel_range`.
 
     Where something in a JSON file can be repaired, the data set is registered with a repaired copy
     of it. All `entries` are checked when one of them is loaded first, so that a test set is
@@ -133,6 +136,13 @@ def register_coco_json(
             known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
             pairs = known.get("keypoint_flip_map", find_flip_pairs(inspection.keypoints))
             new[name]["keypoint_flip_map"] = pairs
+            if inspection.connections and "keypoint_connection_rules" not in known:
+                # Detectron2 draws each connection in a colour.
+                colors = colormap(rgb=True).astype(int).tolist()
+                new[name]["keypoint_connection_rules"] = [
+                    (*pair, tuple(color))
+                    for pair, color in zip(inspection.connections, itertools.cycle(colors))
+                ]
     if usage is None:
         usage = Usage(
             train=list(new), test=list(new), check=check, mask_on=None if masks else False
@@ -237,8 +247,15 @@ def _inspect(json_file: str, where: str, check: str, masks: bool) -> tuple[str, 
             f"{where}: the json file {shown} cannot be read: {error}."
         ) from error
     categories = read_categories(content, shown, where)
-    names = keypoint_names(content["categories"])
-    return local, Inspection(local, categories, names, {}, findings=[], images=[])
+    return local, Inspection(
+        local,
+        categories,
+        keypoint_names(content["categories"]),
+        keypoint_connections(content["categories"]),
+        {},
+        findings=[],
+        images=[],
+    )
 
 
 def register_coco_json_from_file(path: str) -> None:

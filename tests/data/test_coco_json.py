@@ -233,6 +233,50 @@ def test_pairs_of_keypoints_that_other_code_gave_are_kept(tmp_path):
     assert create_keypoint_hflip_indices(["boats"]) == [1, 0]
 
 
+def with_skeleton(skeleton):
+    return [{**c, "skeleton": skeleton} for c in with_keypoints(["head", "trunk", "tail"])]
+
+
+@pytest.mark.parametrize("check", ["fast", "off"])
+def test_the_skeleton_says_which_keypoints_are_connected(tmp_path, check):
+    entry = ("cutlery", *write_coco(tmp_path, with_skeleton([[1, 2], [3, 2]])))
+    # The second registration reads what the first one remembered.
+    for masks in (True, False, True):
+        register_coco_json([entry], check=check, masks=masks)
+        rules = MetadataCatalog.get("cutlery").keypoint_connection_rules
+        assert [rule[:2] for rule in rules] == [("head", "trunk"), ("tail", "trunk")]
+        colors = {color for _, _, color in rules}
+        assert len(colors) == 2 and all(0 <= part <= 255 for color in colors for part in color)
+
+
+@pytest.mark.parametrize(
+    "skeleton",
+    [[], None, 3, "12", {"1": 2}, [1, 2], [[1, 2, 3]], [[1]], [[0, 1]], [[1, 4]], [[1, 2.5]], [["1", "2"]],
+     [[True, 2]], [None], [[1, 2], [2, None]]],
+)  # fmt: skip
+def test_a_skeleton_that_is_none_is_left_out(tmp_path, skeleton):
+    register_coco_json([("cutlery", *write_coco(tmp_path, with_skeleton(skeleton)))])
+    metadata = MetadataCatalog.get("cutlery")
+    assert metadata.keypoint_names == ["head", "trunk", "tail"]
+    assert "keypoint_connection_rules" not in metadata.as_dict()
+
+
+def test_skeletons_that_differ_are_left_out(tmp_path):
+    spoon, fork = with_skeleton([[1, 2]])
+    fork["skeleton"] = [[2, 3]]
+    register_coco_json([("cutlery", *write_coco(tmp_path, [spoon, fork]))])
+    assert "keypoint_connection_rules" not in MetadataCatalog.get("cutlery").as_dict()
+
+
+def test_a_skeleton_that_other_code_gave_is_kept(tmp_path):
+    rules = [("head", "tail", (1, 2, 3))]
+    MetadataCatalog.get("cutlery").keypoint_connection_rules = rules
+    entry = ("cutlery", *write_coco(tmp_path, with_skeleton([[1, 2]])))
+    for masks in (True, False):
+        register_coco_json([entry], masks=masks)
+        assert MetadataCatalog.get("cutlery").keypoint_connection_rules == rules
+
+
 # Errors
 
 

@@ -12,6 +12,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import generate_shapes
@@ -630,6 +632,27 @@ def test_an_image_on_which_the_model_fails_costs_no_other(weights, images, capsy
     assert run(weights, "--input", "in", "--output", "out", "--json", "r.json") == 1
     assert {r["image_id"] for r in json.load(open("r.json"))} == {"whole"}
     assert "in/line.png: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, shown", [(3, True), (2, False)])
+def test_the_skeleton_is_drawn(forget_cutlery, number, shown):
+    names = ["head", "trunk", "tail"]
+    category = {"id": 1, "name": "spoon", "keypoints": names, "skeleton": [[1, 2], [2, 3]]}
+    json.dump({"images": [], "categories": [category]}, open("cutlery.json", "w"))
+    cfg = make_cfg()
+    cfg.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", 1, "MODEL.KEYPOINT_ON", True])
+    cfg.merge_from_list(["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", number])
+    cfg.DATASETS.COCO_JSON, cfg.DATASETS.TEST = [["cutlery", "cutlery.json", "."]], ("cutlery",)
+    drawn = demo.Demo(cfg, None, demo.find_metadata(cfg), None, "", demo.Signals()).drawn
+
+    points = [[20, 20, 1], [20, 180, 1], [180, 180, 1]][:number]
+    found = Instances((200, 200), pred_keypoints=torch.tensor([points], dtype=torch.float32))
+    found.scores, found.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    found.pred_boxes = Boxes(torch.tensor([[5.0, 5, 195, 195]]))
+    image = np.full((200, 200, 3), 255, np.uint8)
+    picture = Visualizer(image, drawn).draw_instance_predictions(found).get_image()
+    # In the middle between two keypoints
+    assert (picture[100, 15:25].min() < 200) == (picture[175:185, 100].min() < 200) == shown
 
 
 def test_dollars_in_class_names(weights, images, forget_cutlery):

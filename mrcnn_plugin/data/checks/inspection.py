@@ -20,10 +20,10 @@ from iopath.common.file_io import file_lock, get_cache_dir
 
 from .annotations import Finding, check_content
 from .images import Facts, is_deep, look_at_images
-from .read import keypoint_names, read_categories, read_content
+from .read import keypoint_connections, keypoint_names, read_categories, read_content
 
 # To be raised with every change of what is found or how it is stored.
-_VERSION = 5
+_VERSION = 6
 # How long the headers of the images of a data set are read, in s. What is missing is done at the next start.
 SECONDS_FOR_HEADERS = 60.0
 # How long images are decoded that were not seen before, in s. The others are not decoded, unless all are to be.
@@ -40,6 +40,7 @@ class Inspection:
         json_file: the file to be used: the file itself, or its repaired copy.
         categories: category id -> name, sorted by id.
         keypoints: the names of the keypoints, if the categories have them and agree.
+        connections: the names of the keypoints that the skeleton connects, if the categories have one and agree.
         images_of_category: category id -> number of images with an object of it.
         findings: the faults in its content.
         images: (file name, width, height) of its images, in px.
@@ -50,6 +51,7 @@ class Inspection:
     json_file: str
     categories: dict[int, str]
     keypoints: list[str]
+    connections: list[tuple[str, str]]
     images_of_category: dict[int, int]
     findings: list[Finding]
     images: list[tuple[str, int, int]]
@@ -93,6 +95,7 @@ def inspect_json(
                 json_file=stored["json_file"],
                 categories=dict(stored["categories"]),
                 keypoints=stored["keypoints"],
+                connections=[(one, other) for one, other in stored["connections"]],
                 images_of_category=dict(stored["images_of_category"]),
                 findings=[Finding(**finding) for finding in stored["findings"]],
                 images=[(name, width, height) for name, width, height in stored["images"]],
@@ -115,6 +118,7 @@ def inspect_json(
             json_file=json_file,
             categories=read_categories(content, shown, where),
             keypoints=keypoint_names(content["categories"]),
+            connections=keypoint_connections(content["categories"]),
             images_of_category=checked.images_of_category,
             findings=checked.findings,
             images=checked.images,

@@ -74,3 +74,21 @@ def keypoint_names(categories: Sequence[dict[str, Any]]) -> list[str]:
         return []
     names = lists[0]
     return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+
+
+def keypoint_connections(categories: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The names of the keypoints that the skeleton connects, if the categories that have one agree, else none."""
+    names = keypoint_names(categories)
+    skeletons = [c["skeleton"] for c in categories if c.get("skeleton")]
+    if not skeletons or any(skeleton != skeletons[0] for skeleton in skeletons):
+        return []
+    skeleton = skeletons[0]
+    # It is only drawn, so that a faulty one is no reason to stop.
+    if not isinstance(skeleton, list) or not all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(number) is int and 1 <= number <= len(names) for number in pair)
+        for pair in skeleton
+    ):
+        return []
+    return [(names[one - 1], names[other - 1]) for one, other in skeleton]
