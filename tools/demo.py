@@ -51,6 +51,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.analysis.fonts import find_fonts, use_fonts
 from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
 from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.data import (
@@ -414,6 +415,7 @@ class Demo:
         self.category_ids = {contiguous: id for id, contiguous in contiguous_ids.items()}
         self.drawn = Metadata()
         if "thing_classes" in metadata.as_dict():
+            find_fonts(metadata.thing_classes)
             # Matplotlib takes what is between two dollars for mathematics.
             self.drawn.thing_classes = [name.replace("$", r"\$") for name in metadata.thing_classes]
 
@@ -431,7 +433,9 @@ class Demo:
         rgb = convert_image_to_rgb(image, self.cfg.INPUT.FORMAT)
         visualizer = Visualizer(rgb, self.drawn, scale=scale)
         with kept_if_whole(output) as part:
-            visualizer.draw_instance_predictions(instances).save(part)
+            picture = visualizer.draw_instance_predictions(instances)
+            use_fonts(picture.ax)
+            picture.save(part)
 
     def run_on_video(self, path: str, output: str, tally: Tally) -> None:
         """Writes as many frames as can be read and drawn.
@@ -501,8 +505,9 @@ class Demo:
         rgb = frame[:, :, ::-1]
         image = convert_PIL_to_numpy(Image.fromarray(rgb), self.cfg.INPUT.FORMAT)
         instances = self._detect(image, tally, image_id=image_id(path), frame_number=number)
-        picture = visualizer.draw_instance_predictions(rgb, instances).get_image()
-        return even(picture[:, :, ::-1])
+        picture = visualizer.draw_instance_predictions(rgb, instances)
+        use_fonts(picture.ax)
+        return even(picture.get_image()[:, :, ::-1])
 
     def _detect(self, image: Any, tally: Tally, **keys: Any) -> Instances:
         instances = self.predictor(image)["instances"].to("cpu")

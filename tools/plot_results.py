@@ -29,6 +29,7 @@ from tabulate import tabulate
 
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
+from mrcnn_plugin.analysis.fonts import find_fonts
 from mrcnn_plugin.engine import read_metrics, register_datasets
 from mrcnn_plugin.evaluation import max_detections, results_folder
 
@@ -119,6 +120,7 @@ def plot_test_set(
     dicts = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
     classes = coco.class_names(truth)
+    find_fonts(classes)
     crowds = sum(1 for annotation in truth.anns.values() if annotation["iscrowd"])
     title = (
         f"{charts.plain(name, 40)}: {len(truth.imgs)} images, {len(truth.anns) - crowds} objects"

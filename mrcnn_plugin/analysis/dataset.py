@@ -29,6 +29,7 @@ from ..data.pixels import scaled_path
 from ..data.statistics import Statistics
 from ..evaluation import COCO_DETECTIONS
 from .charts import plain
+from .fonts import find_fonts
 from .images import draw
 
 PICTURES = ("samples.png", "extremes.png", "statistics.png")
@@ -186,6 +187,7 @@ def plot_dataset(
         image: NDArray[np.uint8] = read_image(scaled_path(file, pixel_range, unit), format="RGB")
         return image
 
+    find_fonts(statistics.class_names)
     samples, extremes, charts = files = [os.path.join(folder, picture) for picture in PICTURES]
     objects = _number(len(statistics.classes), "object")
     title = f"{plain(name)}: {_number(len(dicts), 'image')}, {objects}"

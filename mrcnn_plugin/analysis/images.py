@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .charts import plain
 from .coco import MATCH_IOU, TASKS, Outcome
+from .fonts import use_fonts
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.5
@@ -67,6 +68,7 @@ def draw(
                 label += f" {100 * annotation['score']:.0f}%"
         box = boxes or "segmentation" not in annotation
         _draw_one(visualizer, annotation, color, label, box=box)
+    use_fonts(visualizer.output.ax)
     return visualizer.output.get_image()
 
 
@@ -103,6 +105,7 @@ def draw_outcome(
         draw_result(detection, _FALSE, name(detection))
     for detection, one, _ in outcome.swapped:
         draw_result(detection, _SWAPPED, f"{plain(names[one['category_id']])} as {name(detection)}")
+    use_fonts(visualizer.output.ax)
     return visualizer.output.get_image()
 
 
