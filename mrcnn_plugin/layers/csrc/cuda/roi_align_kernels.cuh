@@ -54,9 +54,13 @@ constexpr int kShort = 8; // a band of at most this many pixels is short
 
 // The most blocks that a multiprocessor can hold without spilling registers.
 template <typename T, bool channels_last>
-constexpr int forward_blocks = sizeof(T) == 8 ? 2 : channels_last ? CUDA_SINCE(860, 4, 2) : CUDA_SINCE(800, 3, 2);
+constexpr int forward_blocks = sizeof(T) == 8 ? 2
+    : channels_last                           ? CUDA_SINCE(860, 4, 2)
+                                              : CUDA_SINCE(800, 3, 2);
 template <typename T, bool channels_last>
-constexpr int backward_blocks = sizeof(T) == 8 ? 2 : channels_last ? CUDA_SINCE(860, 3, 2) : CUDA_SINCE(800, 3, 2);
+constexpr int backward_blocks = sizeof(T) == 8 ? 2
+    : channels_last                            ? CUDA_SINCE(860, 3, 2)
+                                               : CUDA_SINCE(800, 3, 2);
 
 template <typename T>
 MRCNN_HOST_DEVICE T smaller(T a, T b) {
