@@ -396,6 +396,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif suggestion is not None:
         write_config(args, suggestion)
         print(f"{args.write_config} is written. tools/train_net.py --config-file trains with it.")
+        keypoints = MetadataCatalog.get(next(iter(faults))).get("keypoint_names")
+        if keypoints and not suggestion.cfg.MODEL.KEYPOINT_ON:
+            print(
+                f"Keypoints are not trained. For that, take a config with a keypoint head as --base, and add --opts "
+                f"MODEL.KEYPOINT_ON True MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {len(keypoints)} "
+                f"TEST.KEYPOINT_OKS_SIGMAS, with a number for each."
+            )
     return 1 if refused else 0
 
 

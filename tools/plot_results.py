@@ -30,6 +30,7 @@ from tabulate import tabulate
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
 from mrcnn_plugin.analysis.fonts import find_fonts
+from mrcnn_plugin.config import read_yaml
 from mrcnn_plugin.engine import read_metrics, register_datasets
 from mrcnn_plugin.evaluation import max_detections, results_folder
 
@@ -81,13 +82,24 @@ def metrics_file(cfg: CfgNode) -> str:
 
 
 def find_results(cfg: CfgNode, name: str) -> str:
-    """Returns the file with the results of a test set. The file may be missing."""
-    file = "coco_instances_results.json"
+    """Returns the file with the results of a test set. The file may be missing.
+
+    Where it is depends on the test sets of the last run in `OUTPUT_DIR`, which its config.yaml names.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if os.path.isfile(file):
+        cfg.DATASETS.TEST = read_yaml(file)["DATASETS"]["TEST"]
+    last = [*cfg.DATASETS.TEST][-1:]
+    if name not in cfg.DATASETS.TEST:
+        # An earlier run may have evaluated it as one of several.
+        cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, name, "")
     folder = results_folder(cfg, name)
-    if name == cfg.DATASETS.TEST[-1] and not os.path.isdir(folder):
+    if [name] == last and not os.path.isdir(folder):
         # Detectron2's own tool keeps the results of the last data set only.
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    return os.path.join(folder, file)
+    return os.path.join(folder, "coco_instances_results.json")
 
 
 def plot_test_set(
@@ -152,7 +164,7 @@ def plot_test_set(
     else:
         # An evaluation after the training (--eval-only) writes nothing there.
         print(
-            f"{name}: there is no ap_over_time.png, because no evaluation is in {metrics_file(cfg)}."
+            f"{name}: there is no ap_over_time.png, because {metrics_file(cfg)} has no {prefix}bbox/AP."
         )
     images.plot_predictions(dicts, results, metadata, picture("predictions"), min_score)
     limit = max_detections(cfg)

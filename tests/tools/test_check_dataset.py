@@ -226,6 +226,19 @@ class TestWriteConfig:
         assert "my.yaml exists already" in capsys.readouterr().err
         assert (tmp_path / "my.yaml").read_bytes() == before
 
+    def test_keypoints_that_are_not_trained_are_named(self, data, capsys, tmp_path):
+        assert run(data, "--write-config", tmp_path / "plain.yaml") == 0
+        assert "Keypoints" not in capsys.readouterr().out
+        content = json.loads((data / "instances.json").read_text())
+        for category in content["categories"]:
+            category["keypoints"] = ["left", "right"]
+        file = data / "keypoints.json"
+        file.write_text(json.dumps(content))
+        arguments = [file, data / "images", "--write-config", tmp_path / "my.yaml"]
+        assert check_dataset.main([*map(str, arguments)]) == 0
+        assert "Keypoints are not trained." in (said := capsys.readouterr().out)
+        assert "NUM_KEYPOINTS 2 " in said
+
     def test_the_base_is_found_from_the_folder_of_the_file(self, data, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "base.yaml").write_text(

@@ -111,7 +111,7 @@ def test_an_evaluation_without_a_training_has_a_table_and_pictures(output, capsy
     run()
     printed = capsys.readouterr().out
     assert "There is no losses.png, because run/metrics.json is not there." in printed
-    assert "there is no ap_over_time.png, because no evaluation is in run/metrics.json." in printed
+    assert "there is no ap_over_time.png, because run/metrics.json has no bbox/AP." in printed
     assert coco_table("bbox")[0] in printed
     assert set(PICTURES) - set(os.listdir(output)) == {"ap_over_time.png"}
     assert not os.path.exists("run/losses.png") and "ap_over_time.png\n" not in printed
@@ -150,6 +150,23 @@ def test_each_of_several_test_sets_has_a_folder_of_its_own(output):
     names = "('mrcnn_shapes_train', 'mrcnn_shapes_val')"
     with pytest.raises(FileNotFoundError, match="inference/mrcnn_shapes_val/coco_instances"):
         run("DATASETS.TEST", names)
+
+
+def test_results_are_those_of_the_test_sets_of_the_last_run(output, capsys):
+    """The files of earlier runs with other test sets may still be there."""
+    config = output / "config.yaml"
+    config.write_text("DATASETS: {TEST: [mrcnn_shapes_val]}")
+    for names in ("('mrcnn_shapes_train',)", "('mrcnn_shapes_val', 'mrcnn_shapes_train')"):
+        cfg = small.load_cfg(str(small.CONFIGS / "quickstart.yaml"), ["DATASETS.TEST", names])
+        cfg.OUTPUT_DIR = "run"
+        file = plot_results.find_results(cfg, "mrcnn_shapes_train")
+        assert file == "run/inference/mrcnn_shapes_train/coco_instances_results.json"
+        file = plot_results.find_results(cfg, "mrcnn_shapes_val")
+        assert file == "run/inference/coco_instances_results.json"
+    config.write_text("DATASETS: {TEST: [mrcnn_shapes_train, mrcnn_shapes_val]}")
+    (output / "inference" / "mrcnn_shapes_val").mkdir()
+    file = plot_results.find_results(cfg, "mrcnn_shapes_val")
+    assert file == "run/inference/mrcnn_shapes_val/coco_instances_results.json"
 
 
 def test_an_image_that_cannot_be_read_costs_no_other(output, capsys, monkeypatch):
