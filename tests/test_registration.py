@@ -78,7 +78,7 @@ print(*sys.modules)
     alone, imported = (line.split() for line in result.stdout.splitlines())
     # These modules are light: each takes about a millisecond.
     light = {"numpy._typing._add_docstring", "numpy.typing"}
-    light |= {"torch.utils.flop_counter", "torch.utils.module_tracker"}
+    light |= {"torch.utils.flop_counter", "torch.utils.module_tracker", "detectron2.utils.colormap"}
     others = {name for name in alone if not name.startswith("mrcnn_plugin")} - light
     assert "mrcnn_plugin.modeling" in alone and not others
     heavy = ("matplotlib", "scipy", "tensorboard", "detectron2.engine", "detectron2.evaluation")
