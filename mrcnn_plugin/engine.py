@@ -56,8 +56,8 @@ _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Keys of SOLVER that may well be changed when a training is resumed.
 _MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
 
-# The config of the training. config.yaml, which Detectron2 writes, is that of the last evaluation too.
-_TRAINED = "config_of_training.yaml"
+# Detectron2 writes the config of the last run, which may be an evaluation. That of the training is kept beside it.
+_LAST, _TRAINED = "config.yaml", "config_of_training.yaml"
 
 logger = logging.getLogger("detectron2.mrcnn_plugin.engine")
 
@@ -426,14 +426,8 @@ def _changes(cfg: CfgNode) -> list[str]:
     """How the keys that make it another training differ from those of the checkpoint in `OUTPUT_DIR`."""
     if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return []
-    file = os.path.join(cfg.OUTPUT_DIR, _TRAINED)
-    if not os.path.isfile(file):
-        file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")  # Another program has trained.
-    try:
-        with open(file, encoding="utf-8") as f:
-            old = dict(leaves(yaml.safe_load(f)))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return []  # It is not there, or is no config.
+    # Another program may have trained.
+    old = _read_config(cfg, _TRAINED) or _read_config(cfg, _LAST)
     return [
         f"{key} was {old[key]!r} and is {value!r}"
         for key, value in leaves(yaml.safe_load(cfg.dump()))
@@ -441,6 +435,20 @@ def _changes(cfg: CfgNode) -> list[str]:
         and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", *_MAY_CHANGE)
         and old.get(key, value) != value
     ]
+
+
+def last_test_sets(cfg: CfgNode) -> list[str]:
+    """The test sets of the last run in `OUTPUT_DIR`, or else those of the config."""
+    return list(_read_config(cfg, _LAST).get("DATASETS.TEST", cfg.DATASETS.TEST))
+
+
+def _read_config(cfg: CfgNode, name: str) -> dict[str, Any]:
+    """The keys and values of a config in `OUTPUT_DIR`; empty if the file is not there, or is none."""
+    try:
+        with open(os.path.join(cfg.OUTPUT_DIR, name), encoding="utf-8") as f:
+            return dict(leaves(yaml.safe_load(f)))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return {}
 
 
 def _run_once(here: bool, check: Callable[[], None]) -> None:

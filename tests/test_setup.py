@@ -87,7 +87,7 @@ CUDA_13 = "75 80 86 87 88 89 90 90a 100 100a 103 110 120 120a 121"
     [
         (CUDA_12, "7.0;7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
         (CUDA_13, "7.5;8.0;8.6;8.9;9.0;10.0;11.0;12.0+PTX"),
-        # Of what only a later nvcc knows, torch would say that it is unknown.
+        # torch does not compile for the last two.
         ("80 90 100 990 991", "8.0;9.0;10.0+PTX"),
     ],
 )

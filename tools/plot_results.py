@@ -30,8 +30,7 @@ from tabulate import tabulate
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
 from mrcnn_plugin.analysis.fonts import find_fonts
-from mrcnn_plugin.config import read_yaml
-from mrcnn_plugin.engine import read_metrics, register_datasets
+from mrcnn_plugin.engine import last_test_sets, read_metrics, register_datasets
 from mrcnn_plugin.evaluation import max_detections, results_folder
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -84,19 +83,15 @@ def metrics_file(cfg: CfgNode) -> str:
 def find_results(cfg: CfgNode, name: str) -> str:
     """Returns the file with the results of a test set. The file may be missing.
 
-    Where it is depends on the test sets of the last run in `OUTPUT_DIR`, which its config.yaml names.
+    Where it is depends on the test sets of the last run in `OUTPUT_DIR`.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if os.path.isfile(file):
-        cfg.DATASETS.TEST = read_yaml(file)["DATASETS"]["TEST"]
-    last = [*cfg.DATASETS.TEST][-1:]
-    if name not in cfg.DATASETS.TEST:
-        # An earlier run may have evaluated it as one of several.
-        cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, name, "")
+    names = last_test_sets(cfg)
+    # An earlier run may have evaluated another set as one of several.
+    cfg.DATASETS.TEST = names if name in names else [*names, name, ""]
     folder = results_folder(cfg, name)
-    if [name] == last and not os.path.isdir(folder):
+    if names[-1:] == [name] and not os.path.isdir(folder):
         # Detectron2's own tool keeps the results of the last data set only.
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     return os.path.join(folder, "coco_instances_results.json")

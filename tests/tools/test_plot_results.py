@@ -169,6 +169,14 @@ def test_results_are_those_of_the_test_sets_of_the_last_run(output, capsys):
     assert file == "run/inference/mrcnn_shapes_val/coco_instances_results.json"
 
 
+def test_a_config_of_another_program_is_no_obstacle(output):
+    for content in ("model: {}\n", "- a list", "{", ""):
+        (output / "config.yaml").write_text(content)
+        cfg = small.load_cfg(str(small.CONFIGS / "quickstart.yaml"), ["OUTPUT_DIR", "run"])
+        file = plot_results.find_results(cfg, "mrcnn_shapes_val")
+        assert file == "run/inference/coco_instances_results.json"
+
+
 def test_an_image_that_cannot_be_read_costs_no_other(output, capsys, monkeypatch):
     read_image, first = images.read_image, []
 

@@ -59,7 +59,8 @@ def test_a_model_trained_on_a_gpu_detects_the_same_on_the_cpu(run, tmp_path, amp
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_two_gpus_train_together(run, tmp_path):  # run writes the config and the data
+@pytest.mark.usefixtures("run")  # It writes the config and the data.
+def test_two_gpus_train_together(tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--num-gpus", "2"]
     changes = {
         "OUTPUT_DIR": tmp_path / "two",
