@@ -299,12 +299,21 @@ def with_ratio(row: Row, times: dict[str, float], kind: str = "") -> Row:
     }
 
 
-def timed(row: Row, functions: Functions, seconds: float, device: str) -> Row:
-    """Adds the times of the functions and their ratio to `row`: on a GPU, of the kernels and the clock."""
+def measured(functions: Functions, seconds: float, device: str) -> dict[str, dict[str, float]]:
+    """Measures the functions in turn: on a GPU, the time of the kernels and the clock ("wall_")."""
     if device == "cpu":
-        return with_ratio(row, milliseconds(functions, seconds, device))
-    row = with_ratio(row, gpu_milliseconds(functions, seconds / 2))
-    return with_ratio(row, milliseconds(functions, seconds / 2, device), "wall_")
+        return {"": milliseconds(functions, seconds, device)}
+    return {
+        "": gpu_milliseconds(functions, seconds / 2),
+        "wall_": milliseconds(functions, seconds / 2, device),
+    }
+
+
+def timed(row: Row, functions: Functions, seconds: float, device: str) -> Row:
+    """Adds the times of the functions and their ratio to `row`."""
+    for kind, times in measured(functions, seconds, device).items():
+        row = with_ratio(row, times, kind)
+    return row
 
 
 def keep_freed_memory() -> None:
@@ -525,13 +534,12 @@ def pooler_of(pooler_type: str, size: int) -> Any:
 def pooler_passes(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -> Functions:
     """Returns the passes as in training: forward records the graph, and backward covers all maps."""
     pooled = [pooler(maps, boxes) for maps in pyramids]
-    grad = torch.ones_like(pooled[0])
     return {
         "forward": in_turn([partial(pooler, maps, boxes) for maps in pyramids]),
         "backward": in_turn(
             [
-                partial(torch.autograd.grad, output, maps, grad, retain_graph=True)
-                for output, maps in zip(pooled, pyramids, strict=True)
+                partial(torch.autograd.grad, out, maps, torch.ones_like(out), retain_graph=True)
+                for out, maps in zip(pooled, pyramids, strict=True)
             ]
         ),
     }
@@ -550,7 +558,8 @@ def operator_of(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -> 
 
 
 @torch.enable_grad()
-def pooler_cases(device: str, seconds: float, pooler_type: str) -> list[Row]:
+def pooler_cases(device: str, seconds: float) -> list[Row]:
+    """Measures our poolers and Detectron2's in one set of turns, so that both have the same opponent."""
     from detectron2.structures import Boxes
 
     rows = []
@@ -563,22 +572,28 @@ def pooler_cases(device: str, seconds: float, pooler_type: str) -> list[Row]:
             [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
             for _ in range(1 if device == "cpu" else 2)
         ]
-        ours, theirs = (
-            pooler_passes(pooler_of(name, size), boxes, pyramids)
-            for name in (pooler_type, "ROIAlignV2")
-        )
-        for name in ours:
-            row = {
-                "pass": name,
-                "pooler": pooler_type,
-                "size": size,
-                "boxes": count,
-                "images": images,
-            }
-            functions = {"ours": ours[name], "theirs": theirs[name]}
-            if name == "forward":  # The pooler has no backward pass of its own.
-                functions["operator"] = operator_of(pooler_of(pooler_type, size), boxes, pyramids)
-            rows.append(timed(row, functions, seconds, device))
+        poolers = {name: pooler_of(name, size) for name in (*OUR_POOLERS, "ROIAlignV2")}
+        passes = {name: pooler_passes(one, boxes, pyramids) for name, one in poolers.items()}
+        for pass_name in ("forward", "backward"):
+            functions = {name: found[pass_name] for name, found in passes.items()}
+            if pass_name == "forward":  # The pooler has no backward pass of its own.
+                for name in OUR_POOLERS:
+                    functions[f"{name}/operator"] = operator_of(poolers[name], boxes, pyramids)
+            by_kind = measured(functions, seconds, device)
+            for name in OUR_POOLERS:
+                row: Row = {
+                    "pass": pass_name,
+                    "pooler": name,
+                    "size": size,
+                    "boxes": count,
+                    "images": images,
+                }
+                for kind, times in by_kind.items():
+                    shown = {"ours": times[name], "theirs": times["ROIAlignV2"]}
+                    if pass_name == "forward":
+                        shown["operator"] = times[f"{name}/operator"]
+                    row = with_ratio(row, shown, kind)
+                rows.append(row)
     return rows
 
 
@@ -753,9 +768,8 @@ def growth_section(device: str, seconds: float) -> Findings:
 
 
 def pooler_section(device: str, seconds: float) -> Findings:
-    for pooler_type in OUR_POOLERS:
-        title = f"Pooler of p2 to p5: our {pooler_type} and Detectron2's ROIAlignV2"
-        yield "pooler", title, pooler_cases(device, seconds, pooler_type)
+    title = "Pooler of p2 to p5: ours and Detectron2's ROIAlignV2"
+    yield "pooler", title, pooler_cases(device, seconds)
 
 
 def model_section(device: str, seconds: float) -> Findings:
