@@ -1,6 +1,6 @@
 """Statistics, tables and plots of results, and the pages that hold them.
 
-Differences are taken between runs with the same seed.
+Differences are taken between runs with the same seed, and on the same device where both rows have one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ from tabulate import tabulate
 from . import cells
 from .lines import Line, differences, identity, read_lines, settings_of
 
-Runs = dict[int, Line]  # of a cell, by seed
+Run = tuple[int, str]  # seed and device
+Runs = dict[Run, Line]  # of a cell
 
 
 class Row(NamedTuple):
@@ -32,7 +33,7 @@ class Row(NamedTuple):
         config: as in a cell.
         name: of the config and the changes, without those that all rows of a report have.
         baseline: name of the row that it is compared with, which may be its own.
-        runs: lines by seed.
+        runs: lines by seed and device.
     """
 
     config: str
@@ -40,13 +41,13 @@ class Row(NamedTuple):
     baseline: str
     runs: Runs
 
-    def values(self, metric: str) -> dict[int, float]:
-        """Seed -> value, of the runs that have it. A run that diverged has 0 in every metric."""
+    def values(self, metric: str) -> dict[Run, float]:
+        """The runs that have the metric. A run that diverged has 0 in every metric."""
         values = {
-            seed: line["metrics"].get(metric) if line["diverged_at"] is None else 0.0
-            for seed, line in self.runs.items()
+            run: line["metrics"].get(metric) if line["diverged_at"] is None else 0.0
+            for run, line in self.runs.items()
         }
-        return {seed: value for seed, value in values.items() if value is not None}
+        return {run: value for run, value in values.items() if value is not None}
 
 
 Rows = dict[str, Row]  # by name
@@ -91,11 +92,12 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[R
                             f"{line['name']}, seed {line['seed']}"
                         )
                     continue
-                if line["seed"] in runs:
+                run = line["seed"], line["device"]
+                if run in runs:
                     raise ValueError(
-                        f"{file} has two lines of {line['name']}, seed {line['seed']}; delete one."
+                        f"{file} has two lines of {line['name']}, seed {run[0]}, on {run[1]}; delete one."
                     )
-                runs[line["seed"]] = line
+                runs[run] = line
             if runs:
                 row = make_row(config, opts, common, runs)
                 rows[row.name] = row
@@ -144,10 +146,18 @@ def run_on(rows: Rows) -> str:
     diverged = [
         f"{row.name}, seed {seed}"
         for row in rows.values()
-        for seed, line in row.runs.items()
+        for (seed, _), line in row.runs.items()
         if line["diverged_at"] is not None
     ]
     end = f" Diverged, with an AP of 0: {'; '.join(diverged)}." if diverged else ""
+    across = {
+        row.name: sum(run[1] != other[1] for run, other in pairs)
+        for row in rows.values()
+        if (pairs := pair(row.runs, rows[row.baseline].runs if row.baseline in rows else {}))
+    }
+    if any(across.values()):
+        counts = "; ".join(f"{name} {count}" for name, count in across.items() if count)
+        end += f" Pairs across devices: {counts}."
     return f"Runs: {len(lines)}, of which resumed: {resumed}; {text}.{end}"
 
 
@@ -177,15 +187,25 @@ def difference(pairs: Sequence[float]) -> str:
     return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}] ({len(pairs)} pairs)"
 
 
+def pair(runs: Iterable[Run], others: Collection[Run]) -> list[tuple[Run, Run]]:
+    """Each run with the other one of its seed, on the same device if there is one."""
+    pairs = []
+    for run in runs:
+        partners = [other for other in others if other[0] == run[0]]
+        if partners:
+            pairs.append((run, min(partners, key=lambda other: other[1] != run[1])))
+    return pairs
+
+
 def pairs_of(row: Row, other: Row | None, metric: str) -> list[float]:
     """Differences to the runs of the other row that have the same seeds."""
     values, others = row.values(metric), other.values(metric) if other else {}
-    return [values[seed] - others[seed] for seed in values if seed in others]
+    return [values[run] - others[partner] for run, partner in pair(values, others)]
 
 
 def table(rows: Rows, metrics: Sequence[str]) -> str:
     """A row for each cell, with its difference to its baseline."""
-    headers = ["", "against", "seeds"]
+    headers = ["", "against", "runs"]
     for metric in metrics:
         headers += [metric.replace("/", " "), "difference [95 %]"]
     headers += ["s / iteration", "CPU s", "peak MiB"]
@@ -274,12 +294,13 @@ def power(rows: Rows, metric: str, numbers: Sequence[int]) -> str:
 
 
 def plot_ap(rows: Rows, metrics: Sequence[str], file: str) -> None:
-    """Each run as a dot, each cell's mean with its 95 % interval."""
+    """Each run as a dot, each cell's mean with its 95 % interval, and dotted the mean of its partners."""
     figure = Figure(figsize=(3 + 4 * len(metrics), 1 + 0.35 * len(rows)), layout="constrained")
     grid = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(grid, metrics, strict=True):
         for y, (name, row) in enumerate(rows.items()):
-            values = list(row.values(metric).values())
+            by_run = row.values(metric)
+            values = list(by_run.values())
             if not values:
                 continue
             color = "black" if row.baseline == name else "C0"
@@ -287,9 +308,10 @@ def plot_ap(rows: Rows, metrics: Sequence[str], file: str) -> None:
             axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, markersize=4)
             axes.errorbar(middle, y, xerr=half, fmt="D", color=color, capsize=3)
             if row.baseline in rows:
-                others = list(rows[row.baseline].values(metric).values())
-                if others:
-                    axes.vlines(np.mean(others), y - 0.5, y + 0.5, "black", "dotted", linewidth=0.8)
+                others = rows[row.baseline].values(metric)
+                if partners := [others[partner] for _, partner in pair(by_run, others)]:
+                    x = np.mean(partners)
+                    axes.vlines(x, y - 0.5, y + 0.5, "black", "dotted", linewidth=0.8)
         axes.set_xlabel(metric.replace("/", " "))
         axes.grid(True, axis="x", alpha=0.25)
     grid[0].set_yticks(range(len(rows)), list(rows))
@@ -298,7 +320,7 @@ def plot_ap(rows: Rows, metrics: Sequence[str], file: str) -> None:
 
 
 def plot_curves(rows: Rows, metric: str, file: str) -> None:
-    """Training loss and AP over the iterations, means over the seeds."""
+    """Training loss and AP over the iterations, means over the runs, whose number the legend has."""
     # Names with config changes are long.
     columns = 2 if max(map(len, rows)) <= 70 else 1
     figure = Figure(figsize=(11, 4 + 0.26 * len(rows) / columns), layout="constrained")
@@ -312,7 +334,7 @@ def plot_curves(rows: Rows, metric: str, file: str) -> None:
             axes.plot(
                 list(means),
                 list(means.values()),
-                label=cell if name == metric else None,
+                label=f"{cell} ({len(row.runs)})" if name == metric else None,
                 color=f"C{index % 10}",
                 linestyle=("solid", "dashed", "dotted")[index // 10 % 3],
                 linewidth=2.5 if row.baseline == cell else 1.2,

@@ -64,7 +64,7 @@ def test_the_table_pairs_seeds(folder, capsys):
         "\nRuns: 7, of which resumed: 0; device a CPU, threads 1, torch 2, detectron2 0.7, "
         "mrcnn_plugin 0.1.\n"
     ) in printed
-    assert header[:5] == ["", "against", "seeds", "bbox AP", "difference [95 %]"]
+    assert header[:5] == ["", "against", "runs", "bbox AP", "difference [95 %]"]
     assert base[:5] == ["base", "", "3", "20.0 ± 17.3", ""]
     assert other[:4] == ["other", "base", "4", "24.0 ± 15.4"]
     assert other[4] == "+2.0 [-0.5, +4.5] (3 pairs)"
@@ -106,9 +106,24 @@ def test_what_the_cells_ran_on_is_said(folder, capsys):
     show(folder, found)
     text = capsys.readouterr().out
     assert "\nRuns: 4, of which resumed: 1; device a CPU" in text
-    assert "0.1. Diverged, with an AP of 0: other, seed 2.\n" in text
+    end = "Diverged, with an AP of 0: other, seed 2. Pairs across devices: other 1.\n"
+    assert f"0.1. {end}" in text
     show(folder, found, "--metrics", "bbox/AP75")
     assert cells_of(capsys.readouterr().out)[3][3:5] == ["0.0", "-8.0 (1 pair)"]
+
+
+def test_runs_are_paired_on_their_own_device_where_there_are_two(folder, capsys):
+    found = [line("base", 1, 10.0), line("base", 1, 14.0, device="a GPU"), line("base", 2, 20.0)]
+    found += [line("other", seed, 30.0, device="a GPU") for seed in (1, 2)]
+    # 30 - 14 on the GPU, and 30 - 20 across devices.
+    show(folder, found)
+    printed = capsys.readouterr().out
+    base, other = cells_of(printed)[2:]
+    assert base[2:4] == ["3", "14.7 ± 5.0"]
+    assert other[2:5] == ["2", "30.0 ± 0.0", "+13.0 [-25.1, +51.1] (2 pairs)"]
+    assert " Pairs across devices: other 1.\n" in printed
+    show(folder, found[:2] + found[3:4])
+    assert "across" not in capsys.readouterr().out
 
 
 def test_power_is_the_interval_that_more_pairs_would_have(folder, capsys):
@@ -177,7 +192,7 @@ def test_a_line_from_before_its_config_was_changed_is_not_shown_and_that_is_said
 def test_results_that_cannot_be_reported(folder):
     with pytest.raises(ValueError, match="has no line of base, other"):
         show(folder, [line("unrelated", 1, 1.0)])
-    with pytest.raises(ValueError, match="two lines of base, seed 1; delete one"):
+    with pytest.raises(ValueError, match="two lines of base, seed 1, on a CPU; delete one"):
         show(folder, [line("other", 1, 1.0), line("base", 1, 1.0), line("base", 1, 1.0)])
     with pytest.raises(
         ValueError, match="--metrics has bbox/ap; the results have bbox/AP, segm/AP"
