@@ -62,6 +62,15 @@ assert "install a C++ compiler" in str(warning.message)
 from mrcnn_plugin.layers import roi_align
 pooled = roi_align(torch.ones(1, 2, 8, 8), [torch.tensor([[1.0, 1.0, 5.0, 5.0]])], 2)
 torch.testing.assert_close(pooled, torch.ones(1, 2, 2, 2))
+
+def pool(enabled):
+    features = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        pooled = roi_align(features, torch.tensor([[0, 1.0, 1.0, 5.5, 5.5]]), 2)
+        return pooled, torch.autograd.grad(pooled, features, pooled.detach().clone())[0]
+
+for under_autocast, plain in zip(pool(True), pool(False)):
+    assert torch.equal(under_autocast, plain)
 """
     run(sys.executable, "-c", program, cwd=ROOT)
 

@@ -65,7 +65,9 @@ def _on_any_device(reference: Callable[..., Any]) -> Callable[..., Any]:
         tensors = features if isinstance(features, (list, tuple)) else (features,)
         if HAS_EXTENSION and any(t.is_cuda for t in tensors):
             _warn_of_missing_cuda_kernels()
-        return reference(features, *arguments)
+        # Autocast would round the products, and the sums could not take them.
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return reference(features, *arguments)
 
     return run
 
