@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
         "Its extension has to be compiled against the torch that it will run with. Therefore it cannot be built\n"
         "in an isolated environment. Install torch first, then the package without isolation:\n"
         "    pip install torch torchvision setuptools wheel\n"
-        "    pip install --no-build-isolation ."
+        "    pip install --no-build-isolation --editable ."
     )
 
 CSRC = "mrcnn_plugin/layers/csrc"

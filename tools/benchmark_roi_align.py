@@ -903,7 +903,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)"
     )

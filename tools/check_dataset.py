@@ -395,7 +395,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.write_config} is not written, because data are refused.")
     elif suggestion is not None:
         write_config(args, suggestion)
-        print(f"{args.write_config} is written. tools/train_net.py --config-file trains with it.")
+        print(
+            f"Wrote {args.write_config}. To train: tools/train_net.py --config-file {args.write_config}"
+        )
         keypoints = MetadataCatalog.get(next(iter(faults))).get("keypoint_names")
         if keypoints and not suggestion.cfg.MODEL.KEYPOINT_ON:
             print(

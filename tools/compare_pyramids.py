@@ -109,10 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--height", type=int, default=800, help="height of the image in pixels")
-    parser.add_argument("--width", type=int, default=1216, help="width of the image in pixels")
-    parser.add_argument("--channels", type=int, default=256, help="channels of the pyramid")
-    parser.add_argument("--turns", type=int, default=5, help="number of measurements of each row")
+    parser.add_argument(
+        "--height", type=int, default=800, help="height of the image in pixels (800)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=1216, help="width of the image in pixels (1216)"
+    )
+    parser.add_argument("--channels", type=int, default=256, help="channels of the pyramid (256)")
+    parser.add_argument(
+        "--turns", type=int, default=5, help="number of measurements of each row (5)"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     cases = build_cases(args.height, args.width, args.channels)

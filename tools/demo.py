@@ -12,7 +12,7 @@ number, as in COCO. The detections of a video also have a `frame_number`, from 0
 that of the data set in DATASETS.TEST (or TRAIN) if Detectron2 knows it, and otherwise the number of
 the class.
 
-A file that cannot be read or drawn costs no other: it is named at the end, and the exit status is 1.
+A file that cannot be read or drawn stops no other. It is named at the end, and the exit status is 1.
 Ctrl-C and SIGTERM end the run after the image or frame in work, with everything up to there kept.
 """
 
@@ -81,7 +81,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="the config that the model was trained with",
+    )
     parser.add_argument(
         "--input",
         required=True,

@@ -41,7 +41,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="the config that the model was trained with",
+    )
     parser.add_argument("--format", required=True, choices=("torchscript", "onnx"))
     parser.add_argument(
         "--input",

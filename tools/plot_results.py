@@ -4,12 +4,12 @@
     python tools/plot_results.py --config-file configs/quickstart.yaml [KEY VALUE ...]
 
 Run it after tools/train_net.py, with the same config file and changes. It reads the results of that
-run in OUTPUT_DIR, and writes losses.png there. The table is of the last evaluation, also if that was
+run in OUTPUT_DIR, and writes losses.png there. The table shows the last evaluation, even if that was
 one with --eval-only. For the test set it writes:
 
     ap_over_time.png            AP of every evaluation during the training
     predictions.png             predictions beside the ground truth
-    precision_recall_boxes.png  for each class; so for masks and keypoints, if the model has them
+    precision_recall_boxes.png  for each class; masks and keypoints have such pictures too
     average_precision.png       by object size and by class
     confusion_matrix.png        which class is taken for which, missed objects and false detections
     worst_images.png            with the most missed objects, false detections and poorest masks
@@ -40,7 +40,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="the config that the model was trained with",
+    )
     parser.add_argument(
         "--min-score",
         type=float,

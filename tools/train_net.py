@@ -40,4 +40,6 @@ def main(args: Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(main, parse_args(default_argument_parser()))
+    parser = default_argument_parser()
+    parser.description = __doc__
+    launch(main, parse_args(parser))

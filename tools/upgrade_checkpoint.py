@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="the config of the new model"
+    )
     parser.add_argument("--weights", required=True, metavar="FILE", help="the stock checkpoint")
     parser.add_argument(
         "--keep-classifier",

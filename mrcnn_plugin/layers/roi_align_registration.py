@@ -38,7 +38,7 @@ except ImportError as error:
         f"mrcnn_plugin runs RoIAlign on its slower PyTorch implementation, because its compiled "
         f"extension cannot be imported ({error}). To build it, install a C++ compiler, and then "
         f"install the package again in the environment of your torch: "
-        f"pip install --no-build-isolation --force-reinstall --no-deps .",
+        f"pip install --no-build-isolation --force-reinstall --no-deps --editable .",
         stacklevel=2,
     )
 
@@ -55,7 +55,7 @@ def _warn_of_missing_cuda_kernels() -> None:
         "mrcnn_plugin runs RoIAlign on CUDA with its slower PyTorch implementation, because it was "
         "built without CUDA kernels. To build them, set CUDA_HOME to a toolkit with the major version "
         "of torch's CUDA, and install the package again: "
-        "FORCE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps .",
+        "FORCE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps --editable .",
         stacklevel=2,
     )
 

@@ -212,7 +212,7 @@ class TestWriteConfig:
             ["data/instances.json", "data/images", "--val", "val/instances.json", "val/images"]
             + ["--write-config", "my.yaml"]
         ) == 0  # fmt: skip
-        assert "my.yaml is written" in capsys.readouterr().out
+        assert "Wrote my.yaml. To train: " in capsys.readouterr().out
         cfg = load_cfg("my.yaml")
         assert cfg.DATASETS.COCO_JSON == [
             ["my_train", "data/instances.json", "data/images"],
