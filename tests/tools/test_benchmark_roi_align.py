@@ -47,7 +47,9 @@ def test_the_results_of_all_sections_are_written(benchmark, device, tmp_path, ca
     cases = [row for row in report["cases"] if row["pass"] in ("forward", "backward")]
     assert len(cases) == len(report["floors"]) == 2 * 6 * len(benchmark.KINDS[device])
     poolings = [(row["pooler"], row["pass"]) for row in report["pooler"]]
-    assert sorted(poolings) == sorted(itertools.product(benchmark.OUR_POOLERS, ("backward", "forward")))
+    assert sorted(poolings) == sorted(
+        itertools.product(benchmark.OUR_POOLERS, ("backward", "forward"))
+    )
     assert len(report["model"]) == 4
     assert device == "cuda" or len(report["layouts"]) == 12
     for section in sections:
