@@ -4,8 +4,6 @@ A config is named `base/variant`, such as `nuclei/bicubic`, or by the path of a 
 a config with changes and a seed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -227,7 +225,7 @@ class Cell(NamedTuple):
             name = f"{readable}_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
         return os.path.join(output_dir, name, f"seed{self.seed}")
 
-    def baseline(self) -> Cell:
+    def baseline(self) -> "Cell":
         """The cell with the same changes and seed that it is compared with."""
         return self._replace(config=baseline_of(self.config))
 

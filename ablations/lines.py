@@ -4,8 +4,6 @@ A line is found by its settings, that is by what was trained, and not by its nam
 valid when configs get other names.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Hashable

@@ -1,14 +1,11 @@
 """What each loss of a training weighs: its value, its gradients, and the proposals that it comes from."""
 
-from __future__ import annotations
-
 import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import detectron2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,8 +17,7 @@ from detectron2.structures import Instances
 from tabulate import tabulate
 from torch import Tensor, nn
 
-import mrcnn_plugin
-from mrcnn_plugin.engine import Trainer, processor, start
+from mrcnn_plugin.engine import Trainer, start
 from mrcnn_plugin.layers import sigmoid_focal_loss, softmax_focal_loss
 from mrcnn_plugin.layers.focal_loss import is_class
 
@@ -29,7 +25,7 @@ from . import cells
 from .cells import Cell
 from .focal_forms import PartlyFocalOutputLayers, is_near, matched_ious
 from .lines import Line, identity, read_lines, settings_of
-from .run import ARGUMENTS, checked_config
+from .run import ARGUMENTS, about, checked_config
 
 
 def row_losses(predictor: FastRCNNOutputLayers, scores: Tensor, gt_classes: Tensor) -> Tensor:
@@ -168,20 +164,7 @@ def record(cell: Cell, every: int, output_dir: str) -> Line:
     trainer.resume_or_load(resume=False)
     recorder = LossRecorder(trainer.model, every)
     trainer.train()
-    return {
-        "name": cell.name,
-        "opts": list(cell.opts),
-        "seed": cell.seed,
-        "every": every,
-        "settings": settings_of(cfg),
-        "versions": {
-            "mrcnn_plugin": mrcnn_plugin.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": torch.__version__,
-        },
-        "device": processor("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"),
-        "metrics": recorder.records,
-    }
+    return {**about(cell, cfg), "every": every, "metrics": recorder.records}
 
 
 def record_all(chosen: Sequence[Cell], args: Namespace) -> None:

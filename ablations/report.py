@@ -3,8 +3,6 @@
 Differences are taken between runs with the same seed, and on the same device where both rows have one.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@ A run may be killed and started again: a cell with a line is not run again, and 
 interrupted goes on from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -136,6 +134,24 @@ def checked_config(cell: Cell, output_dir: str) -> CfgNode:
     return cfg
 
 
+def about(cell: Cell, cfg: CfgNode) -> Line:
+    """What every line says of its cell and of where it was run."""
+    return {
+        "name": cell.name,
+        "opts": list(cell.opts),
+        "seed": cell.seed,
+        "settings": settings_of(cfg),
+        "versions": {
+            "mrcnn_plugin": mrcnn_plugin.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+        },
+        "device": processor("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"),
+    }
+
+
 def run_cell(cell: Cell, output_dir: str, ema: float | None = None) -> None:
     """Trains and evaluates, or goes on with it, and writes RESULT into the folder of the cell."""
     cfg = checked_config(cell, output_dir)
@@ -163,19 +179,8 @@ def run_cell(cell: Cell, output_dir: str, ema: float | None = None) -> None:
         metrics = {i: values for i, values in metrics.items() if i < diverged_at}
         metrics[diverged_at] = {"bbox/AP": float("nan")}
     line: Line = {
-        "name": cell.name,
-        "opts": list(cell.opts),
-        "seed": cell.seed,
+        **about(cell, cfg),
         "baseline": cell.baseline().name,
-        "settings": settings_of(cfg),
-        "versions": {
-            "mrcnn_plugin": mrcnn_plugin.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        },
-        "device": processor("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"),
         "threads": torch.get_num_threads(),
         "seconds_per_iteration": median(metrics, "time"),
         "cpu_seconds_per_iteration": median(metrics, "cpu_time"),
@@ -197,7 +202,7 @@ def run_cell(cell: Cell, output_dir: str, ema: float | None = None) -> None:
             os.remove(file)
 
 
-def tasks_of(cfg: CfgNode, ema: float | None = None) -> list[str]:
+def tasks_of(cfg: CfgNode, ema: float | None) -> list[str]:
     """The tasks that COCOEvaluator evaluates."""
     tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
     return tasks if ema is None else [*tasks, *(f"{EMA}{task}" for task in tasks)]

@@ -1,7 +1,5 @@
 """Checkpoints that are never half written, and that must fit the model when they are loaded."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +8,10 @@ from typing import IO, Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
+
+from .config import without_federated_loss
 
 _SHOWN = 5
 
@@ -210,6 +211,18 @@ def removing(*paths: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """Returns the model of a config for inference, with the weights of `MODEL.WEIGHTS`.
+
+    Raises:
+        ValueError: the weights do not fit, and `MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS` is False.
+    """
+    model: nn.Module = build_model(without_federated_loss(cfg)).eval()
+    must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
+    FittingCheckpointer(model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 def check_weights(cfg: CfgNode) -> None:

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import renamed
@@ -230,6 +231,19 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a key by its full name."""
+    return reduce(getattr, key.split("."), cfg)
+
+
+def hint_at(name: str, known: Sequence[str]) -> str:
+    """What an unknown name may mean, or else what names there are."""
+    close = difflib.get_close_matches(name, known)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"registered are {', '.join(sorted(known))}."
 
 
 def without_federated_loss(cfg: CfgNode) -> CfgNode:

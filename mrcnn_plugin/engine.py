@@ -1,7 +1,5 @@
 """The parts that the tools share: a trainer, its checked config, and readers of the files it writes."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging
@@ -129,8 +127,7 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[Any]:
         _cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        writers: list[Any] = super().build_writers()
-        return writers
+        return super().build_writers()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As in Detectron2.
@@ -479,10 +476,6 @@ def read_metrics(file: str) -> dict[int, dict[str, float]]:
         FileNotFoundError: the file does not exist.
         ValueError: a line is damaged.
     """
-    if not os.path.isfile(file):
-        raise FileNotFoundError(
-            f"There is no {file}; train first, or set OUTPUT_DIR to the folder of a training."
-        )
     metrics: dict[int, dict[str, float]] = {}
     with open(file, encoding="utf-8") as f:
         for number, line in enumerate(f, start=1):

@@ -1,7 +1,5 @@
 """COCO evaluation that follows the config."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -22,11 +20,11 @@ logger = logging.getLogger("detectron2.mrcnn_plugin.evaluation")
 class WholeResults(COCOEvaluator):
     """Detectron2's COCOEvaluator, whose results are written to a folder `partial`, and moved when they are whole."""
 
-    _output_dir: str | None
+    _output_dir: str
 
     def evaluate(self, img_ids: Any = None) -> Any:
         folder = self._output_dir
-        if not folder or "://" in folder:
+        if "://" in folder:
             return super().evaluate(img_ids)
         self._output_dir = partial = os.path.join(folder, "partial")
         try:

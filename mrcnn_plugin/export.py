@@ -1,7 +1,5 @@
 """Export of trained models to TorchScript and ONNX, and comparison of their detections with those of the model."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """Hooks that keep what a training has reached: when a signal ends it, and when an evaluation was the best so far."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -176,8 +174,7 @@ class BestModel(hooks.BestCheckpointer):
         try:
             saved = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
             wanted = (self._val_metric, self._checkpointer.test_set)
-            # Files of earlier versions do not say what the test set was.
-            found = (saved["metric"], saved.get("test_set", wanted[1]))
+            found = (saved["metric"], saved["test_set"])
             if found == wanted:
                 self.best_metric, self.best_iter = saved["value"], saved["iteration"]
             else:

@@ -6,14 +6,10 @@ that commonly go wrong. The model is then built once on torch's device "meta", w
 shape but no memory, so that all constructors check their arguments too.
 """
 
-from __future__ import annotations
-
-import difflib
 import math
 import os
 from argparse import Namespace
 from collections.abc import Callable
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +34,7 @@ from detectron2.utils import comm
 from fvcore.common.registry import Registry
 
 from .checkpoint import is_missing
-from .config import get_cfg, leaves, without_federated_loss
+from .config import get_cfg, hint_at, leaves, value_of, without_federated_loss
 from .data.checks import check_values
 from .data.coco_json import check_entries
 from .evaluation import results_folder
@@ -462,10 +458,6 @@ def _derives(component: Any, base: type) -> bool:
     return isinstance(component, type) and issubclass(component, base)
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
-    return reduce(getattr, key.split("."), cfg)
-
-
 def _check_none(cfg: CfgNode) -> None:
     """YAML reads a key without a value as null, which yacs takes for a value of every type."""
     values = dict(leaves(cfg))
@@ -480,16 +472,11 @@ def _check_none(cfg: CfgNode) -> None:
 
 
 def _check_name(cfg: CfgNode, key: str, registry: Registry) -> None:
-    name = _get(cfg, key)
+    name = value_of(cfg, key)
     if name in registry:
         return
-    known = sorted(dict(iter(registry)))
-    close = difflib.get_close_matches(name, known)
-    if close:
-        hint = f"did you mean {' or '.join(map(repr, close))}?"
-    else:
-        hint = f"registered are {', '.join(known)}."
-    raise ValueError(f"{key} is {name!r}, which is not registered: {hint}")
+    known = [known for known, _ in registry]
+    raise ValueError(f"{key} is {name!r}, which is not registered: {hint_at(name, known)}")
 
 
 # What several values must be together.
@@ -498,9 +485,9 @@ def _check_name(cfg: CfgNode, key: str, registry: Registry) -> None:
 def _check_images(cfg: CfgNode) -> None:
     channels = _CHANNELS[cfg.INPUT.FORMAT]
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(_get(cfg, key)) != channels:
+        if len(value_of(cfg, key)) != channels:
             raise ValueError(
-                f"{key} is {_get(cfg, key)}; it must have a number for each channel of INPUT.FORMAT "
+                f"{key} is {value_of(cfg, key)}; it must have a number for each channel of INPUT.FORMAT "
                 f"{cfg.INPUT.FORMAT!r}, {channels}."
             )
 
@@ -632,9 +619,9 @@ def _check_sampler(cfg: CfgNode) -> None:
 
 def _check_groups(cfg: CfgNode, norm: str, channels: str) -> None:
     """Group normalisation has 32 groups in Detectron2."""
-    if _get(cfg, norm) == "GN" and _get(cfg, channels) % 32:
+    if value_of(cfg, norm) == "GN" and value_of(cfg, channels) % 32:
         raise ValueError(
-            f"{channels} is {_get(cfg, channels)}; with {norm} 'GN' it must be a multiple of 32."
+            f"{channels} is {value_of(cfg, channels)}; with {norm} 'GN' it must be a multiple of 32."
         )
 
 
@@ -758,7 +745,7 @@ def _check_model(cfg: CfgNode, parts: set[str]) -> None:
     """Builds the model without memory. Raises what a constructor raises, with the keys where Detectron2 names none."""
     # A component of another project may compute with the values of tensors, which are not there.
     if not all(
-        _is_known(registry, _get(cfg, key)) for key, part, registry in NAMES if part in parts
+        _is_known(registry, value_of(cfg, key)) for key, part, registry in NAMES if part in parts
     ):
         return
     cfg = without_federated_loss(cfg)
@@ -788,7 +775,7 @@ def _build(build: Callable[[CfgNode], Any], cfg: CfgNode) -> Any:
 
 
 def _check_features(cfg: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
-    names = _get(cfg, key)
+    names = value_of(cfg, key)
     if not set(names) <= set(shapes):
         raise ValueError(
             f"{key} is {names}, but MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} has the features "
@@ -797,7 +784,7 @@ def _check_features(cfg: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> Non
 
 
 def _check_anchors(cfg: CfgNode, key: str) -> None:
-    count = len(_get(cfg, key))
+    count = len(value_of(cfg, key))
     for name in ("SIZES", "ASPECT_RATIOS"):
         values = cfg.MODEL.ANCHOR_GENERATOR[name]
         # Detectron2 also takes a plain list, for all features.

@@ -1,7 +1,6 @@
 """`python -m mrcnn_plugin.info`."""
 
 import os
-import subprocess
 import sys
 
 import detectron2
@@ -13,6 +12,7 @@ import mrcnn_plugin
 from mrcnn_plugin import info
 from mrcnn_plugin.layers import roi_align
 from mrcnn_plugin.layers.roi_align_registration import HAS_EXTENSION
+from tests.environments import run
 from tests.small import ROOT
 
 needs_extension = pytest.mark.skipif(not HAS_EXTENSION, reason="needs the extension")
@@ -98,16 +98,9 @@ sys.modules["mrcnn_plugin._C"] = None
 import runpy
 runpy.run_module("mrcnn_plugin.info", run_name="__main__")
 """
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    output = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, env=environment)
     name = "loaded" if info.find_extension() else "extension"
-    assert value(result.stdout, name).startswith("no")
-    assert "RoIAlign runs in PyTorch" in value(result.stdout, name)
-    assert "passed" in result.stdout
+    assert value(output, name).startswith("no")
+    assert "RoIAlign runs in PyTorch" in value(output, name)
+    assert "passed" in output

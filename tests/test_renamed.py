@@ -1,7 +1,6 @@
 """Names that other projects use stay free. An old name gives an error that says the new one."""
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, 
 import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config, renamed
 from mrcnn_plugin.data import check_categories
+from tests.environments import run
 from tests.small import ROOT
 
 REGISTRIES = {
@@ -76,14 +76,9 @@ cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
 cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS = 2
 print(type(build_backbone(cfg)).__module__, len(build_backbone(cfg).bifpn))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout == "mrcnn_plugin.modeling.backbone.bifpn 2\n", result.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    output = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, env=environment)
+    assert output == "mrcnn_plugin.modeling.backbone.bifpn 2\n"
 
 
 @pytest.mark.parametrize("how", ["file", "list"])

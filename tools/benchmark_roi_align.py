@@ -370,7 +370,7 @@ def geometric_means(rows: list[Row]) -> list[Row]:
     return [
         {
             **dict(zip(keys, group, strict=True)),
-            "geometric_mean": math.exp(statistics.fmean(map(math.log, ratios))),
+            "geometric_mean": statistics.geometric_mean(ratios),
             "smallest": min(ratios),
         }
         for group, ratios in groups.items()

@@ -42,7 +42,6 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_image_to_rgb, convert_PIL_to_numpy
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
@@ -51,16 +50,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.analysis.charts import plain
 from mrcnn_plugin.analysis.fonts import find_fonts, use_fonts
-from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights
-from mrcnn_plugin.config import without_federated_loss
+from mrcnn_plugin.checkpoint import check_weights, load_model
 from mrcnn_plugin.data import (
     check_categories,
     check_pixel_range,
     read_input,
     register_coco_json,
 )
-from mrcnn_plugin.data.coco_json import check_entries
 
 # Files with these extensions are read from a folder. An image that --input names can have any other.
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -143,10 +141,7 @@ class Predictor(DefaultPredictor):
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg.clone()
-        self.model = build_model(without_federated_loss(cfg))
-        self.model.eval()
-        must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
-        FittingCheckpointer(self.model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
+        self.model = load_model(cfg)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.aug = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
         # DefaultPredictor takes BGR for the order that needs no change.
@@ -164,13 +159,8 @@ def find_metadata(cfg: CfgNode) -> Metadata:
         return Metadata()
     name = names[0]
     try:
-        check_entries(cfg.DATASETS.COCO_JSON)
         # The categories are all that is needed of it.
-        register_coco_json(
-            [entry for entry in cfg.DATASETS.COCO_JSON if entry[0] == name],
-            check="off",
-            check_on_load=False,
-        )
+        register_coco_json(cfg.DATASETS.COCO_JSON, names=[name], check="off", check_on_load=False)
     except (FileNotFoundError, ValueError) as error:
         logger.warning("Classes are shown by number, because their names are not known: %s", error)
     if name in DatasetCatalog:
@@ -421,8 +411,7 @@ class Demo:
         self.drawn = Metadata()
         if "thing_classes" in metadata.as_dict():
             find_fonts(metadata.thing_classes)
-            # Matplotlib takes what is between two dollars for mathematics.
-            self.drawn.thing_classes = [name.replace("$", r"\$") for name in metadata.thing_classes]
+            self.drawn.thing_classes = [plain(name) for name in metadata.thing_classes]
 
         names = metadata.get("keypoint_names", ())
         if len(names) == cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:

@@ -20,12 +20,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from mrcnn_plugin import load_cfg
-from mrcnn_plugin.checkpoint import FittingCheckpointer, check_weights, removing
-from mrcnn_plugin.config import without_federated_loss
+from mrcnn_plugin.checkpoint import check_weights, load_model, removing
 from mrcnn_plugin.data import check_pixel_range, read_input
 from mrcnn_plugin.export import (
     OPSETS,
@@ -126,11 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = setup_cfg(args)
     images = {path: read(path, cfg) for path in args.input}
-    model = build_model(without_federated_loss(cfg)).eval()
-    must_fit = not cfg.MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS
-    FittingCheckpointer(model, must_fit=must_fit).load(cfg.MODEL.WEIGHTS)
-
-    traceable = Traceable(model, images[args.input[0]])
+    traceable = Traceable(load_model(cfg), images[args.input[0]])
     # It gets its name when it has been checked, and an older file stays until then.
     partial = f"{args.output}.partial"
     with removing(partial):

@@ -158,9 +158,7 @@ def plot_test_set(
 
     prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
     if any(f"{prefix}bbox/AP" in values for values in metrics.values()):
-        charts.plot_ap_over_time(
-            metrics, picture("ap_over_time"), prefix, f"AP of every evaluation\n{title}"
-        )
+        charts.plot_ap_over_time(metrics, picture("ap_over_time"), prefix, title)
     else:
         # An evaluation after the training (--eval-only) writes nothing there.
         print(

@@ -1,7 +1,5 @@
 """Charts of a training and of the results of its model. Each function writes one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from .coco import MATCH_IOU, MEASURES, SIZES, TASKS, Evaluated
 # With more classes than this, a chart shows some of them, and its title says so.
 MAX_CURVES = 10
 MAX_MATRIX = 20
+LISTED = 5
 
 _AREAS = {"all": "all sizes", "small": "< 32² px", "medium": "32² to 96² px", "large": "> 96² px"}
 _DPI = 120
@@ -27,6 +26,12 @@ def plain(text: str, length: int = 0) -> str:
         text = text[: length - 1] + "…"
     # Matplotlib takes what is between two dollars for mathematics.
     return text.replace("$", r"\$")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
@@ -56,7 +61,7 @@ def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
 
 
 def plot_ap_over_time(
-    metrics: dict[int, dict[str, float]], file: str, prefix: str = "", title: str = ""
+    metrics: dict[int, dict[str, float]], file: str, prefix: str, title: str
 ) -> None:
     """Plots AP, AP50 and AP75 of every evaluation over the iterations.
 
@@ -68,7 +73,7 @@ def plot_ap_over_time(
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(
-        title=title or "AP of every evaluation", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100)
+        title=f"AP of every evaluation\n{title}", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100)
     )
     for color, (task, what) in zip(("C0", "C1", "C2"), TASKS.items(), strict=True):
         for style, metric in (("-", "AP"), ("--", "AP50"), (":", "AP75")):
@@ -309,8 +314,7 @@ def merge_others(matrix: NDArray[np.int64], shown: Sequence[int]) -> NDArray[np.
     group[list(shown)] = np.arange(len(shown))
     group[-1] = len(shown) + 1
     member = np.eye(len(shown) + 2, dtype=matrix.dtype)[group]
-    merged: NDArray[np.int64] = member.T @ matrix @ member
-    return merged
+    return member.T @ matrix @ member
 
 
 def _bars(
@@ -331,10 +335,7 @@ def _bars(
 
 def _without_objects(names: Sequence[str], present: Sequence[int]) -> str:
     absent = [plain(name, 24) for i, name in enumerate(names) if i not in present]
-    if not absent:
-        return ""
-    listed = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-    return f"Classes without objects, left out: {listed}."
+    return f"Classes without objects, left out: {listed(absent)}." if absent else ""
 
 
 def _sentences(*sentences: str) -> str:

@@ -3,8 +3,6 @@
 AP comes from COCO's own evaluation, and so do the matches of detections with objects.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """What is in a data set: its numbers in words, a page of charts, and images with their objects drawn on them."""
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap
@@ -28,7 +26,7 @@ from ..data.checks.annotations import Finding
 from ..data.pixels import scaled_path
 from ..data.statistics import Statistics
 from ..evaluation import COCO_DETECTIONS
-from .charts import plain
+from .charts import LISTED, listed, plain
 from .fonts import find_fonts
 from .images import draw
 
@@ -40,7 +38,6 @@ MAX_SAMPLES = 28
 MAX_BARS = 80
 
 _COLUMNS = 4
-_LISTED = 5
 # The legend of an image names as many classes.
 _LEGEND_CLASSES = 8
 _LEGEND_LENGTH = 16
@@ -76,7 +73,7 @@ class Settings:
     detections: int
 
     @classmethod
-    def of(cls, cfg: CfgNode | None) -> Settings:
+    def of(cls, cfg: CfgNode | None) -> "Settings":
         """Those of a config; without one Detectron2's defaults, with the pyramid of its FPN configs."""
         if cfg is None:
             return replace(cls.of(get_cfg()), levels=_FPN_LEVELS)
@@ -117,12 +114,12 @@ def describe(statistics: Statistics, settings: Settings) -> list[str]:
     of_class = statistics.objects_per_class
     order = np.argsort(-of_class, kind="stable")
     present = int((of_class > 0).sum())
-    names = [f"{statistics.class_names[i]} {of_class[i]}" for i in order[: min(present, _LISTED)]]
-    more = f" and {_number(present - _LISTED, 'more class')}" if present > _LISTED else ""
+    names = [f"{statistics.class_names[i]} {of_class[i]}" for i in order[: min(present, LISTED)]]
+    more = f" and {_number(present - LISTED, 'more class')}" if present > LISTED else ""
     absent = [name for name, n in zip(statistics.class_names, of_class, strict=True) if not n]
     line = f"{_number(total, 'object')} of {_number(present, 'class')}: {', '.join(names)}{more}."
     if absent:
-        line += f" Without objects: {_listed(absent)}."
+        line += f" Without objects: {listed(absent)}."
     lines.append(line)
     inputs = statistics.sizes_in_input(settings.min_size, settings.max_size)
     for where, values in (("image", statistics.sizes), ("input", inputs)):
@@ -184,8 +181,7 @@ def plot_dataset(
         pixel_range, unit = [0.1, 99.9], "percentile"
 
     def read(file: str) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = read_image(scaled_path(file, pixel_range, unit), format="RGB")
-        return image
+        return read_image(scaled_path(file, pixel_range, unit), format="RGB")
 
     find_fonts(statistics.class_names)
     samples, extremes, charts = files = [os.path.join(folder, picture) for picture in PICTURES]
@@ -208,8 +204,7 @@ def levels_of(sizes: NDArray[np.float64], levels: tuple[int, int]) -> NDArray[np
     corners = torch.zeros(len(sizes), 4)
     corners[:, 2:] = torch.from_numpy(sizes)[:, None]
     assigned = assign_boxes_to_levels([Boxes(corners)], *levels, _CANONICAL_SIZE, _CANONICAL_LEVEL)
-    found: NDArray[np.int64] = assigned.numpy() + levels[0]
-    return found
+    return assigned.numpy() + levels[0]
 
 
 def plot_statistics(statistics: Statistics, settings: Settings, title: str, file: str) -> None:
@@ -405,7 +400,9 @@ def plot_samples(
     note = "Every class that has objects appears." if len(names) > 1 else ""
     if shown != present:
         absent = [plain(names[i], _LEGEND_LENGTH) for i in sorted(present - shown)]
-        note = f"{len(shown)} of {len(present)} classes with objects appear, all but {_listed(absent)}."
+        note = (
+            f"{len(shown)} of {len(present)} classes with objects appear, all but {listed(absent)}."
+        )
     rows = max(1, -(-len(chosen) // _COLUMNS))
     figure = Figure(figsize=(4.6 * _COLUMNS, 4.9 * rows + 0.8), layout="constrained")
     figure.suptitle(f"Samples. {title}\n{note}".strip(), fontsize=14)
@@ -667,11 +664,6 @@ def _of_anchors(sizes: NDArray[np.float64], settings: Settings) -> str:
         f"{100 * below:.1f} % are smaller than half of the smallest anchor ({smallest:.4g}), "
         f"{100 * above:.1f} % larger than twice the largest ({largest:.4g})."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _number(count: int, what: str) -> str:

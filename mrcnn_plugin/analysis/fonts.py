@@ -1,7 +1,5 @@
 """Fonts for names that Matplotlib's own font cannot show, such as Chinese ones."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterable

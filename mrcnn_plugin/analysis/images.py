@@ -1,7 +1,5 @@
 """Images with objects and detections drawn on them."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -183,13 +181,11 @@ RANKINGS = (
 )
 
 
-def worst(
-    outcomes: Sequence[Outcome], badness: Callable[[Outcome], float], number: int = NUM_IMAGES
-) -> list[Outcome]:
+def worst(outcomes: Sequence[Outcome], badness: Callable[[Outcome], float]) -> list[Outcome]:
     """Returns the worst images, the worst one first. Images in which nothing is wrong are left out."""
     bad = [outcome for outcome in outcomes if badness(outcome) > 0]
     # sorted() keeps the order of equals, so that the choice is always the same.
-    return sorted(bad, key=lambda outcome: -badness(outcome))[:number]
+    return sorted(bad, key=lambda outcome: -badness(outcome))[:NUM_IMAGES]
 
 
 def plot_worst(
@@ -299,7 +295,7 @@ def _draw_file(
     """What each of `draws` makes of an image. If that fails, a line says so, and there is nothing."""
     what = "read"
     try:
-        image: NDArray[np.uint8] = read_image(path, format="RGB")
+        image = read_image(path, format="RGB")
         what = "drawn"
         return [draw_one(image) for draw_one in draws]
     except Exception as error:  # Damaged files and faulty objects raise dozens of types.

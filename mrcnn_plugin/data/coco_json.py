@@ -1,9 +1,7 @@
 """The user's own data sets in COCO format, named in YAML: `DATASETS.COCO_JSON`."""
 
-from __future__ import annotations
-
 import ast
-import difflib
+import functools
 import itertools
 import os
 import re
@@ -16,7 +14,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils.colormap import colormap
 from detectron2.utils.file_io import PathManager
 
-from ..config import read_yaml
+from ..config import hint_at, read_yaml
 from ..renamed import VALUES
 from .checks import Usage, check_usage, check_values
 from .checks.inspection import Inspection, inspect_json
@@ -156,7 +154,8 @@ def register_coco_json(
             metadata = {**MetadataCatalog.get(name).as_dict(), **metadata}
             del metadata["name"]
             MetadataCatalog.remove(name)
-        loader = _Loader(
+        load = functools.partial(
+            _load,
             name,
             metadata["json_file"],
             metadata["coco_json_root"],
@@ -164,7 +163,7 @@ def register_coco_json(
             pixel_range,
             pixel_range_unit,
         )
-        DatasetCatalog.register(name, loader)
+        DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(**metadata)
 
 
@@ -203,35 +202,22 @@ class _FirstLoad:
             self.checked = True
 
 
-class _Loader:
+def _load(
+    name: str,
+    json_file: str,
+    image_root: str,
+    first_load: Callable[[str], None] | None,
+    pixel_range: Sequence[float],
+    pixel_range_unit: str,
+) -> list[dict[str, Any]]:
     """Loads a data set as Detectron2's `register_coco_instances` does, with images to be scaled."""
-
-    def __init__(
-        self,
-        name: str,
-        json_file: str,
-        image_root: str,
-        first_load: Callable[[str], None] | None,
-        pixel_range: Sequence[float],
-        pixel_range_unit: str,
-    ) -> None:
-        self.name = name
-        self.json_file = json_file
-        self.image_root = image_root
-        self.first_load = first_load
-        self.pixel_range = pixel_range
-        self.pixel_range_unit = pixel_range_unit
-
-    def __call__(self) -> list[dict[str, Any]]:
-        if self.first_load is not None:
-            self.first_load(self.name)
-        dicts: list[dict[str, Any]] = load_coco_json(self.json_file, self.image_root, self.name)
-        # Only now, because an absolute file_name replaces the image root.
-        for record in dicts:
-            record["file_name"] = scaled_path(
-                record["file_name"], self.pixel_range, self.pixel_range_unit
-            )
-        return dicts
+    if first_load is not None:
+        first_load(name)
+    dicts = load_coco_json(json_file, image_root, name)
+    # Only now, because an absolute file_name replaces the image root.
+    for record in dicts:
+        record["file_name"] = scaled_path(record["file_name"], pixel_range, pixel_range_unit)
+    return dicts
 
 
 def _inspect(json_file: str, where: str, check: str, masks: bool) -> tuple[str, Inspection]:
@@ -407,12 +393,7 @@ def _difference(one: dict[int, str], other: dict[int, str]) -> str:
 def _unknown(key: str, name: str) -> str:
     if name in VALUES[key]:
         return f"{key} names the data set {name!r}, which was renamed to {VALUES[key][name]!r}."
-    known: list[str] = DatasetCatalog.list()
-    close = difflib.get_close_matches(name, known)
-    if close:
-        hint = f"did you mean {' or '.join(map(repr, close))}?"
-    else:
-        hint = f"registered are {', '.join(sorted(known))}."
+    hint = hint_at(name, DatasetCatalog.list())
     return f"{key} names the data set {name!r}, which is not registered (nor in {_KEY}): {hint}"
 
 

@@ -1,7 +1,5 @@
 """Left and right in the names of keypoints."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

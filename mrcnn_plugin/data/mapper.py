@@ -1,7 +1,5 @@
 """Detectron2's mapper, which also accepts images without objects and polygons in random crops."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from typing import Any

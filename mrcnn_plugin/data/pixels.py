@@ -1,7 +1,5 @@
 """Images of more than 8 bits per pixel, scaled to 8 bits as they are read."""
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -129,10 +127,9 @@ def read_input(path: str, cfg: CfgNode) -> NDArray[np.uint8]:
             "it has 16 or 32 bits or floats per pixel, which would be cut off at 255; set INPUT.PIXEL_RANGE as in "
             "the training."
         )
-    image: NDArray[np.uint8] = read_image(
+    return read_image(
         scaled_path(path, limits, cfg.INPUT.PIXEL_RANGE_UNIT), format=cfg.INPUT.FORMAT
     )
-    return image
 
 
 def check_pixel_range(cfg: CfgNode) -> None:

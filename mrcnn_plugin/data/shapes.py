@@ -5,8 +5,6 @@ images have properties of real ones: occlusion, texture, noise, and sizes in a r
 OpenCV is imported only inside of functions, because Detectron2 trains without it.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -254,8 +252,7 @@ def _datasets_root() -> str:
 
 def _load(name: str, root: str, num_images: int, seed: int, scene: Scene) -> list[dict[str, Any]]:
     json_file = generate_shapes(root, num_images, seed, scene=scene)
-    dicts: list[dict[str, Any]] = load_coco_json(json_file, os.path.join(root, "images"), name)
-    return dicts
+    return load_coco_json(json_file, os.path.join(root, "images"), name)
 
 
 def _check(scene: Scene) -> None:

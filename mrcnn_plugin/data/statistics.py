@@ -1,7 +1,5 @@
 """Sizes and numbers of the objects and images of a data set, from which reports and configs are made."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +40,7 @@ class Statistics:
     bitmasks: int
 
     @classmethod
-    def of(cls, dicts: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Statistics:
+    def of(cls, dicts: Sequence[dict[str, Any]], class_names: Sequence[str]) -> "Statistics":
         """Those of a data set in Detectron2's standard format, which has `height` and `width` for each image."""
         boxes: dict[int, list[Any]] = {}
         where: dict[int, list[tuple[int, int]]] = {}

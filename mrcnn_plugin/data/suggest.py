@@ -3,8 +3,6 @@
 Values that the user has set stay. Every other value gets a comment that says what it follows from.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import textwrap
@@ -18,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
+from ..config import value_of
 from ..evaluation import COCO_DETECTIONS
 from .pixels import read_deep
 from .statistics import Statistics
@@ -91,10 +90,7 @@ class Suggestion:
         return key in self._kept
 
     def get(self, key: str) -> Any:
-        node: Any = self.cfg
-        for part in key.split("."):
-            node = node[part]
-        return node
+        return value_of(self.cfg, key)
 
 
 def suggest_config(
@@ -439,10 +435,12 @@ def find_own_keys(path: str) -> list[str]:
     Nothing is constructed from YAML tags.
     """
     with PathManager.open(path, "r") as f:
-        root = yaml.compose(f, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(f)
+        root = loader.get_single_node()
     keys: list[str] = []
 
     def walk(node: Any, prefix: str) -> None:
+        loader.flatten_mapping(node)  # merge keys, <<
         for key, value in node.value:
             name = f"{prefix}{key.value}"
             if isinstance(value, yaml.MappingNode):

@@ -1,17 +1,7 @@
 """The components that Detectron2 builds from a config. Importing this package registers them."""
 
 from . import analysis  # noqa: F401
-from .backbone import (
-    PAFPN,
-    BiFPN,
-    UpsampleFPN,
-    build_mrcnn_resnet_bifpn_backbone,
-    build_mrcnn_resnet_pafpn_backbone,
-    build_mrcnn_resnet_upsample_fpn_backbone,
-    build_mrcnn_retinanet_resnet_bifpn_backbone,
-    build_mrcnn_retinanet_resnet_pafpn_backbone,
-    build_mrcnn_retinanet_resnet_upsample_fpn_backbone,
-)
+from .backbone import PAFPN, BiFPN, UpsampleFPN
 from .poolers import MultiscaleROIPooler
 from .proposal_generator import MRCNNFocalRPN
 from .roi_heads import (
@@ -32,11 +22,5 @@ __all__ = [
     "MultiscaleROIPooler",
     "PAFPN",
     "UpsampleFPN",
-    "build_mrcnn_resnet_bifpn_backbone",
-    "build_mrcnn_resnet_pafpn_backbone",
-    "build_mrcnn_resnet_upsample_fpn_backbone",
-    "build_mrcnn_retinanet_resnet_bifpn_backbone",
-    "build_mrcnn_retinanet_resnet_pafpn_backbone",
-    "build_mrcnn_retinanet_resnet_upsample_fpn_backbone",
     "find_unused_keys",
 ]

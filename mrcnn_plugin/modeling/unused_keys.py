@@ -1,8 +1,6 @@
 """Finds keys of this package that a config changes, but that nothing in the model reads."""
 
 from collections.abc import Callable
-from functools import reduce
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
@@ -10,7 +8,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from fvcore.common.registry import Registry
 
-from ..config import KEYS
+from ..config import KEYS, value_of
 from .roi_heads.focal_fast_rcnn import SIGMOID_LOSSES
 
 
@@ -27,9 +25,9 @@ def find_unused_keys(cfg: CfgNode) -> list[str]:
     sentences = []
     for key in KEYS:
         reason = READERS[key.reader](cfg)
-        if reason and _get(cfg, key.name) != key.default:
+        if reason and value_of(cfg, key.name) != key.default:
             sentences.append(
-                f"{key.name} is {_get(cfg, key.name)!r}, but nothing reads it: {reason}"
+                f"{key.name} is {value_of(cfg, key.name)!r}, but nothing reads it: {reason}"
             )
     return sentences
 
@@ -128,7 +126,3 @@ def is_ours(registry: Registry, name: str) -> bool:
     component = registry.get(name)
     classes = getattr(component, "__mro__", (component,))
     return any(c.__module__.startswith("mrcnn_plugin.") for c in classes)
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    return reduce(getattr, key.split("."), cfg)

@@ -187,7 +187,7 @@ def test_every_evaluation_is_a_point(saved):
         # No detections.
         4: {"val/bbox/AP": float("nan")},
     }
-    charts.plot_ap_over_time(metrics, "", "val/")
+    charts.plot_ap_over_time(metrics, "", "val/", "")
     (line,) = saved[0].axes[0].get_lines()
     assert line.get_xydata().tolist() == [[4, 0], [9, 5]]
     assert line.get_label() == "AP of boxes: 5.0 at last"

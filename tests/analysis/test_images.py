@@ -40,7 +40,7 @@ def test_the_worst_come_first_and_ties_in_order():
         return coco.Outcome(image_id, [], [{}] * missed, [])
 
     outcomes = [outcome(i, missed) for i, missed in enumerate([1, 0, 3, 1, 2, 1])]
-    worst = images.worst(outcomes, images.RANKINGS[0].badness, 4)
+    worst = images.worst(outcomes, images.RANKINGS[0].badness)
     assert [o.image_id for o in worst] == [2, 4, 0, 3]
 
 

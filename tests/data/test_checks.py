@@ -523,6 +523,8 @@ def test_a_few_useless_objects_are_left_out_and_more_are_refused(sets, field, va
     assert len(said) == 1 and "1 of 120" in said[0] and "left out" in said[0]
     left = [a for d in DatasetCatalog.get("my_val") for a in d["annotations"]]
     assert len(left) == 119
+    counted = annotations.check_content(copy.deepcopy(data)).objects
+    assert sum(number * count for number, count in counted.items()) == 119
     for index in (17, 27):
         data["annotations"][index][field] = value
     assert f"add '{kind}' to DATASETS.ALLOW" in sets.refused(good(), data)

@@ -302,6 +302,9 @@ class TestWhatTheUserHasSet:
             "TEST.EVAL_PERIOD",
             "TEST.DETECTIONS_PER_IMAGE",
         ]
+        merged = tmp_path / "merged.yaml"
+        merged.write_text("SOLVER: {<<: {MAX_ITER: 7}, BASE_LR: 0.1}\n")
+        assert find_own_keys(str(merged)) == ["SOLVER.MAX_ITER", "SOLVER.BASE_LR"]
         kept = dict.fromkeys(find_own_keys(str(mine)), "mine.yaml")
         suggestion = suggest(make(100), base=mine, kept=kept, opts=["SOLVER.WEIGHT_DECAY", 0.5])
         text = to_yaml(suggestion, str(mine), "A header.")

@@ -4,8 +4,6 @@ docs/your_data.md says what is checked, what is repaired, and what is refused. `
 JSON file, `images` looks at image files, `inspection` remembers what they found, and `kinds` has every message.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
@@ -77,7 +75,7 @@ class Usage:
     resized: Sequence[tuple[int, int]] = ()
 
     @classmethod
-    def of(cls, cfg: CfgNode) -> Usage:
+    def of(cls, cfg: CfgNode) -> "Usage":
         """That of a config."""
         sizes = [(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)]
         sizes.append((cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
@@ -178,7 +176,7 @@ def find_problems(name: str, usage: Usage, *, limit: int | None = 5) -> list[Fin
             name,
             full=usage.check == "full",
             progress=comm.is_main_process(),
-            resized=_smallest(usage.resized) if usage.resized else None,
+            resized=_smallest(usage.resized),
             limit=limit,
         )
     order = list(KINDS)

@@ -6,8 +6,6 @@ annotation and its image, a run-length encoding and the size of its image. The 8
 chunks, so that the memory beyond the content itself stays small.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -184,14 +182,12 @@ class _Checker:
             total,
             lambda i: shown(i, "id"),
         )
-        bad = set(bad_ids)
-        for i in forms:
-            if i in bad:
-                continue
+        with_id = sorted(set(forms).difference(bad_ids))
+        for i in with_id:
             self.index_of_image.setdefault(images[i]["id"], i)
         add(
             "image_id_twice",
-            (i for i in forms if i not in bad and self.index_of_image[images[i]["id"]] != i),
+            (i for i in with_id if self.index_of_image[images[i]["id"]] != i),
             total,
             lambda i: (
                 f"the id {images[i]['id']!r} is that of "
@@ -251,14 +247,12 @@ class _Checker:
         self.annotations = annotations
         self.total = len(annotations)
         forms = [i for i, a in enumerate(annotations) if isinstance(a, dict)]
-        if len(forms) < self.total:
-            found = set(forms)
-            self.findings.add(
-                "annotation_form",
-                (i for i in range(self.total) if i not in found),
-                self.total,
-                lambda i: f"annotations[{i}] is {annotations[i]!r:.60}",
-            )
+        self.findings.add(
+            "annotation_form",
+            (i for i, a in enumerate(annotations) if not isinstance(a, dict)),
+            self.total,
+            lambda i: f"annotations[{i}] is {annotations[i]!r:.60}",
+        )
         self.crowds = 0
         self.keypoints = len(keypoint_names(self.content["categories"]))
         self.contradictions: list[tuple[int, _Floats, _Floats, _Floats]] = []
@@ -313,11 +307,10 @@ class _Checker:
         self.find_duplicates(indices, chunk)
         self.check_keypoints(indices, chunk, crowd)
         self.crowds += int(crowd.sum())
-        in_image = (image >= 0) & np.array(known, dtype=bool) & ~crowd
-        self.pairs.update(
-            (chunk[k]["category_id"], int(image[k])) for k in np.flatnonzero(in_image)
-        )
-        self.objects_of_image.update(image[(image >= 0) & ~crowd].tolist())
+        kept = np.array([i not in self.left_out for i in indices], dtype=bool)
+        kept &= (image >= 0) & np.array(known, dtype=bool) & ~crowd
+        self.pairs.update((chunk[k]["category_id"], int(image[k])) for k in np.flatnonzero(kept))
+        self.objects_of_image.update(image[kept].tolist())
 
     def check_crowds(self, indices: list[int], chunk: list[dict[str, Any]]) -> _Bools:
         crowd = np.zeros(len(chunk), dtype=bool)
@@ -810,7 +803,7 @@ def _check_rles(
     bad: Callable[[str, int], None],
 ) -> None:
     """Fills in the boxes and areas of objects whose masks are run-length encoded."""
-    texts: list[tuple[int, bytes]] = []
+    whole: list[tuple[int, bytes]] = []
     good: list[tuple[int, Any]] = []
     for k in rles:
         rle = chunk[k]["segmentation"]
@@ -828,20 +821,18 @@ def _check_rles(
         ):
             bad("rle_size", k)
         elif isinstance(counts, str):
-            texts.append((k, counts.encode("utf-8", "replace")))
+            text = counts.encode("utf-8", "replace")
+            # Each value ends in a byte without its bit 32, the text in such a value.
+            if min(text) < 48 or max(text) >= 112 or (text[-1] - 48) & 32:
+                bad("rle_text", k)
+            else:
+                whole.append((k, text))
         elif not set(map(type, counts)) <= {int} or min(counts) < 0:
             bad("rle_form", k)
         elif sum(counts) != size[0] * size[1]:
             bad("rle_sum", k)
         else:
             good.append((k, mask_util.frPyObjects(rle, *size)))
-    whole = []
-    for k, text in texts:
-        # Each value ends in a byte without its bit 32, the text in such a value.
-        if min(text) < 48 or max(text) >= 112 or (text[-1] - 48) & 32:
-            bad("rle_text", k)
-        else:
-            whole.append((k, text))
     if whole:
         totals = _rle_totals([text for _, text in whole])
         for (k, text), total in zip(whole, totals, strict=True):

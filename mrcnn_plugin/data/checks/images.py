@@ -1,14 +1,12 @@
 """What is wrong with image files, as far as their headers and their ends tell."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import math
 import os
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import tqdm
@@ -104,9 +102,10 @@ def look_at_images(
                 disable=not progress,
                 delay=1,
             ) as bar:
-                for batch in _batches(chosen, 64):
+                for start in range(0, len(chosen), 64):
                     if time.monotonic() > end:
                         break
+                    batch = chosen[start : start + 64]
                     result.update(
                         zip(batch, pool.map(lambda p: look_at(p, full), batch), strict=True)
                     )
@@ -152,8 +151,8 @@ def look_at(path: str, full: bool = False) -> Facts:
                 file.seek(0)
                 with Image.open(file) as image:
                     image.verify()
-    except Image.DecompressionBombError:
-        return facts._replace(fault="file_too_large", detail=_bomb(path))
+    except Image.DecompressionBombError as error:
+        return facts._replace(fault="file_too_large", detail=str(error))
     except UnidentifiedImageError:
         return facts._replace(fault="file_unreadable", detail="no format that Pillow knows")
     except Exception as error:  # Pillow raises a dozen types for damaged files.
@@ -180,11 +179,6 @@ def is_deep(mode: str) -> bool:
     return mode in _DEEP_MODES or mode.endswith(";16")
 
 
-def _batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 def _orientation(image: Any, full: bool) -> int:
     if image.format == "PNG" and "exif" not in image.info and not full:
         # Pillow would decode the image to see whether there is something after it.
@@ -200,11 +194,6 @@ def _orientation(image: Any, full: bool) -> int:
 def _frames(image: Any) -> int:
     # The second picture of a camera's MPO file is a preview or a depth map.
     return 1 if image.format == "MPO" else min(2, getattr(image, "n_frames", 1))
-
-
-def _bomb(path: str) -> str:
-    limit = Image.MAX_IMAGE_PIXELS
-    return f"more than {2 * limit} pixels" if limit else "too many pixels"
 
 
 def _ends_as_it_should(file: BinaryIO, size: int) -> bool:

@@ -1,7 +1,5 @@
 """Inspections of data sets, remembered from one start to the next."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -103,6 +101,7 @@ def inspect_json(
                 crowded=[(number, id) for number, id in stored["crowded"]],
             )
         content, readable = read_content(path, shown, where)
+        categories = read_categories(content, shown, where)
         checked = check_content(content, masks=masks, limit=10**9 if limit is None else limit)
         json_file = path
         if checked.repaired is not None or not readable:
@@ -116,7 +115,7 @@ def inspect_json(
                 ) from error
         inspection = Inspection(
             json_file=json_file,
-            categories=read_categories(content, shown, where),
+            categories=categories,
             keypoints=keypoint_names(content["categories"]),
             connections=keypoint_connections(content["categories"]),
             images_of_category=checked.images_of_category,
@@ -141,8 +140,8 @@ def inspect_images(
     *,
     full: bool,
     progress: bool,
-    resized: Callable[[int, int], tuple[int, int]] | None = None,
-    limit: int | None = 5,
+    resized: Callable[[int, int], tuple[int, int]],
+    limit: int | None,
 ) -> list[Finding]:
     """Checks the image files of a data set; remembers what was found in those that have not changed since.
 
@@ -203,10 +202,9 @@ def inspect_images(
             add("file_16_bit", f"{path}: Pillow's mode {found.mode!r}")
         if found.frames > 1:
             add("file_frames", path)
-        if resized is not None:
-            new_height, new_width = resized(height, width)
-            if min(new_height, new_width) < 1:
-                add("file_thin", f"{path} of {size} becomes {new_width} x {new_height}")
+        new_height, new_width = resized(height, width)
+        if min(new_height, new_width) < 1:
+            add("file_thin", f"{path} of {size} becomes {new_width} x {new_height}")
     if turned:
         findings["file_size"].hint = (
             f"Width and height are swapped in {turned} of them: what wrote the JSON file may have ignored EXIF, or "

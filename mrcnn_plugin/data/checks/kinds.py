@@ -1,7 +1,5 @@
 """Every kind of fault: what is said of it, and whether training goes on."""
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import NamedTuple
 

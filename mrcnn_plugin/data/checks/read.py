@@ -1,7 +1,5 @@
 """Reading of a COCO JSON file."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import locale
@@ -39,7 +37,6 @@ def read_content(path: str, shown: str, where: str) -> tuple[dict[str, Any], boo
             f"{where}: {shown} is not COCO JSON; expected an object with the lists images, "
             f"annotations and categories."
         )
-    read_categories(content, shown, where)
     utf_8 = codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
     return content, not mark and (utf_8 or data.isascii())
 

@@ -1,6 +1,6 @@
 """Functions that build the pyramids on a ResNet. MODEL.BACKBONE.NAME takes their names."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -15,7 +15,7 @@ from .upsample_fpn import UpsampleFPN
 P = TypeVar("P", bound=Pyramid)
 
 
-def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, **options: Any) -> P:
+def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool) -> P:
     """Builds a pyramid on a ResNet. The top block adds p6 and p7 for RetinaNet, or else p6 alone."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
@@ -28,6 +28,9 @@ def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, *
             f"MODEL.RESNETS.OUT_FEATURES is {cfg.MODEL.RESNETS.OUT_FEATURES}, but p6 and p7 are "
             f"computed from 'res5': add it"
         )
+    bifpn, options = cfg.MODEL.MRCNN_PLUGIN.BIFPN, {}
+    if pyramid is BiFPN:
+        options = {"num_repeats": bifpn.NUM_REPEATS, "depthwise": bifpn.DEPTHWISE}
     backbone = pyramid(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -50,26 +53,11 @@ def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool, *
     return backbone
 
 
-def _build_bifpn(cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool) -> BiFPN:
-    return _build(
-        BiFPN,
-        cfg,
-        input_shape,
-        p6p7,
-        num_repeats=cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS,
-        depthwise=cfg.MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE,
-    )
-
-
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> UpsampleFPN:
     """Builds a ResNet with :class:`UpsampleFPN`, with p2 to p6.
 
     It reads the keys of Detectron2's `build_resnet_fpn_backbone`, and `MODEL.FPN.UPSAMPLE`.
-
-    Args:
-        cfg: a Detectron2 config with the keys of this package.
-        input_shape: the shape of the images.
     """
     return _build(UpsampleFPN, cfg, input_shape, p6p7=False)
 
@@ -87,10 +75,6 @@ def build_mrcnn_resnet_pafpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> P
     """Builds a ResNet with :class:`PAFPN`, with p2 to p6.
 
     It reads the keys of Detectron2's `build_resnet_fpn_backbone`, and `MODEL.FPN.UPSAMPLE`.
-
-    Args:
-        cfg: a Detectron2 config with the keys of this package.
-        input_shape: the shape of the images.
     """
     return _build(PAFPN, cfg, input_shape, p6p7=False)
 
@@ -106,15 +90,11 @@ def build_mrcnn_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> B
     """Builds a ResNet with :class:`BiFPN`, with p2 to p6.
 
     It reads the keys of `MODEL.FPN` and `MODEL.MRCNN_PLUGIN.BIFPN`. `MODEL.FPN.FUSE_TYPE` must be "sum".
-
-    Args:
-        cfg: a Detectron2 config with the keys of this package.
-        input_shape: the shape of the images.
     """
-    return _build_bifpn(cfg, input_shape, p6p7=False)
+    return _build(BiFPN, cfg, input_shape, p6p7=False)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mrcnn_retinanet_resnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> BiFPN:
     """As :func:`build_mrcnn_resnet_bifpn_backbone`, but with p3 to p7 for RetinaNet."""
-    return _build_bifpn(cfg, input_shape, p6p7=True)
+    return _build(BiFPN, cfg, input_shape, p6p7=True)
