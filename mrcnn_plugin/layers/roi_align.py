@@ -43,11 +43,13 @@ def roi_align(
 
     A bin averages samples on a regular grid. A sample outside [-1, H] x [-1, W] counts as zero.
     Every other sample is clamped to the map, and taps beyond the border read the border pixel.
-    With "bilinear", value and gradient equal those of `torchvision.ops.roi_align`.
+    With "bilinear", value and gradient equal those of `torchvision.ops.roi_align` with the same
+    `aligned`, which is False there by default.
 
     Autocast changes nothing: the result has the dtype of `input`. `torch.onnx.export` gets standard
     operators instead (:func:`.roi_align_reference.roi_align_dense`). There is no forward-mode
-    derivative: torch takes it for zero without a warning. `torch.func.grad` does not work.
+    derivative: `torch.func.jvp` takes it for zero without a warning. `torch.func.grad` and
+    `torch.vmap` raise an error.
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16. Channels-last memory is read

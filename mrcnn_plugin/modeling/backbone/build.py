@@ -58,6 +58,9 @@ def build_mrcnn_resnet_upsample_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpe
     """Builds a ResNet with :class:`UpsampleFPN`, with p2 to p6.
 
     It reads the keys of Detectron2's `build_resnet_fpn_backbone`, and `MODEL.FPN.UPSAMPLE`.
+
+    Raises:
+        ValueError: the keys make no pyramid, or one for RetinaNet lacks "res5".
     """
     return _build(UpsampleFPN, cfg, input_shape, p6p7=False)
 

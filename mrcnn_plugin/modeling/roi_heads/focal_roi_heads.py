@@ -46,7 +46,10 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNN
 
 @ROI_HEADS_REGISTRY.register()
 class MRCNNFocalROIHeads(StandardROIHeads):
-    """Detectron2's StandardROIHeads with the choices above."""
+    """Detectron2's StandardROIHeads with more values of `CLS_LOSS` and `POOLER_TYPE`.
+
+    See :class:`FocalFastRCNNOutputLayers` and :class:`MultiscaleROIPooler`.
+    """
 
     # Detectron2 adds these annotations to StandardROIHeads when it exports to TorchScript. TorchScript
     # ignores the annotations of a parent, so they are repeated here.
@@ -75,7 +78,7 @@ class MRCNNFocalROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class MRCNNFocalCascadeROIHeads(MRCNNFocalROIHeads, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with the choices above. All stages have the same loss.
+    """Detectron2's CascadeROIHeads, as :class:`MRCNNFocalROIHeads`. All stages have the same loss.
 
     In the method resolution order, CascadeROIHeads follows :class:`MRCNNFocalROIHeads`. Its `super()`
     therefore builds the heads of a cascade.
@@ -84,7 +87,7 @@ class MRCNNFocalCascadeROIHeads(MRCNNFocalROIHeads, CascadeROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class MRCNNFocalRes5ROIHeads(Res5ROIHeads):
-    """Detectron2's Res5ROIHeads ("C4") with the choices above.
+    """Detectron2's Res5ROIHeads ("C4"), as :class:`MRCNNFocalROIHeads`.
 
     Boxes and masks share one pooler. `MODEL.ROI_BOX_HEAD.POOLER_TYPE` chooses its type.
     """
