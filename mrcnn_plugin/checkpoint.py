@@ -126,8 +126,8 @@ class FittingCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         super()._log_incompatible_keys(incompatible)
-        # The missing keys include those of another shape.
-        if len(incompatible.missing_keys) >= len(self.model.state_dict()):
+        # The missing keys include those of another shape, but not all buffers that are: batch norms fill some in.
+        if {name for name, _ in self.model.named_parameters()} <= set(incompatible.missing_keys):
             unknown = [str(name) for name in incompatible.unexpected_keys]
             raise ValueError(
                 f"The checkpoint {self._path} has no parameter of the model of the config, but others: "
