@@ -124,6 +124,20 @@ class FittingCheckpointer(DetectionCheckpointer):
             )
         return loaded
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        in_file = checkpoint["model"]
+        incompatible = super()._load_model(checkpoint)
+        # FrozenBN fills in running statistics that a file lacks, and reports nothing. All files of Detectron2 have
+        # them. Those of Caffe2 may lack them, and are among the files whose names are matched.
+        if not checkpoint.get("matching_heuristics"):
+            known = {*in_file, *incompatible.missing_keys}
+            incompatible.missing_keys.extend(
+                name
+                for name in self.model.state_dict()
+                if name.endswith(("running_mean", "running_var")) and name not in known
+            )
+        return incompatible
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         super()._log_incompatible_keys(incompatible)
         # The missing keys include those of another shape, but not all buffers that are: batch norms fill some in.

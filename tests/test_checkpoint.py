@@ -1,5 +1,7 @@
 """Which checkpoints `FittingCheckpointer` refuses."""
 
+import pickle
+
 import pytest
 import torch
 from detectron2.layers import Conv2d, get_norm
@@ -18,3 +20,25 @@ def test_a_checkpoint_of_another_model_is_refused(norm, tmp_path):
     torch.save({"layer1.0.conv1.weight": torch.ones(64, 64, 1, 1), "fc.bias": torch.ones(9)}, file)
     with pytest.raises(ValueError, match="no parameter of the model of the config.*layer1.0"):
         FittingCheckpointer(model(norm)).load(file)
+
+
+class TestRunningStatistics:
+    """FrozenBN takes a mean of 0 and a variance of 1 where a file has none, and reports nothing."""
+
+    def test_a_file_without_them_does_not_fit(self, tmp_path):
+        file = str(tmp_path / "gn.pth")
+        torch.save({"model": model("GN").state_dict()}, file)
+        with pytest.raises(ValueError, match="norm.running_mean; norm.running_var. MODEL.WEIGHTS"):
+            FittingCheckpointer(model("FrozenBN"), must_fit=True).load(file)
+
+    @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+    def test_a_file_with_them_fits(self, norm, tmp_path):
+        file = str(tmp_path / "bn.pth")
+        torch.save({"model": {f"module.{k}": v for k, v in model(norm).state_dict().items()}}, file)
+        FittingCheckpointer(model("FrozenBN"), must_fit=True).load(file)
+
+    def test_files_of_caffe2_fit_without_them(self, tmp_path):
+        file = tmp_path / "caffe2.pkl"
+        blobs = {k: v.numpy() for k, v in model("GN").state_dict().items()}
+        file.write_bytes(pickle.dumps(blobs))
+        FittingCheckpointer(model("FrozenBN"), must_fit=True).load(str(file))
