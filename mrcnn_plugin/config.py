@@ -149,9 +149,8 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     Raises:
         AssertionError: the file does not exist, or `opts` has an unknown key or a key without a value.
         KeyError: the file has an unknown key, or the file or `opts` has a key that was renamed.
-        ValueError: a value has another type than its default, or the file is no mapping of keys, has a
-            key twice, or has a tag `!!python/…`. Or a component has a name from before the first
-            release of this package, and nobody else has registered it.
+        ValueError: a value has another type than its default, or as :func:`read_yaml`. Or a component
+            has a name from before the first release of this package, and nobody else has registered it.
     """
     from detectron2.utils.file_io import PathManager
 
@@ -182,7 +181,8 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
         allow_unsafe: as for :func:`load_cfg`.
 
     Raises:
-        ValueError: a file is no mapping of keys, has a key twice, or has a tag `!!python/…`.
+        ValueError: a file or a node of keys in it is no mapping, has a key twice or one that is no
+            name, or has a tag `!!python/…`.
         FileNotFoundError: a file does not exist.
         yaml.YAMLError: a file is no YAML.
     """
@@ -193,11 +193,15 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     allow_unsafe = allow_unsafe or os.environ.get("MRCNN_PLUGIN_ALLOW_UNSAFE_YAML") == "1"
     package = os.path.join(os.path.dirname(os.path.abspath(detectron2.__file__)), "")
 
+    cfg = get_cfg()
+
     class Checked(CfgNode):
         @classmethod
         def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Any:
             is_theirs = os.path.abspath(filename).startswith(package)
-            return super().load_yaml_with_base(filename, allow_unsafe or is_theirs)
+            content = super().load_yaml_with_base(filename, allow_unsafe or is_theirs)
+            _check_nodes(content, cfg, f"{filename}: ")
+            return content
 
         @classmethod
         def _open_cfg(cls, filename: str) -> Any:
@@ -277,7 +281,13 @@ def _check_mapping(root: Any, file: str) -> None:
             key = f"{prefix}{name.value}"
             line = name.start_mark.line + 1
             # There may be several merge keys, <<.
-            if key in lines and name.tag != "tag:yaml.org,2002:merge":
+            is_merge = name.tag == "tag:yaml.org,2002:merge"
+            if not is_merge and name.tag != "tag:yaml.org,2002:str":
+                raise ValueError(
+                    f"{file} has the key {key} in line {line}, which YAML reads as no text; a key must be a name, such "
+                    f"as MODEL."
+                )
+            if key in lines and not is_merge:
                 raise ValueError(
                     f"{file} has the key {key} twice, in the lines {lines[key]} and {line}; YAML would take the last "
                     f"one only, so it must be there once."
@@ -285,6 +295,18 @@ def _check_mapping(root: Any, file: str) -> None:
             lines[key] = line
             if isinstance(value, MappingNode) and value not in seen:
                 nodes.append((f"{key}.", value))
+
+
+def _check_nodes(content: dict[str, Any], cfg: CfgNode, prefix: str) -> None:
+    """yacs takes the number or the None of a node for a mapping, or shows all keys of the node that it replaces."""
+    for name, value in content.items():
+        node = cfg.get(name)
+        if isinstance(node, dict):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{prefix}{name} is {value!r}; it must be a mapping of config keys, or be left out."
+                )
+            _check_nodes(value, node, f"{prefix}{name}.")
 
 
 def _refuse_mapping(content: dict[str, Any]) -> None:

@@ -737,7 +737,17 @@ FILES = [
         "is None",
         "of the type int, such as the default 40000",
     ),
-    ("SOLVER:", "SOLVER", "None", "CfgNode"),
+    ("SOLVER:", "bad.yaml: SOLVER", "is None", "a mapping of config keys, or be left out"),
+    ("MODEL:\n  # MASK_ON: True", "bad.yaml: MODEL", "is None", "a mapping of config keys"),
+    ("MODEL: 3", "bad.yaml: MODEL", "is 3", "a mapping of config keys"),
+    (
+        "MODEL: {ROI_BOX_HEAD: {FOCAL: null}}",
+        "bad.yaml: MODEL.ROI_BOX_HEAD.FOCAL",
+        "is None",
+        "a mapping of config keys",
+    ),
+    ("1: 2", "bad.yaml", "the key 1 in line 1", "must be a name"),
+    ("MODEL: {on: True}", "bad.yaml", "the key MODEL.on in line 1", "must be a name"),
     ("MODEL: {MASK_ON: 1}", "MODEL.MASK_ON", "1", mismatch("bool", "int")),
     ("DATASETS: {CHECK: off}", "DATASETS.CHECK", "False", "unless they stand in quotes"),
     ("DATASETS: {TRAIN: my_train}", "DATASETS.TRAIN", "my_train", mismatch("tuple", "str")),
@@ -846,6 +856,14 @@ def test_a_bad_file_is_named(written, key, value, valid, tmp_path):
         run, tmp_path / "bad.yaml", ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('some',)"]
     )
     assert key in said and value in said and valid in said, said
+
+
+@pytest.mark.parametrize("child", ["", "MODEL: {MASK_ON: True}"])
+def test_an_empty_node_is_named_in_the_base_that_has_it(child, tmp_path):
+    (tmp_path / "base.yaml").write_text("MODEL:")
+    (tmp_path / "config.yaml").write_text(f"_BASE_: base.yaml\n{child}")
+    said = message(load_cfg, str(tmp_path / "config.yaml"))
+    assert f"{tmp_path}/base.yaml: MODEL is None; it must be a mapping" in said
 
 
 @shown(BUILT)

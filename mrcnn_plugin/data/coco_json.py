@@ -267,7 +267,7 @@ def register_coco_json_from_file(path: str) -> None:
     content = read_yaml(path)
     try:
         entries = content["DATASETS"]["COCO_JSON"]
-    except (KeyError, TypeError):
+    except KeyError:
         raise ValueError(
             f"{path} has no {_KEY}; expected a list of (name, json file, image root) there."
         ) from None
