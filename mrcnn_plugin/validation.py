@@ -26,7 +26,9 @@ from detectron2.modeling import (
     ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     build_backbone,
+    build_resnet_backbone,
 )
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
@@ -38,6 +40,7 @@ from .config import get_cfg, hint_at, leaves, value_of, without_federated_loss
 from .data.checks import check_values
 from .data.coco_json import check_entries
 from .evaluation import results_folder
+from .modeling.backbone.pyramid import check_pyramid
 from .modeling.poolers import POOLER_TYPES
 from .modeling.unused_keys import is_ours
 
@@ -312,6 +315,14 @@ RULES = (
         "anchors", "MODEL.ANCHOR_GENERATOR.OFFSET", Check(lambda value: 0 <= value < 1, "in [0, 1)")
     ),
     Rule("RPN", "MODEL.RPN.IN_FEATURES", _FEATURES),
+    Rule(
+        "RPN",
+        "MODEL.RPN.CONV_DIMS",
+        Check(
+            lambda value: all(dim == -1 or whole(1).holds(dim) for dim in value),
+            "a list of numbers of channels, each at least 1, or -1 for those of the features",
+        ),
+    ),
     Rule("RPN", "MODEL.RPN.BBOX_REG_LOSS_TYPE", _BOX_LOSS),
     Rule("RPN", "MODEL.RPN.BBOX_REG_WEIGHTS", _BOX_WEIGHTS),
     Rule("RPN", "MODEL.RPN.IOU_THRESHOLDS", _THRESHOLDS),
@@ -638,6 +649,11 @@ def _check_labels(cfg: CfgNode, node: str) -> None:
 def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
     name = cfg.MODEL.ROI_HEADS.NAME
     box_head = cfg.MODEL.ROI_BOX_HEAD
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals" and not cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is 'PrecomputedProposals', but MODEL.LOAD_PROPOSALS is False; it must be "
+            "True."
+        )
     if "cascade" in parts:
         _check_cascade(cfg)
     if "known ROI heads" in parts and box_head.get("USE_FED_LOSS"):
@@ -748,7 +764,10 @@ def _check_model(cfg: CfgNode, parts: set[str]) -> None:
         _is_known(registry, value_of(cfg, key)) for key, part, registry in NAMES if part in parts
     ):
         return
+    _check_rotated(cfg, parts)
     cfg = without_federated_loss(cfg)
+    if "FPN" in parts and not is_ours(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME):
+        _build(_check_stock_pyramid, cfg)
     shapes = _build(build_backbone, cfg).output_shape()
     keys = {"RPN": "MODEL.RPN", "ROI heads": "MODEL.ROI_HEADS", "RetinaNet": "MODEL.RETINANET"}
     for part, node in keys.items():
@@ -772,6 +791,41 @@ def _build(build: Callable[[CfgNode], Any], cfg: CfgNode) -> Any:
         raise ValueError(
             f"The model of this config cannot be built: {type(error).__name__}: {error}"
         ) from error
+
+
+def _check_rotated(cfg: CfgNode, parts: set[str]) -> None:
+    """The parts for rotated boxes work with each other only, and their boxes have 5 numbers."""
+    given, are_rotated = [], []
+    for part, key, rotated in (
+        ("RPN", "MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+        ("anchors", "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+        ("ROI heads", "MODEL.ROI_HEADS.NAME", "RROIHeads"),
+        ("ROI heads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
+    ):
+        if part in parts:
+            given.append(f"{key} is {_get(cfg, key)!r}")
+            are_rotated.append(_get(cfg, key) == rotated)
+    if any(are_rotated) and ("RetinaNet" in parts or not all(are_rotated)):
+        raise ValueError(
+            f"{', '.join(given)}; for rotated boxes they must be 'RRPN', 'RotatedAnchorGenerator', 'RROIHeads' and "
+            f"'ROIAlignRotated', and for others none of these."
+        )
+    count = 5 if any(are_rotated) else 4
+    for part, node in (("RPN", "RPN"), ("ROI heads", "ROI_BOX_HEAD")):
+        weights = cfg.MODEL[node].BBOX_REG_WEIGHTS
+        if part in parts and len(weights) != count:
+            raise ValueError(
+                f"MODEL.{node}.BBOX_REG_WEIGHTS is {weights}; it must have {count} numbers, since the boxes are "
+                f"{'' if any(are_rotated) else 'not '}rotated."
+            )
+
+
+def _check_stock_pyramid(cfg: CfgNode) -> None:
+    """Detectron2's FPN asserts some of this without the key, and fails later where its top block finds no feature."""
+    bottom_up = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    with_p7 = "retinanet" in cfg.MODEL.BACKBONE.NAME
+    top_block = LastLevelP6P7(1, 1) if with_p7 else LastLevelMaxPool()
+    check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES, top_block, cfg.MODEL.FPN.FUSE_TYPE)
 
 
 def _check_features(cfg: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:

@@ -53,6 +53,7 @@ C4 = (
     "MODEL.RPN.IN_FEATURES ['res4'] MODEL.ROI_HEADS.IN_FEATURES ['res4'] "
     f"{HEADS} MRCNNFocalRes5ROIHeads MODEL.ANCHOR_GENERATOR.SIZES [[32,64]]"
 ).split()
+STOCK_FPN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
 BIFPN = ("MODEL.BACKBONE.NAME", "build_mrcnn_resnet_bifpn_backbone")
 FOCAL_RPN = ("MODEL.PROPOSAL_GENERATOR.NAME", "MRCNNFocalRPN")
 RETINANET = (
@@ -460,6 +461,12 @@ STOCK = [
         "a file for each data set",
     ),
     (
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+        "MODEL.PROPOSAL_GENERATOR.NAME",
+        "'PrecomputedProposals'",
+        "MODEL.LOAD_PROPOSALS is False; it must be True",
+    ),
+    (
         ("MODEL.META_ARCHITECTURE", "PanopticFPN"),
         "MODEL.META_ARCHITECTURE",
         "'PanopticFPN'",
@@ -514,6 +521,27 @@ STOCK = [
         "'res2', 'res3'",
     ),
     (("MODEL.FPN.IN_FEATURES", "[]"), "MODEL.FPN.IN_FEATURES", "[]", "'res2', 'res3'"),
+    (
+        (*STOCK_FPN, "MODEL.FPN.IN_FEATURES", "['res2','res3','res4']"),
+        "MODEL.FPN.IN_FEATURES",
+        "['res2', 'res3', 'res4']",
+        "continues from 'p5'",
+    ),
+    (
+        (*STOCK_FPN, "MODEL.FPN.IN_FEATURES", "['res2','res4','res5']"),
+        "MODEL.FPN.IN_FEATURES",
+        "['res2', 'res4', 'res5']",
+        "successive powers of two",
+    ),
+    (
+        (
+            *(*RETINANET, "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+            *"MODEL.RESNETS.OUT_FEATURES ['res3','res4'] MODEL.FPN.IN_FEATURES ['res3','res4']".split(),
+        ),
+        "MODEL.FPN.IN_FEATURES",
+        "['res3', 'res4']",
+        "continues from 'res5'",
+    ),
     (("MODEL.FPN.OUT_CHANNELS", "0"), "MODEL.FPN.OUT_CHANNELS", "0", "at least 1"),
     (("MODEL.FPN.OUT_CHANNELS", "100"), "MODEL.FPN.OUT_CHANNELS", "100", "multiple of 32"),
     (("MODEL.FPN.NORM", "gn"), "MODEL.FPN.NORM", "'gn'", "'GN'"),
@@ -560,6 +588,49 @@ STOCK = [
         "MODEL.RPN.IOU_THRESHOLDS",
         "[0.7, 0.3]",
         "ascending",
+    ),
+    (("MODEL.RPN.CONV_DIMS", "[0]"), "MODEL.RPN.CONV_DIMS", "[0]", "at least 1, or -1"),
+    (("MODEL.RPN.CONV_DIMS", "[-1, -2]"), "MODEL.RPN.CONV_DIMS", "[-1, -2]", "at least 1, or -1"),
+    (
+        ("MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0,1.0,1.0,1.0,1.0)"),
+        "MODEL.RPN.BBOX_REG_WEIGHTS",
+        "(1.0, 1.0, 1.0, 1.0, 1.0)",
+        "4 numbers",
+    ),
+    (
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(1.0,1.0,1.0,1.0,1.0)"),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+        "(1.0, 1.0, 1.0, 1.0, 1.0)",
+        "4 numbers",
+    ),
+    (
+        (*ROTATED, "MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0,1.0,1.0,1.0)"),
+        "MODEL.RPN.BBOX_REG_WEIGHTS",
+        "(1.0, 1.0, 1.0, 1.0)",
+        "5 numbers",
+    ),
+    *(
+        ((key, name), key, repr(name), "'RRPN'")
+        for key, name in (
+            ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+            ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+            ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
+        )
+    ),
+    *(
+        ((*ROTATED, key, name), key, repr(name), "'RRPN'")
+        for key, name in (
+            ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN"),
+            ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"),
+            (HEADS, "MRCNNFocalROIHeads"),
+            ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
+        )
+    ),
+    (
+        (*RETINANET, "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+        "MODEL.ANCHOR_GENERATOR.NAME",
+        "'RotatedAnchorGenerator'",
+        "'RRPN'",
     ),
     (("MODEL.RPN.IOU_LABELS", "[0, 1]"), "MODEL.RPN.IOU_LABELS", "[0, 1]", "one number more"),
     (("MODEL.RPN.NMS_THRESH", "70.0"), "MODEL.RPN.NMS_THRESH", "70.0", "at most 1"),
@@ -1081,6 +1152,9 @@ def test_no_weights_may_be_none(tmp_path, config_file):
         FOCAL_RPN,
         STAR,
         ROTATED,
+        STOCK_FPN,
+        ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
+        ("MODEL.RPN.CONV_DIMS", "[]"),
         ("VIS_PERIOD", "-1"),
         ("SOLVER.STEPS", "(960.0, 1000.5)"),
     ],
