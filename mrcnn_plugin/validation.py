@@ -6,6 +6,7 @@ that commonly go wrong. The model is then built once on torch's device "meta", w
 shape but no memory, so that all constructors check their arguments too.
 """
 
+import itertools
 import math
 import os
 from argparse import Namespace
@@ -110,12 +111,16 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
         if part in parts:
             _check_labels(cfg, node)
     for part, node, channels in (
+        ("ResNet", "RESNETS", "STEM_OUT_CHANNELS"),
+        ("ResNet", "RESNETS", "RES2_OUT_CHANNELS"),
         ("FPN", "FPN", "OUT_CHANNELS"),
         ("box head", "ROI_BOX_HEAD", "CONV_DIM"),
         ("masks", "ROI_MASK_HEAD", "CONV_DIM"),
     ):
         if part in parts:
             _check_groups(cfg, f"MODEL.{node}.NORM", f"MODEL.{node}.{channels}")
+    if "ResNet" in parts:
+        _check_bottlenecks(cfg)
     _check_model(cfg, parts)
 
 
@@ -303,6 +308,12 @@ RULES = (
         "ResNet",
         "MODEL.RESNETS.DEPTH",
         Check((18, 34, 50, 101, 152).__contains__, "one of 18, 34, 50, 101, 152"),
+    ),
+    Rule(
+        "ResNet",
+        "MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.STEM_OUT_CHANNELS "
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        whole(1),
     ),
     Rule("ResNet", "MODEL.RESNETS.OUT_FEATURES", _STAGES),
     Rule("ResNet", "MODEL.RESNETS.NORM", _NORM),
@@ -636,6 +647,20 @@ def _check_groups(cfg: CfgNode, norm: str, channels: str) -> None:
         )
 
 
+def _check_bottlenecks(cfg: CfgNode) -> None:
+    resnets = cfg.MODEL.RESNETS
+    # The blocks of the depths 18 and 34 have no bottleneck.
+    if (
+        resnets.NORM == "GN"
+        and resnets.DEPTH >= 50
+        and resnets.WIDTH_PER_GROUP * resnets.NUM_GROUPS % 32
+    ):
+        raise ValueError(
+            f"MODEL.RESNETS.WIDTH_PER_GROUP is {resnets.WIDTH_PER_GROUP}; with MODEL.RESNETS.NORM 'GN', its product "
+            f"with MODEL.RESNETS.NUM_GROUPS, {resnets.NUM_GROUPS}, must be a multiple of 32."
+        )
+
+
 def _check_labels(cfg: CfgNode, node: str) -> None:
     """Detectron2's Matcher has a label for each interval between thresholds, and for those at both ends."""
     thresholds, labels = cfg.MODEL[node].IOU_THRESHOLDS, cfg.MODEL[node].IOU_LABELS
@@ -778,6 +803,7 @@ def _check_model(cfg: CfgNode, parts: set[str]) -> None:
         _check_anchors(cfg, f"MODEL.{node}.IN_FEATURES")
     if "ROI heads" in parts:
         _check_res5_heads(cfg, shapes)
+        _check_pooled_levels(cfg, shapes)
     _build(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), cfg)
 
 
@@ -870,4 +896,15 @@ def _check_res5_heads(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     if cfg.MODEL.KEYPOINT_ON:
         raise ValueError(
             f"MODEL.KEYPOINT_ON is True, but MODEL.ROI_HEADS.NAME {name!r} has no keypoints; it must be False."
+        )
+
+
+def _check_pooled_levels(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
+    """Detectron2's ROIPooler computes the level of a box from the first stride and the last."""
+    names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+    strides = [shapes[name].stride for name in names]
+    if any(after != 2 * before for before, after in itertools.pairwise(strides)):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES is {names} of the strides {strides}; it must be levels of a pyramid whose "
+            f"strides are each twice the one before, such as ['p2', 'p3', 'p4', 'p5']."
         )

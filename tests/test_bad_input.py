@@ -54,6 +54,7 @@ C4 = (
     f"{HEADS} MRCNNFocalRes5ROIHeads MODEL.ANCHOR_GENERATOR.SIZES [[32,64]]"
 ).split()
 STOCK_FPN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+GN_RESNET = "MODEL.RESNETS.DEPTH 50 MODEL.RESNETS.NORM GN".split()
 BIFPN = ("MODEL.BACKBONE.NAME", "build_mrcnn_resnet_bifpn_backbone")
 FOCAL_RPN = ("MODEL.PROPOSAL_GENERATOR.NAME", "MRCNNFocalRPN")
 RETINANET = (
@@ -509,6 +510,25 @@ STOCK = [
     (("MODEL.RESNETS.DEPTH", "51"), "MODEL.RESNETS.DEPTH", "51", "18, 34, 50, 101, 152"),
     (("MODEL.RESNETS.NORM", "BatchNorm"), "MODEL.RESNETS.NORM", "'BatchNorm'", "'FrozenBN'"),
     (
+        (*GN_RESNET, "MODEL.RESNETS.STEM_OUT_CHANNELS", "30"),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS",
+        "is 30",
+        "multiple of 32",
+    ),
+    (
+        (*GN_RESNET, "MODEL.RESNETS.RES2_OUT_CHANNELS", "48"),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "is 48",
+        "multiple of 32",
+    ),
+    (
+        (*GN_RESNET, "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
+        "is 8",
+        "NUM_GROUPS, 1, must be a multiple of 32",
+    ),
+    (("MODEL.RESNETS.NUM_GROUPS", "0"), "MODEL.RESNETS.NUM_GROUPS", "0", "at least 1"),
+    (
         ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
         "MODEL.RESNETS.RES2_OUT_CHANNELS",
         "R18/R34",
@@ -642,6 +662,15 @@ STOCK = [
         "MODEL.ROI_HEADS.IN_FEATURES",
         "['res4']",
         "p2, p3, p4, p5, p6",
+    ),
+    *(
+        (
+            ("MODEL.ROI_HEADS.IN_FEATURES", str(names)),
+            "MODEL.ROI_HEADS.IN_FEATURES",
+            f"{names} of the strides",
+            "each twice the one before",
+        )
+        for names in (["p2", "p4"], ["p3", "p2"], ["p2", "p4", "p3", "p5"])
     ),
     (
         ("MODEL.ROI_HEADS.IN_FEATURES", "[]"),
@@ -1153,6 +1182,10 @@ def test_no_weights_may_be_none(tmp_path, config_file):
         STAR,
         ROTATED,
         STOCK_FPN,
+        (*GN_RESNET, "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
+        (*GN_RESNET, "MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+        ("MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4']"),
         ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
         ("MODEL.RPN.CONV_DIMS", "[]"),
         ("VIS_PERIOD", "-1"),
