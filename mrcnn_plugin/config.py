@@ -115,7 +115,8 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     """Adds the keys of this package to a Detectron2 config, in place.
 
     A key that the config already has keeps its value, so a second call changes nothing. From then on
-    the config refuses the old keys of `renamed.KEYS`, with an error that says the new name.
+    the config refuses those old keys of `renamed.KEYS` that it does not have itself, with an error that
+    says the new name.
     """
     for key in KEYS:
         *path, last = key.name.split(".")
@@ -123,8 +124,10 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
         for part in path:
             node = node.setdefault(part, type(cfg)())
         node.setdefault(last, copy.deepcopy(key.default))
+    there = set(_names(cfg))
     for old, new in renamed.KEYS.items():
-        if not cfg.key_is_renamed(old):
+        # Another project may have a key of the old name.
+        if old not in there and not cfg.key_is_renamed(old):
             cfg.register_renamed_key(old, new)
 
 
@@ -250,6 +253,14 @@ def hint_at(name: str, known: Sequence[str]) -> str:
     return f"registered are {', '.join(sorted(known))}."
 
 
+def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the full name of every key and of every node of a config."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
+
+
 def without_federated_loss(cfg: CfgNode) -> CfgNode:
     """Returns a copy of a config, whose model can be built without the data sets.
 
@@ -327,12 +338,7 @@ def _hint(message: str, cfg: CfgNode) -> str:
     found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not found:
         return ""
-    keys: list[str] = []
-    nodes: list[tuple[str, Any]] = [("", cfg)]
-    while nodes:
-        prefix, node = nodes.pop()
-        keys += [f"{prefix}{name}" for name in node]
-        nodes += [(f"{prefix}{k}.", v) for k, v in node.items() if isinstance(v, dict)]
+    keys = list(_names(cfg))
     last = found[1].rpartition(".")[2]
     similar = [key for key in keys if key.rpartition(".")[2] == last]
     similar = similar or difflib.get_close_matches(found[1], keys, n=2, cutoff=0.85)

@@ -95,6 +95,17 @@ def test_the_foreign_node_takes_its_own_keys(how, order, key, value, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["file", "list"])
+def test_a_foreign_key_may_have_an_old_name(how, tmp_path):
+    cfg = get_cfg()
+    cfg.MODEL.BIFPN = type(cfg)({"NUM_REPEATS": 7})
+    add_mrcnn_config(cfg)
+    merge(cfg, "MODEL.BIFPN.NUM_REPEATS", 3, how, tmp_path)
+    assert cfg.MODEL.BIFPN.NUM_REPEATS == 3
+    with pytest.raises(KeyError, match="MODEL.BIFPN.DEPTHWISE was renamed to"):
+        merge(cfg, "MODEL.BIFPN.DEPTHWISE", True, how, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["file", "list"])
 @pytest.mark.parametrize(
     "key, value",
     [
