@@ -209,7 +209,10 @@ _THRESHOLDS = Check(
     "a list of ascending numbers above 0",
 )
 _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
-_NORM = Check(_is_norm, "'' or one of 'BN', 'SyncBN', 'FrozenBN', 'GN', 'LN'")
+_NORM = Check(
+    _is_norm,
+    "'' or one of 'BN', 'SyncBN', 'FrozenBN', 'GN', 'LN', 'nnSyncBN', 'naiveSyncBN', 'naiveSyncBN_N'",
+)
 _FEATURES = Check(
     lambda value: _STRINGS.holds(value) and 0 < len(value) == len(set(value)),
     "a list of different features of the backbone",
@@ -689,7 +692,10 @@ def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
             "them must be at least 1."
         )
     nodes = ["ROI_BOX_HEAD"]
-    nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON + ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
+    # Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
+    if not _derives(ROI_HEADS_REGISTRY.get(name), Res5ROIHeads):
+        nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON
+        nodes += ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
     for node in nodes:
         pooler = cfg.MODEL[node].POOLER_TYPE
         if pooler in POOLER_TYPES and not is_ours(ROI_HEADS_REGISTRY, name):

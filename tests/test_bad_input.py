@@ -736,7 +736,7 @@ STOCK = [
         ("MODEL.ROI_MASK_HEAD.NORM", "LayerNorm"),
         "MODEL.ROI_MASK_HEAD.NORM",
         "'LayerNorm'",
-        "'GN', 'LN'",
+        "'GN', 'LN', 'nnSyncBN', 'naiveSyncBN', 'naiveSyncBN_N'",
     ),
     (
         (*CASCADE, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"),
@@ -1175,6 +1175,8 @@ def test_no_weights_may_be_none(tmp_path, config_file):
     [
         (),
         C4,
+        # The mask head has the pooler of the box head.
+        (*C4, HEADS, "Res5ROIHeads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
         RETINANET,
         CASCADE,
         BIFPN,
