@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING
 
+from . import renamed
 from .config import KEYS
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def strip_config(cfg: CfgNode) -> CfgNode:
     cannot be read without them, even if it is that of a stock model.
 
     Args:
-        cfg: a config whose components are all Detectron2's own, or those of other packages.
+        cfg: a config whose model has no component of this package. Names of components that its
+            model does not have stay, such as that of ROI heads beside a RetinaNet.
 
     Raises:
         ValueError: a component of this package reads one of its keys, or `DATASETS.COCO_JSON` or
@@ -46,13 +48,14 @@ def strip_config(cfg: CfgNode) -> CfgNode:
         for node, part in zip(reversed(nodes), reversed(path), strict=True):
             if not node[part]:
                 del node[part]
-    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n.startswith("mrcnn_")]
+    ours = renamed.VALUES["DATASETS.TRAIN"].values()
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in ours]
     if names:
         read.append(f"DATASETS.TRAIN and DATASETS.TEST ({', '.join(names)})")
     if read:
         raise ValueError(
             f"strip_config: this config needs mrcnn_plugin, which reads {', '.join(read)}; only a "
-            f"config can be stripped that names no component of this package and has the defaults of "
-            f"all its keys for data"
+            f"config can be stripped whose model has no component of this package, and which has the "
+            f"defaults of all its keys for data"
         )
     return stripped

@@ -161,11 +161,28 @@ class TestStripConfig:
             ),
             ({"MODEL__PROPOSAL_GENERATOR__NAME": "MRCNNFocalRPN"}, "MODEL.RPN.FOCAL.GAMMA"),
             ({"DATASETS__COCO_JSON": [["mine", "a.json", "images"]]}, "DATASETS.COCO_JSON"),
+            ({"DATASETS__TRAIN": ("mrcnn_shapes_train",)}, "(mrcnn_shapes_train)"),
         ],
     )
     def test_what_would_be_lost_is_refused(self, changes, key):
         with pytest.raises(ValueError, match=re.escape(key)):
             mrcnn_plugin.strip_config(self.stock(**changes))
+
+    def test_data_sets_of_others_are_kept(self):
+        cfg = self.stock(DATASETS__TRAIN=("mrcnn_cells_train",))
+        assert mrcnn_plugin.strip_config(cfg).DATASETS.TRAIN == ("mrcnn_cells_train",)
+
+    @pytest.mark.parametrize("architecture", ["RetinaNet", "SemanticSegmentor"])
+    def test_a_component_that_the_model_does_not_have_is_no_obstacle(self, architecture):
+        cfg = self.stock(MODEL__META_ARCHITECTURE=architecture)
+        cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+        cfg.MODEL.ROI_HEADS.NAME = "MRCNNFocalROIHeads"
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "MRCNNFocalRPN"
+        cfg.MODEL.DEVICE = "meta"
+        stripped = mrcnn_plugin.strip_config(cfg)
+        assert "FOCAL" not in stripped.MODEL.RPN
+        with torch.device("meta"):
+            build_model(stripped)
 
     def test_a_key_that_nothing_reads_is_not_missed(self):
         cfg = self.stock(MODEL__ROI_BOX_HEAD__FOCAL__GAMMA=1.0)

@@ -51,7 +51,7 @@ def _bifpn(cfg: CfgNode) -> str:
 
 
 def _roi_heads(cfg: CfgNode) -> str:
-    if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "RetinaNet"):
+    if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "RetinaNet", "SemanticSegmentor"):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, without ROI heads"
     name = cfg.MODEL.ROI_HEADS.NAME
     return "" if is_ours(ROI_HEADS_REGISTRY, name) else f"MODEL.ROI_HEADS.NAME is {name!r}"
@@ -98,8 +98,8 @@ def _sigmoid_loss(cfg: CfgNode) -> str:
 
 
 def _focal_rpn(cfg: CfgNode) -> str:
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        return "MODEL.META_ARCHITECTURE is 'RetinaNet', without an RPN"
+    if cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "SemanticSegmentor"):
+        return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, without an RPN"
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     ours = is_ours(PROPOSAL_GENERATOR_REGISTRY, name)
     return "" if ours else f"MODEL.PROPOSAL_GENERATOR.NAME is {name!r}"

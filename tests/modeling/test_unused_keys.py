@@ -145,3 +145,13 @@ def test_retinanet_has_no_roi_heads():
     cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
     (sentence,) = find_unused_keys(cfg)
     assert sentence.startswith("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA ") and "'RetinaNet'" in sentence
+
+
+def test_semantic_segmentation_has_neither_roi_heads_nor_an_rpn():
+    cfg = full_config("mask_rcnn_focal.yaml")
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "MRCNNFocalRPN"
+    cfg.MODEL.RPN.FOCAL.GAMMA = cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
+    heads, rpn = find_unused_keys(cfg)
+    assert heads.startswith("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA ") and "'SemanticSegmentor'" in heads
+    assert rpn.startswith("MODEL.RPN.FOCAL.GAMMA ") and "'SemanticSegmentor'" in rpn
