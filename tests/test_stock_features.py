@@ -277,6 +277,13 @@ def test_images_without_objects_take_a_training_step(
     assert (losses["loss_mask"] > 0) == with_others
 
 
+@pytest.mark.parametrize("norm", ["SyncBN", "nnSyncBN"])
+def test_a_mask_head_with_sync_bn_needs_objects(norm):
+    model = build_model(small.config(MODEL__ROI_MASK_HEAD__NORM=norm)).train()
+    with EventStorage(), pytest.raises(AssertionError, match="does not support empty inputs"):
+        model(small.batch((64, 64), objects=False))
+
+
 def test_augmentation_at_test_time_works(environment, tmp_path, four_images):
     """An augmentation that changes nothing gives the plain detections. A real one is evaluated."""
     stock = load_stock("train_net")
