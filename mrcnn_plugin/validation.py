@@ -828,15 +828,22 @@ def _build(build: Callable[[CfgNode], Any], cfg: CfgNode) -> Any:
 def _check_rotated(cfg: CfgNode, parts: set[str]) -> None:
     """The parts for rotated boxes work with each other only, and their boxes have 5 numbers."""
     given, are_rotated = [], []
-    for part, key, rotated in (
-        ("RPN", "MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
-        ("anchors", "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
-        ("ROI heads", "MODEL.ROI_HEADS.NAME", "RROIHeads"),
-        ("ROI heads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
+    for part, key, registry, rotated in (
+        ("RPN", "MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY, "RRPN"),
+        (
+            "anchors",
+            "MODEL.ANCHOR_GENERATOR.NAME",
+            ANCHOR_GENERATOR_REGISTRY,
+            "RotatedAnchorGenerator",
+        ),
+        ("ROI heads", "MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY, "RROIHeads"),
     ):
         if part in parts:
-            given.append(f"{key} is {_get(cfg, key)!r}")
-            are_rotated.append(_get(cfg, key) == rotated)
+            given.append(f"{key} is {value_of(cfg, key)!r}")
+            are_rotated.append(_derives(registry.get(value_of(cfg, key)), registry.get(rotated)))
+    if "ROI heads" in parts:
+        given.append(f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE!r}")
+        are_rotated.append(cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIAlignRotated")
     if any(are_rotated) and ("RetinaNet" in parts or not all(are_rotated)):
         raise ValueError(
             f"{', '.join(given)}; for rotated boxes they must be 'RRPN', 'RotatedAnchorGenerator', 'RROIHeads' and "
