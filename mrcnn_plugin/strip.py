@@ -25,7 +25,7 @@ def strip_config(cfg: CfgNode) -> CfgNode:
     Raises:
         ValueError: a component of this package reads one of its keys, or `DATASETS.COCO_JSON` or
             another key that concerns the data differs from its default. What such a key says would
-            be lost.
+            be lost. Or `DATASETS.TRAIN` or `DATASETS.TEST` names a generated data set of this package.
     """
     from .modeling.unused_keys import READERS
 
