@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,18 +185,20 @@ def difference(pairs: Sequence[float]) -> str:
     return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}] ({len(pairs)} pairs)"
 
 
-def pair(runs: Iterable[Run], others: Collection[Run]) -> list[tuple[Run, Run]]:
-    """Each run with the other one of its seed, on the same device if there is one."""
+def pair(runs: Collection[Run], others: Collection[Run]) -> list[tuple[Run, Run]]:
+    """Each run with the other one of its seed, on the same device if there is one. No partner serves twice."""
     pairs = []
     for run in runs:
         partners = [other for other in others if other[0] == run[0]]
         if partners:
-            pairs.append((run, min(partners, key=lambda other: other[1] != run[1])))
+            partner = min(partners, key=lambda other: other[1] != run[1])
+            if partner == run or partner not in runs:
+                pairs.append((run, partner))
     return pairs
 
 
 def pairs_of(row: Row, other: Row | None, metric: str) -> list[float]:
-    """Differences to the runs of the other row that have the same seeds."""
+    """Differences to the runs of the other row that :func:`pair` finds."""
     values, others = row.values(metric), other.values(metric) if other else {}
     return [values[run] - others[partner] for run, partner in pair(values, others)]
 

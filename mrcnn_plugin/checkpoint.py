@@ -8,6 +8,7 @@ from typing import IO, Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -130,18 +131,21 @@ class FittingCheckpointer(DetectionCheckpointer):
         # FrozenBN fills in running statistics that a file lacks, and reports nothing. All files of Detectron2 have
         # them. Those of Caffe2 may lack them, and are among the files whose names are matched.
         if not checkpoint.get("matching_heuristics"):
-            known = {*in_file, *incompatible.missing_keys}
-            incompatible.missing_keys.extend(
-                name
-                for name in self.model.state_dict()
-                if name.endswith(("running_mean", "running_var")) and name not in known
-            )
+            for path, module in self.model.named_modules():
+                if not isinstance(module, FrozenBatchNorm2d):
+                    continue
+                for buffer, filled_in in (("running_mean", 0), ("running_var", 1)):
+                    name = f"{path}.{buffer}" if path else buffer
+                    # A module that renames old names has the file's values.
+                    if name not in in_file and (getattr(module, buffer) == filled_in).all():
+                        incompatible.missing_keys.append(name)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         super()._log_incompatible_keys(incompatible)
         # The missing keys include those of another shape, but not all buffers that are: batch norms fill some in.
-        if {name for name, _ in self.model.named_parameters()} <= set(incompatible.missing_keys):
+        parameters = {name for name, _ in self.model.named_parameters()}
+        if parameters and parameters <= set(incompatible.missing_keys):
             unknown = [str(name) for name in incompatible.unexpected_keys]
             raise ValueError(
                 f"The checkpoint {self._path} has no parameter of the model of the config, but others: "

@@ -115,8 +115,8 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
     """Adds the keys of this package to a Detectron2 config, in place.
 
     A key that the config already has keeps its value, so a second call changes nothing. From then on
-    the config refuses those old keys of `renamed.KEYS` that it does not have itself, with an error that
-    says the new name.
+    the config refuses those old keys of `renamed.KEYS` that it does not have at this call, with an error
+    that says the new name. `merge_from_list` also refuses one that is added later.
     """
     for key in KEYS:
         *path, last = key.name.split(".")
@@ -295,8 +295,8 @@ def _check_mapping(root: Any, file: str) -> None:
             is_merge = name.tag == "tag:yaml.org,2002:merge"
             if not is_merge and name.tag != "tag:yaml.org,2002:str":
                 raise ValueError(
-                    f"{file} has the key {key} in line {line}, which YAML reads as no text; a key must be a name, such "
-                    f"as MODEL."
+                    f"{file} has the key {key} in line {line}, which YAML does not read as text; a key must be a "
+                    f"name, such as MODEL."
                 )
             if key in lines and not is_merge:
                 raise ValueError(

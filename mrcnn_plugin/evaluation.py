@@ -20,11 +20,11 @@ logger = logging.getLogger("detectron2.mrcnn_plugin.evaluation")
 class WholeResults(COCOEvaluator):
     """Detectron2's COCOEvaluator, whose results are written to a folder `partial`, and moved when they are whole."""
 
-    _output_dir: str
+    _output_dir: str | None
 
     def evaluate(self, img_ids: Any = None) -> Any:
         folder = self._output_dir
-        if "://" in folder:
+        if not folder or "://" in folder:
             return super().evaluate(img_ids)
         self._output_dir = partial = os.path.join(folder, "partial")
         try:

@@ -330,7 +330,7 @@ RULES = (
     ),
     Rule("RPN", "MODEL.RPN.IN_FEATURES", _FEATURES),
     Rule(
-        "RPN",
+        "RPN head",
         "MODEL.RPN.CONV_DIMS",
         Check(
             lambda value: all(dim == -1 or whole(1).holds(dim) for dim in value),
@@ -452,6 +452,8 @@ def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
     proposals = model.PROPOSAL_GENERATOR.NAME
     parts |= {"proposals"} if proposals != "PrecomputedProposals" else set()
     parts |= {"RPN", "anchors"} if _is_known(PROPOSAL_GENERATOR_REGISTRY, proposals) else set()
+    if "RPN" in parts:
+        parts |= {"RPN head"} if _is_known(RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME) else set()
     if architecture == "ProposalNetwork":
         return parts
     parts |= {"ROI heads"}
@@ -677,7 +679,11 @@ def _check_labels(cfg: CfgNode, node: str) -> None:
 def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
     name = cfg.MODEL.ROI_HEADS.NAME
     box_head = cfg.MODEL.ROI_BOX_HEAD
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals" and not cfg.MODEL.LOAD_PROPOSALS:
+    if (
+        "known ROI heads" in parts
+        and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
+        and not cfg.MODEL.LOAD_PROPOSALS
+    ):
         raise ValueError(
             "MODEL.PROPOSAL_GENERATOR.NAME is 'PrecomputedProposals', but MODEL.LOAD_PROPOSALS is False; it must be "
             "True."

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from detectron2.layers import Conv2d, get_norm
+from torch import nn
 
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 
@@ -36,6 +37,24 @@ class TestRunningStatistics:
         file = str(tmp_path / "bn.pth")
         torch.save({"model": {f"module.{k}": v for k, v in model(norm).state_dict().items()}}, file)
         FittingCheckpointer(model("FrozenBN"), must_fit=True).load(file)
+
+    def test_a_module_may_rename_those_of_an_old_file(self, tmp_path):
+        class Renamed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.new = model("FrozenBN")
+
+            def _load_from_state_dict(self, state, prefix, *args):
+                for key in [key for key in state if key.startswith(f"{prefix}old.")]:
+                    state[key.replace("old.", "new.")] = state.pop(key)
+                super()._load_from_state_dict(state, prefix, *args)
+
+        file = str(tmp_path / "old.pth")
+        old = {f"old.{k}": v + 0.5 for k, v in model("FrozenBN").state_dict().items()}
+        torch.save({"model": old}, file)
+        loaded = Renamed()
+        FittingCheckpointer(loaded, must_fit=True).load(file)
+        assert torch.equal(loaded.new.norm.running_mean, old["old.norm.running_mean"])
 
     def test_files_of_caffe2_fit_without_them(self, tmp_path):
         file = tmp_path / "caffe2.pkl"

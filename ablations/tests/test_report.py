@@ -124,6 +124,9 @@ def test_runs_are_paired_on_their_own_device_where_there_are_two(folder, capsys)
     assert " Pairs across devices: other 1.\n" in printed
     show(folder, found[:2] + found[3:4])
     assert "across" not in capsys.readouterr().out
+    # The one on the GPU has no partner of its own, since the only one has a pair on the CPU.
+    show(folder, [found[0], found[3], line("other", 1, 12.0)])
+    assert cells_of(capsys.readouterr().out)[3][4] == "+2.0 (1 pair)"
 
 
 def test_power_is_the_interval_that_more_pairs_would_have(folder, capsys):
