@@ -296,7 +296,7 @@ def _check_mapping(root: Any, file: str) -> None:
             if not is_merge and name.tag != "tag:yaml.org,2002:str":
                 raise ValueError(
                     f"{file} has the key {key} in line {line}, which YAML does not read as text; a key must be a "
-                    f"name, such as MODEL."
+                    f"name, such as MODEL, and inside of {{ }} a tuple must be a list, such as [1, 2]."
                 )
             if key in lines and not is_merge:
                 raise ValueError(

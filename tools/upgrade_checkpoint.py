@@ -19,21 +19,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mrcnn_plugin import load_cfg
-from mrcnn_plugin.checkpoint import write_whole
+from mrcnn_plugin.checkpoint import FittingCheckpointer, write_whole
 from mrcnn_plugin.config import without_federated_loss
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 
 
-class ReportingCheckpointer(DetectionCheckpointer):
-    """A DetectionCheckpointer that reports which parameters the last load found."""
+class ReportingCheckpointer(FittingCheckpointer):
+    """A checkpointer that reports which parameters the last load found."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Keeps the incompatible keys for the report, and does not log them."""

@@ -31,7 +31,7 @@ def upgrade(tmp_path, capsys):
     config_file = tmp_path / "config.yaml"
     config_file.write_text(small.config(**CHANGES).dump())
 
-    def run(state, format="pth", output="folder/new.pth", flags=("--keep-classifier",)):
+    def run(state, format="pth", output="folder/new.pth", flags=("--keep-classifier",), opts=()):
         weights = tmp_path / f"stock.{format}"
         if format == "pth":
             torch.save({"model": state, "iteration": 9}, weights)
@@ -40,7 +40,7 @@ def upgrade(tmp_path, capsys):
             weights.write_bytes(pickle.dumps({"model": arrays, "__author__": "a test"}))
         arguments = ["--config-file", config_file, "--weights", weights]
         arguments += ["--output", tmp_path / output, *flags]
-        upgrade_checkpoint.main([*map(str, arguments), "SEED", "7"])
+        upgrade_checkpoint.main([*map(str, arguments), "SEED", "7", *opts])
         return capsys.readouterr().out, tmp_path / output
 
     return run
@@ -104,6 +104,12 @@ def test_the_tool_lists_what_does_not_fit(upgrade, stock):
     written = torch.load(file)["model"]
     assert written["backbone.fpn_output5.weight"].shape == (32, 32, 3, 3)
     assert "backbone.other.weight" not in written
+
+
+def test_running_statistics_that_frozen_norms_fill_in_are_new(upgrade):
+    state = build_model(small.config(MODEL__RESNETS__NORM="GN")).state_dict()
+    text, _ = upgrade(state, opts=("MODEL.RESNETS.NORM", "FrozenBN"))
+    assert "backbone.bottom_up.stem.conv1.norm.running_mean" in printed(text, "new, as initialised")
 
 
 def test_empty_weights_are_refused(capsys):
