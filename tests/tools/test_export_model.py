@@ -240,7 +240,7 @@ def test_no_detections_do_not_differ():
 
 @pytest.fixture
 def nothing_built(monkeypatch):
-    monkeypatch.setattr(export_model, "build_model", lambda cfg: pytest.fail("a model was built"))
+    monkeypatch.setattr(export_model, "load_model", lambda cfg: pytest.fail("a model was built"))
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])

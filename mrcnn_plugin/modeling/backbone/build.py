@@ -28,9 +28,12 @@ def _build(pyramid: type[P], cfg: CfgNode, input_shape: ShapeSpec, p6p7: bool) -
             f"MODEL.RESNETS.OUT_FEATURES is {cfg.MODEL.RESNETS.OUT_FEATURES}, but p6 and p7 are "
             f"computed from 'res5': add it"
         )
-    bifpn, options = cfg.MODEL.MRCNN_PLUGIN.BIFPN, {}
+    options = {}
     if pyramid is BiFPN:
-        options = {"num_repeats": bifpn.NUM_REPEATS, "depthwise": bifpn.DEPTHWISE}
+        options = {
+            "num_repeats": cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS,
+            "depthwise": cfg.MODEL.MRCNN_PLUGIN.BIFPN.DEPTHWISE,
+        }
     backbone = pyramid(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
