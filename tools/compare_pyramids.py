@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Prints a table of the parameters, multiply-adds and CPU times of the pyramids and Detectron2's FPN.
+"""Prints a table of the parameters, multiply-adds and times of the pyramids and Detectron2's FPN.
 
     python tools/compare_pyramids.py
+    python tools/compare_pyramids.py --device cuda
 
 The inputs have the shapes that a ResNet-50 computes from an image that is padded as in Detectron2's
-models. Times are CPU times of one thread, because other processes change them less than the time on
-the clock. The pyramids take turns in one process, and the table has the median of the turns.
+models. On the CPU, times are CPU times of one thread, because other processes change them less than
+the time on the clock. On a GPU they are times on the clock, from a call to its result. The pyramids
+take turns in one process, and the table has the median of the turns.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from tabulate import tabulate
 from torch import nn
 
 from mrcnn_plugin import get_cfg
+from mrcnn_plugin.engine import processor
 
 # For each row: its name in the table, MODEL.BACKBONE.NAME, and other keys and values.
 VARIANTS = [
@@ -59,7 +62,7 @@ class Case:
         self.module.zero_grad()
 
 
-def build_cases(height: int, width: int, channels: int) -> list[Case]:
+def build_cases(height: int, width: int, channels: int, device: str = "cpu") -> list[Case]:
     cases: list[Case] = []
     for name, builder, opts in VARIANTS:
         cfg = get_cfg()
@@ -68,14 +71,17 @@ def build_cases(height: int, width: int, channels: int) -> list[Case]:
         cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
         cfg.MODEL.FPN.OUT_CHANNELS = channels
         cfg.merge_from_list(opts)
-        pyramid = build_backbone(cfg)
+        pyramid = build_backbone(cfg).to(device)
         resnet, pyramid.bottom_up = pyramid.bottom_up, nn.Identity()
         if not cases:
-            image = torch.randn(1, 3, *padded(height, width, pyramid.size_divisibility))
+            sides = padded(height, width, pyramid.size_divisibility)
+            image = torch.randn(1, 3, *sides, device=device)
             cases.append(Case("ResNet-50, below each", resnet, image))
         h, w = padded(height, width, pyramid.size_divisibility)
         features = {
-            level: torch.randn(1, s.channels, h // s.stride, w // s.stride, requires_grad=True)
+            level: torch.randn(
+                1, s.channels, h // s.stride, w // s.stride, device=device, requires_grad=True
+            )
             for level, s in resnet.output_shape().items()
         }
         cases.append(Case(name, pyramid, features))
@@ -94,14 +100,21 @@ def count_multiply_adds(case: Case) -> int:
     return counts["conv"] + counts["addcmul"]
 
 
-def median_seconds(functions: Sequence[Callable[[], None]], turns: int) -> list[float]:
-    """Returns the median CPU time of each function over some turns, after one turn of warm-up."""
+def gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def median_seconds(
+    functions: Sequence[Callable[[], None]], turns: int, clock: Callable[[], float]
+) -> list[float]:
+    """Returns the median time of each function over some turns, after one turn of warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(turns + 1):
         for function, record in zip(functions, times, strict=True):
-            start = time.process_time()
+            start = clock()
             function()
-            record.append(time.process_time() - start)
+            record.append(clock() - start)
     return [statistics.median(record[1:]) for record in times]
 
 
@@ -119,19 +132,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--turns", type=int, default=5, help="number of measurements of each row (5)"
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to run (cpu)"
+    )
     args = parser.parse_args(argv)
+    is_cpu = args.device == "cpu"
+    if not (is_cpu or torch.cuda.is_available()):
+        parser.error("--device cuda: torch finds no CUDA GPU")
     torch.set_num_threads(1)
-    cases = build_cases(args.height, args.width, args.channels)
-    forward = median_seconds([c.forward for c in cases], args.turns)
-    training = median_seconds([c.forward_and_backward for c in cases], args.turns)
+    cases = build_cases(args.height, args.width, args.channels, args.device)
+    clock = time.process_time if is_cpu else gpu_clock
+    forward = median_seconds([c.forward for c in cases], args.turns, clock)
+    training = median_seconds([c.forward_and_backward for c in cases], args.turns, clock)
+    factor, digits, unit = (1, 2, "CPU s") if is_cpu else (1e3, 1, "ms")
     table = tabulate(
         [
             [
                 case.name,
                 f"{sum(p.numel() for p in case.module.parameters()) / 1e6:.2f}",
                 f"{count_multiply_adds(case) / 1e9:.1f}",
-                f"{seconds:.2f}",
-                f"{seconds_of_training:.2f}",
+                f"{seconds * factor:.{digits}f}",
+                f"{seconds_of_training * factor:.{digits}f}",
             ]
             for case, seconds, seconds_of_training in zip(cases, forward, training, strict=True)
         ],
@@ -139,15 +160,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             "",
             "parameters, M",
             "multiply-adds, G",
-            "forward, CPU s",
-            "forward and backward, CPU s",
+            f"forward, {unit}",
+            f"forward and backward, {unit}",
         ],
         tablefmt="github",
         disable_numparse=True,
     )
     print(table)
     options = " ".join(f"--{name} {value}" for name, value in vars(args).items())
-    print(f"\n`python tools/compare_pyramids.py {options}`, torch {torch.__version__}")
+    print(
+        f"\n`python tools/compare_pyramids.py {options}`, torch {torch.__version__}, "
+        f"{processor(args.device)}"
+    )
 
 
 if __name__ == "__main__":

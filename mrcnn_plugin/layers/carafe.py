@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
-# The copies of windows that are made at a time. They should stay in the cache of a CPU. What a GPU
-# needs was not measured.
+# The copies of windows that are made at a time. They should stay in the cache of a CPU. On an NVIDIA
+# H200, forward and backward of 2 x 256 x 100 x 152 features took 14.8 ms with 2^26 bytes, 8.3 ms with
+# 2^27, and 7.2 ms with 2^28 and 146 MiB more.
 _CPU_BLOCK_BYTES = 2**21
 _GPU_BLOCK_BYTES = 2**27
 

@@ -30,10 +30,12 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace mrcnn_plugin::cuda {
 
 constexpr int kTileBins = 7; // most bins of a bin tile along an axis
+constexpr int kHalf = 4; // bin rows in the first half of a bin tile
 constexpr int kPlaces = static_cast<int>(kMaxLevels); // places per image, one for each level
 constexpr int kRecord = 8; // numbers of a record: kTileBins weights, then the mask
 constexpr int kThreads = 256;
@@ -52,15 +54,14 @@ constexpr int kTapTiles = kWarp / kTileBins; // bin tiles that a warp of taps_ke
 constexpr int kRun = 16; // most weights of a band that taps_kernel holds in shared memory
 constexpr int kShort = 8; // a band of at most this many pixels is short
 
-// The most blocks that a multiprocessor can hold without spilling registers.
+// The most blocks that a multiprocessor can hold without spilling registers. For channels_last, backward_kernel has
+// more registers in fewer blocks, so that more of its reads are under way.
 template <typename T, bool channels_last>
 constexpr int forward_blocks = sizeof(T) == 8 ? 2
     : channels_last                           ? CUDA_SINCE(860, 4, 2)
-                                              : CUDA_SINCE(800, 3, 2);
+                                              : CUDA_SINCE(860, 3, 2);
 template <typename T, bool channels_last>
-constexpr int backward_blocks = sizeof(T) == 8 ? 2
-    : channels_last                            ? CUDA_SINCE(860, 3, 2)
-                                               : CUDA_SINCE(800, 3, 2);
+constexpr int backward_blocks = sizeof(T) == 8 || channels_last ? 2 : CUDA_SINCE(800, 3, 2);
 
 template <typename T>
 MRCNN_HOST_DEVICE T smaller(T a, T b) {
@@ -73,7 +74,7 @@ MRCNN_HOST_DEVICE T larger(T a, T b) {
 }
 
 template <typename T>
-MRCNN_HOST_DEVICE T divide_up(T a, T b) {
+MRCNN_HOST_DEVICE constexpr T divide_up(T a, T b) {
   return (a + b - 1) / b;
 }
 
@@ -317,13 +318,12 @@ __global__ void CUDA_BOUNDS(kTapThreads, 12)
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 // Reads V channels from `channel` on. Beyond the last channel it reads the last one again, and no thread uses these
-// values.
-template <typename scalar_t, typename T, int V, bool channels_last>
+// values. `vectors` says whether one instruction can read the V channels.
+template <typename scalar_t, typename T, int V, bool vectors>
 struct ChannelReader {
   int offsets[V];
-  bool vectors; // whether one instruction can read the V channels
 
-  __device__ ChannelReader(int step, int channel, int channels, bool vectors) : vectors(vectors) {
+  __device__ ChannelReader(int step, int channel, int channels) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       offsets[v] = smaller(v, channels - 1 - channel) * step;
@@ -331,7 +331,7 @@ struct ChannelReader {
   }
 
   __device__ void operator()(const scalar_t* pixel, T (&values)[V]) const {
-    if (channels_last && vectors) {
+    if constexpr (vectors) {
       const Pack<scalar_t, V> pack = load_global(&as_pack<scalar_t, V>(pixel));
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -367,15 +367,14 @@ __device__ inline void store_channels(
   }
 }
 
-// Adds a pixel to the bin rows that read it. The compiler predicates the multiply-adds, and branches around them gained
-// nothing.
-template <typename T, int V>
+// Adds a pixel to those of the bin rows [kFirst, kLast) that read it. The compiler predicates the multiply-adds.
+template <int kFirst, int kLast, typename T, int V>
 __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (&sums)[kTileBins][V]) {
   T record[kRecord];
   load_record(shared_record, record);
   const int mask = number_to_mask(record[kTileBins]);
 #pragma unroll
-  for (int p = 0; p < kTileBins; ++p) {
+  for (int p = kFirst; p < kLast; ++p) {
     if (mask >> p & 1) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -399,6 +398,7 @@ __device__ inline void for_each_weight(
     }
   } else {
     const T* weight = more();
+#pragma unroll 4
     for (int i = 0; i < num; ++i) {
       const T value = load_global(weight + i * kRecord);
       if (value != T(0)) {
@@ -430,12 +430,23 @@ __device__ inline void reach_of_tiles(const Tile* tiles, int count, int enough, 
   }
 }
 
-// Copies `count` records to shared memory. Empty records fill the last batch of kUnroll map rows.
+// Copies `count` records to shared memory. Empty records fill the last batch of kUnroll map rows. Behind the mask of a
+// record follow kTileBins bits more. They tell which bin rows read any map row of its batch.
 template <int kUnroll, typename T>
 __device__ inline void stage_records(const T* records, int count, T* staged) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < divide_up(count, kUnroll) * kUnroll * kRecord; i += kThreads) {
-    staged[i] = i < count * kRecord ? load_global(records + i) : T(0);
+    T number = i < count * kRecord ? load_global(records + i) : T(0);
+    if (i % kRecord == kTileBins) {
+      int of_batch = 0;
+#pragma unroll
+      for (int j = 0; j < kUnroll; ++j) {
+        const int row = i / kRecord / kUnroll * kUnroll + j;
+        of_batch |= row < count ? number_to_mask(load_global(records + row * kRecord + kTileBins)) : 0;
+      }
+      number = mask_to_number<T>(number_to_mask(number) | of_batch << kTileBins);
+    }
+    staged[i] = number;
   }
 }
 
@@ -468,21 +479,56 @@ __device__ inline void fit_bands(const Band32* bands, int columns, int& count, i
 }
 
 // Adds `count` rows of a map column to the sums of the bin rows, kUnroll rows at a time. `pixel` is the first of them,
-// `staged` has their records, and `read` reads V channels of a pixel.
-template <int kUnroll, typename scalar_t, typename T, int V, typename Reader>
+// and `staged` has their records. A half of the bin tile is skipped if none of its bin rows reads any of these map
+// rows.
+template <int kUnroll, typename scalar_t, typename T, int V, bool vectors>
 __device__ inline void y_pass(
-    const Reader& read, const scalar_t* pixel, int row_step, int count, const T* staged, T (&sums)[kTileBins][V]) {
+    const ChannelReader<scalar_t, T, V, vectors>& read, const scalar_t* pixel, int row_step, int count, const T* staged,
+    T (&sums)[kTileBins][V]) {
+  const scalar_t* pixels[V]; // one for each channel, which takes fewer instructions than `read`
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    pixels[v] = pixel + read.offsets[v];
+  }
+  int steps[kUnroll]; // to the next rows
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    steps[i] = row_step;
+  }
   for (int r = 0; r < count; r += kUnroll) {
+    if (r + kUnroll > count) { // Past the end, the last row is read again, and its record is empty.
+#pragma unroll
+      for (int i = 0; i < kUnroll - 1; ++i) {
+        steps[i] = r + i + 1 < count ? row_step : 0;
+      }
+    }
     T values[kUnroll][V];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      read(pixel, values[i]);
-      // Past the end, the last row is read again, and its record is empty.
-      pixel += r + i + 1 < count ? row_step : 0;
-    }
+      if constexpr (vectors) {
+        read(pixel, values[i]);
+        pixel += steps[i];
+      } else {
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i) {
-      add_row<T, V>(staged + (r + i) * kRecord, values[i], sums);
+        for (int v = 0; v < V; ++v) {
+          values[i][v] = static_cast<T>(load_global(pixels[v]));
+          pixels[v] += steps[i];
+        }
+      }
+    }
+    const T* records = staged + r * kRecord;
+    const int of_batch = number_to_mask(records[kTileBins]) >> kTileBins;
+    if (of_batch & ((1 << kHalf) - 1)) {
+#pragma unroll
+      for (int i = 0; i < kUnroll; ++i) {
+        add_row<0, kHalf>(records + i * kRecord, values[i], sums);
+      }
+    }
+    if (of_batch >> kHalf) {
+#pragma unroll
+      for (int i = 0; i < kUnroll; ++i) {
+        add_row<kHalf, kTileBins>(records + i * kRecord, values[i], sums);
+      }
     }
   }
 }
@@ -556,6 +602,39 @@ __device__ inline void x_pass_of_rows(
     }
     if (now.column + now.columns >= now.end) {
       store(c, p, bin);
+    }
+  }
+}
+
+// Does the same with short bands and bins that are not wide, which is the usual case, in half of the instructions.
+// `strip` has the first pixel of the slot's first bin, and `bin` is where that bin goes.
+template <typename scalar_t, typename T>
+__device__ inline void x_pass_of_short_bands(
+    const T* strip, int strip_step, const Slot& slot, const T (&weights)[kShort], int num_rows, int num_p,
+    scalar_t* bin, const Steps& steps) {
+  const T* const end = strip + (num_rows - slot.row) * strip_step;
+  // From bin to bin, the channel and the bin row grow by these numbers. Beyond the last bin row comes the next channel.
+  const int more_c = slot.rows / kTileBins, more_p = slot.rows % kTileBins;
+  const int64_t bin_step = int64_t(more_c) * steps.channel + int64_t(more_p) * steps.row;
+  const int64_t to_next_channel = steps.channel - int64_t(kTileBins) * steps.row;
+  int p = slot.row % kTileBins;
+  while (strip < end) {
+    if (p < num_p) {
+      T sum = T(0);
+#pragma unroll
+      for (int i = 0; i < kShort; ++i) {
+        if (weights[i] != T(0)) {
+          sum = fused(weights[i], strip[i], sum);
+        }
+      }
+      store_global(bin, static_cast<scalar_t>(sum));
+    }
+    strip += slot.rows * strip_step;
+    bin += bin_step;
+    p += more_p;
+    if (p >= kTileBins) {
+      p -= kTileBins;
+      bin += to_next_channel;
     }
   }
 }
@@ -658,8 +737,6 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
       if (!is_one_group) {
         fit_bands(bands, columns, num_q, begin, end);
       }
-      const Slot slot =
-          make_slot(channels_last ? thread / kGroups : thread, channels_last ? kColumns : kThreads, num_q);
       const bool is_wide = end - begin > columns;
       for (int first_channel = chunk_channel; first_channel < last_channel; first_channel += step) {
         int column = begin;
@@ -675,17 +752,25 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
               __syncthreads();
             }
             if (has_pixels) {
-              const ChannelReader<scalar_t, T, V, channels_last> read(
-                  map.steps.channel, channel, maps.channels, map.vectors);
               const int row_step = map.steps.row;
               const int left = smaller(kStagedRows, num_rows - first);
               const scalar_t* pixel = plane + int64_t(channel) * map.steps.channel +
                   int64_t(column + x) * map.steps.column + int64_t(tile.y_begin + first) * row_step;
-              y_pass<kUnroll>(read, pixel, row_step, left, staged, sums);
+              const auto add_rows = [&](auto vectors) {
+                const ChannelReader<scalar_t, T, V, vectors> read(map.steps.channel, channel, maps.channels);
+                y_pass<kUnroll>(read, pixel, row_step, left, staged, sums);
+              };
+              if (channels_last && map.vectors) {
+                add_rows(std::bool_constant<channels_last>());
+              } else {
+                add_rows(std::false_type());
+              }
             }
           }
           store_strip<channels_last>(strip, columns, x, group, sums);
           __syncthreads();
+          const Slot slot =
+              make_slot(channels_last ? thread / kGroups : thread, channels_last ? kColumns : kThreads, num_q);
           if (slot.row < slot.rows) {
             const Band32 band = bands[slot.column];
             const int q = q0 + slot.column;
@@ -713,9 +798,16 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
               });
             } else {
               const int num_rows_of_strip = smaller(step, last_channel - first_channel) * kTileBins;
-              x_pass_of_rows(
-                  strip, sum_of_wide, now, slot, from, for_each, num_rows_of_strip, num_p,
-                  [&](int c, int p, T bin) { store_global(bin_at(first_channel + c, p), static_cast<scalar_t>(bin)); });
+              if (band.count <= kShort && !is_wide) {
+                x_pass_of_short_bands(
+                    strip + slot.row * (columns + 1) + from - column, columns + 1, slot, weights, num_rows_of_strip,
+                    num_p, bin_at(first_channel + slot.row / kTileBins, slot.row % kTileBins), bins.steps);
+              } else {
+                x_pass_of_rows(
+                    strip, sum_of_wide, now, slot, from, for_each, num_rows_of_strip, num_p, [&](int c, int p, T bin) {
+                      store_global(bin_at(first_channel + c, p), static_cast<scalar_t>(bin));
+                    });
+              }
             }
           }
           column += columns;
@@ -743,6 +835,8 @@ __global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backw
     CUDA_PARAMETER Pyramid<scalar_t> maps, CUDA_PARAMETER GatherBlocks blocks) {
   constexpr int kChannels = kGroups * V;
   constexpr int kBinRowsAtOnce = kThreads / (kGroups * kTileBins); // bin rows that the block reads at a time
+  // Reads that are under way before one of them is waited for. More would spill registers.
+  constexpr int kReads = divide_up(kTileBins, kBinRowsAtOnce) / (channels_last ? 1 : 2);
   // One group more than needed puts the bins of a group into different banks.
   constexpr int kBinStep = (kGroups + 1) * V;
   constexpr int kTileStep = kTileBins * kTileBins * kBinStep;
@@ -780,8 +874,6 @@ __global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backw
     const int image = rest / tiles_y;
     const int my_channel = first_channel + my_group * V;
     const bool has_bin = my_p < kBinRowsAtOnce && my_group < kGroups && my_channel < maps.channels;
-    const ChannelReader<scalar_t, T, V, channels_last> read(
-        bins.steps.channel, my_channel, maps.channels, bins.vectors);
     T sums[kGatherRows][V] = {};
     for (int first = 0; first < num_tiles; first += kThreads) {
       bool is_touched = false;
@@ -811,22 +903,18 @@ __global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backw
 #pragma unroll 1
         for (int j = 0; j < num; ++j) {
           const Tile tile = load_global(workspace.tiles + list[i + j]);
-          // Reads the records of the rows and columns of this map tile. They are zero where the RoI reads nothing.
+          // Reads the records of the rows and columns of this map tile. They are zero where the RoI reads nothing. They
+          // are written to shared memory after the bins, so that all reads are under way together.
+          const int pixel = thread / kRecord, s = thread % kRecord;
+          const bool is_row = pixel < kGatherRows;
+          T number = T(0);
           if (thread < kRecords * kRecord) {
-            const int pixel = thread / kRecord, s = thread % kRecord;
-            const bool is_row = pixel < kGatherRows;
             const int from = is_row ? row + pixel - tile.y_begin : column + pixel - kGatherRows - tile.x_begin;
             const int size = is_row ? tile.y_end - tile.y_begin : tile.x_end - tile.x_begin;
             const T* source =
                 is_row ? workspace.row_record(tile.roi, tile.tile_y) : workspace.column_record(tile.roi, tile.tile_x);
-            const T number = from >= 0 && from < size ? load_global(source + from * int64_t(kRecord) + s) : T(0);
-            T* target = records + j * kRecords * kRecord;
-            if (!is_row) {
-              target[thread] = number;
-            } else if (s < kTileBins) {
-              target[s * kGatherRows + pixel] = number;
-            } else {
-              row_masks[j * kGatherRows + pixel] = number_to_mask(number);
+            if (from >= 0 && from < size) {
+              number = load_global(source + from * int64_t(kRecord) + s);
             }
           }
           if (has_bin) { // Sums of channels that do not exist may read unwritten memory, since they are never stored.
@@ -836,16 +924,41 @@ __global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backw
             const scalar_t* bin = bins.data + tile.roi * bins.steps.item + int64_t(my_channel) * bins.steps.channel +
                 int64_t(first_p + my_p) * bins.steps.row + int64_t(first_q + my_q) * bins.steps.column;
             T* target = gradients + j * kTileStep + my_bin * kBinStep + my_group * V;
+            const auto read_bins = [&](auto vectors) {
+              const ChannelReader<scalar_t, T, V, vectors> read(bins.steps.channel, my_channel, maps.channels);
 #pragma unroll
-            for (int p = 0; p < kTileBins; p += kBinRowsAtOnce) {
-              if (p + my_p < kTileBins) {
-                Pack<T, V> values{}; // zero if there is no bin, since a weight of zero is also multiplied
-                if (has_column && p + my_p < num_p) {
-                  read(bin, values.values);
+              for (int first = 0; first < kTileBins; first += kReads * kBinRowsAtOnce) {
+                Pack<T, V> values[kReads] = {}; // zero if there is no bin, since a weight of zero is also multiplied
+#pragma unroll
+                for (int i = 0; i < kReads; ++i) {
+                  if (has_column && first + i * kBinRowsAtOnce + my_p < num_p) {
+                    read(bin, values[i].values);
+                  }
+                  bin += kBinRowsAtOnce * bins.steps.row;
                 }
-                as_pack<T, V>(target + p * kTileBins * kBinStep) = values;
+#pragma unroll
+                for (int i = 0; i < kReads; ++i) {
+                  const int p = first + i * kBinRowsAtOnce;
+                  if (p + my_p < kTileBins) {
+                    as_pack<T, V>(target + p * kTileBins * kBinStep) = values[i];
+                  }
+                }
               }
-              bin += kBinRowsAtOnce * bins.steps.row;
+            };
+            if (channels_last && bins.vectors) {
+              read_bins(std::bool_constant<channels_last>());
+            } else {
+              read_bins(std::false_type());
+            }
+          }
+          if (thread < kRecords * kRecord) {
+            T* target = records + j * kRecords * kRecord;
+            if (!is_row) {
+              target[thread] = number;
+            } else if (s < kTileBins) {
+              target[s * kGatherRows + pixel] = number;
+            } else {
+              row_masks[j * kGatherRows + pixel] = number_to_mask(number);
             }
           }
         }
