@@ -47,9 +47,7 @@ def test_the_results_of_all_sections_are_written(tool, device, tmp_path, capsys)
     cases = [row for row in report["cases"] if row["pass"] in ("forward", "backward")]
     assert len(cases) == len(report["floors"]) == 2 * 6 * len(tool.KINDS[device])
     poolings = [(row["pooler"], row["pass"]) for row in report["pooler"]]
-    assert sorted(poolings) == sorted(
-        itertools.product(tool.OUR_POOLERS, ("backward", "forward"))
-    )
+    assert sorted(poolings) == sorted(itertools.product(tool.OUR_POOLERS, ("backward", "forward")))
     assert len(report["model"]) == 4
     assert device == "cuda" or len(report["layouts"]) == 12
     for section in sections:

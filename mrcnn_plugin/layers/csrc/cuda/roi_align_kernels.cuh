@@ -927,18 +927,18 @@ __global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backw
             const auto read_bins = [&](auto vectors) {
               const ChannelReader<scalar_t, T, V, vectors> read(bins.steps.channel, my_channel, maps.channels);
 #pragma unroll
-              for (int first = 0; first < kTileBins; first += kReads * kBinRowsAtOnce) {
+              for (int p0 = 0; p0 < kTileBins; p0 += kReads * kBinRowsAtOnce) {
                 Pack<T, V> values[kReads] = {}; // zero if there is no bin, since a weight of zero is also multiplied
 #pragma unroll
                 for (int i = 0; i < kReads; ++i) {
-                  if (has_column && first + i * kBinRowsAtOnce + my_p < num_p) {
+                  if (has_column && p0 + i * kBinRowsAtOnce + my_p < num_p) {
                     read(bin, values[i].values);
                   }
                   bin += kBinRowsAtOnce * bins.steps.row;
                 }
 #pragma unroll
                 for (int i = 0; i < kReads; ++i) {
-                  const int p = first + i * kBinRowsAtOnce;
+                  const int p = p0 + i * kBinRowsAtOnce;
                   if (p + my_p < kTileBins) {
                     as_pack<T, V>(target + p * kTileBins * kBinStep) = values[i];
                   }
