@@ -30,6 +30,9 @@ except ModuleNotFoundError as error:
 CSRC = "mrcnn_plugin/layers/csrc"
 # Apple's compiler has no OpenMP, so the kernels run on one thread on macOS.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+# Some compilers are set up to link libstdc++ statically. A second copy of it beside torch's crashes where an error
+# message has a number, so the extension always links the shared one.
+LINK = [*OPENMP, "-lstdc++"] if sys.platform == "linux" else []
 
 
 def has_compiler() -> bool:
@@ -141,7 +144,7 @@ def extension() -> Extension:
         define_macros=[("Py_LIMITED_API", "0x030A0000")],
         # at::parallel_for is a template, which compiles into a serial loop without OpenMP.
         extra_compile_args=compile_args,
-        extra_link_args=OPENMP,
+        extra_link_args=LINK,
     )
 
 

@@ -124,6 +124,25 @@ print(os.environ["TORCH_CUDA_ARCH_LIST"])
     assert result.stdout.strip() == expected, result.stderr
 
 
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_compiler_that_links_statically_still_shares_the_libstdcpp_of_torch(tmp_path):
+    program = """
+import runpy, setuptools
+setuptools.setup = lambda ext_modules, **others: print(*ext_modules[0].extra_link_args)
+runpy.run_path("setup.py")
+"""
+    environment = {**os.environ, "FORCE_CPU": "1"}
+    output = run(sys.executable, "-c", program, cwd=ROOT, env=environment)
+    options = output.splitlines()[-1].split()  # torch may warn above
+    source, library = tmp_path / "print.cpp", tmp_path / "print.so"
+    source.write_text("#include <iostream>\nvoid print(double x) { std::cout << x; }\n")
+    static = ["c++", "-static-libstdc++", "-shared", "-fPIC", source, "-o", library]
+    for more, is_shared in (([], False), (options, True)):
+        run(*static, *more)
+        assert ("libstdc++.so" in run("ldd", library)) == is_shared
+
+
 def test_without_torch_the_error_says_how_to_build():
     program = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('setup.py')"
     result = subprocess.run(

@@ -26,6 +26,7 @@ def load() -> Any:
         sources=[str(ROOT / "tests/emulation/binding.cpp")],
         extra_include_paths=[str(CSRC), str(ROOT / "tests/emulation")],
         extra_cflags=["-O2", "-g0"],
+        extra_ldflags=["-lstdc++"],  # as in setup.py
         is_python_module=False,
     )
     return torch.ops.mrcnn_plugin_emulation
