@@ -29,18 +29,10 @@ def test_carafe_equals_the_equations_of_the_paper(k_up, k_encoder):
     torch.testing.assert_close(module(x), torch.stack(expected), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "block_bytes", [1, 2**12, 2**14, 2**30], ids=["a row", "some rows", "some images", "all"]
-)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_blocks_of_rows_give_the_sums_and_gradients_of_single_taps(
-    k, memory_format, block_bytes, monkeypatch
-):
-    monkeypatch.setattr(implementation, "_CPU_BLOCK_BYTES", block_bytes)
-    x = torch.randn(3, 3, 7, 4, dtype=torch.float64).to(memory_format=memory_format)
-    weights = torch.randn(3, 7, 4, 4, k * k, dtype=torch.float64)
-    grad = torch.randn(3, 3, 14, 8, dtype=torch.float64)
+def assert_the_sums_and_gradients_are_those_of_single_taps(n, height, width, k, memory_format):
+    x = torch.randn(n, 3, height, width, dtype=torch.float64).to(memory_format=memory_format)
+    weights = torch.randn(n, height, width, 4, k * k, dtype=torch.float64)
+    grad = torch.randn(n, 3, 2 * height, 2 * width, dtype=torch.float64)
     results = []
     for reassemble in (implementation._reassemble, implementation._sum_taps):
         inputs = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
@@ -48,6 +40,22 @@ def test_blocks_of_rows_give_the_sums_and_gradients_of_single_taps(
         results.append([output, *torch.autograd.grad(output, inputs, grad)])
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)
     assert results[0][0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("k", [1, 3, 5, 7])
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 8), (8, 4), (9, 6)])
+def test_tiles_may_fit_the_map_or_not(height, width, k, memory_format):
+    assert_the_sums_and_gradients_are_those_of_single_taps(2, height, width, k, memory_format)
+
+
+@pytest.mark.parametrize("k, row_bytes", [(1, 20_224), (3, 41_856), (5, 71_680)])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 99])
+def test_blocks_may_be_rows_of_tiles_or_images(rows, k, row_bytes, monkeypatch):
+    monkeypatch.setattr(implementation, "_CPU_BLOCK_BYTES", rows * row_bytes)
+    blocks = list(implementation._blocks(torch.empty(3, 12 + k - 1, 8 + k - 1, 3).double(), k))
+    assert len(blocks) == {0: 9, 1: 9, 2: 6, 3: 3, 7: 2, 99: 1}[rows]
+    assert_the_sums_and_gradients_are_those_of_single_taps(3, 11, 6, k, torch.contiguous_format)
 
 
 @pytest.mark.parametrize("needs_gradient", [0, 1])
@@ -67,12 +75,24 @@ def test_gradients_can_be_differentiated():
     assert torch.autograd.gradgradcheck(lambda *x: implementation._reassemble(*x, 3), inputs)
 
 
-def test_the_output_can_be_changed_in_place():
-    x = torch.randn(1, 3, 4, 5, requires_grad=True)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("height", [4, 5])
+def test_the_output_can_be_changed_in_place(height, memory_format):
+    x = torch.randn(1, 3, height, 8).to(memory_format=memory_format).requires_grad_()
     module = CARAFE(3)
     (expected,) = torch.autograd.grad(module(x).relu().sum(), x)
     (grad,) = torch.autograd.grad(module(x).relu_().sum(), x)
     assert torch.equal(grad, expected)
+
+
+def test_an_infinite_pixel_changes_only_the_outputs_near_it():
+    x = torch.randn(1, 3, 20, 20)
+    module = CARAFE(3, k_encoder=1)
+    expected = module(x)
+    x[0, 0, 2, 2] = torch.inf
+    changed = module(x)
+    assert torch.equal(changed[:, :, 16:], expected[:, :, 16:])
+    assert torch.equal(changed[..., 16:], expected[..., 16:])
 
 
 @pytest.mark.parametrize("sides", [{"k_up": 4}, {"k_encoder": 2}])
@@ -154,7 +174,7 @@ def test_the_gradient_is_correct_and_reaches_every_parameter():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("block_bytes", [1, 2**27])
+@pytest.mark.parametrize("block_bytes", [1, 2**28])
 def test_a_gpu_gives_the_numbers_of_the_cpu_and_the_same_gradients_twice(block_bytes, monkeypatch):
     monkeypatch.setattr(implementation, "_GPU_BLOCK_BYTES", block_bytes)
     inputs = [torch.randn(2, 64, 25, 38), torch.randn(2, 25, 38, 4, 25).softmax(-1)]
