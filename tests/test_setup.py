@@ -137,10 +137,13 @@ runpy.run_path("setup.py")
     options = output.splitlines()[-1].split()  # torch may warn above
     source, library = tmp_path / "print.cpp", tmp_path / "print.so"
     source.write_text("#include <iostream>\nvoid print(double x) { std::cout << x; }\n")
-    static = ["c++", "-static-libstdc++", "-shared", "-fPIC", source, "-o", library]
-    for more, is_shared in (([], False), (options, True)):
-        run(*static, *more)
-        assert ("libstdc++.so" in run("ldd", library)) == is_shared
+    compiler = os.environ.get("CXX", "c++")
+    static = [compiler, "-static-libstdc++", "-shared", "-fPIC", source, "-o", library]
+    if subprocess.run(static).returncode != 0:
+        pytest.skip("needs a static libstdc++")
+    assert "libstdc++.so" not in run("ldd", library)
+    run(*static, *options)
+    assert "libstdc++.so" in run("ldd", library)
 
 
 def test_without_torch_the_error_says_how_to_build():

@@ -48,4 +48,4 @@ def test_the_tool_prints_a_row_for_each_pyramid_and_the_command(capsys):
     out = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")][1:]
     assert rows == ["ResNet-50, below each", *(name for name, *_ in compare_pyramids.VARIANTS)]
-    assert "--height 64 --width 64 --channels 32 --turns 1`" in out
+    assert "--height 64 --width 64 --channels 32 --turns 1 --device cpu`" in out

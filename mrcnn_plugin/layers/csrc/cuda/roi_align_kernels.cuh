@@ -430,21 +430,21 @@ __device__ inline void reach_of_tiles(const Tile* tiles, int count, int enough, 
   }
 }
 
-// Copies `count` records to shared memory. Empty records fill the last batch of kUnroll map rows. Behind the mask of a
-// record follow kTileBins bits more. They tell which bin rows read any map row of its batch.
+// Copies `count` records to shared memory. Empty records fill the last kUnroll map rows. Above its mask, a record gets
+// kTileBins more bits: the bin rows that read any of its kUnroll map rows.
 template <int kUnroll, typename T>
 __device__ inline void stage_records(const T* records, int count, T* staged) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < divide_up(count, kUnroll) * kUnroll * kRecord; i += kThreads) {
     T number = i < count * kRecord ? load_global(records + i) : T(0);
     if (i % kRecord == kTileBins) {
-      int of_batch = 0;
+      int of_rows = 0;
 #pragma unroll
       for (int j = 0; j < kUnroll; ++j) {
         const int row = i / kRecord / kUnroll * kUnroll + j;
-        of_batch |= row < count ? number_to_mask(load_global(records + row * kRecord + kTileBins)) : 0;
+        of_rows |= row < count ? number_to_mask(load_global(records + row * kRecord + kTileBins)) : 0;
       }
-      number = mask_to_number<T>(number_to_mask(number) | of_batch << kTileBins);
+      number = mask_to_number<T>(number_to_mask(number) | of_rows << kTileBins);
     }
     staged[i] = number;
   }
@@ -479,13 +479,12 @@ __device__ inline void fit_bands(const Band32* bands, int columns, int& count, i
 }
 
 // Adds `count` rows of a map column to the sums of the bin rows, kUnroll rows at a time. `pixel` is the first of them,
-// and `staged` has their records. A half of the bin tile is skipped if none of its bin rows reads any of these map
-// rows.
+// and `staged` has their records. For each kUnroll rows, a half of the bin tile that reads none of them is skipped.
 template <int kUnroll, typename scalar_t, typename T, int V, bool vectors>
 __device__ inline void y_pass(
     const ChannelReader<scalar_t, T, V, vectors>& read, const scalar_t* pixel, int row_step, int count, const T* staged,
     T (&sums)[kTileBins][V]) {
-  const scalar_t* pixels[V]; // one for each channel, which takes fewer instructions than `read`
+  const scalar_t* pixels[V]; // for reads that are no vectors, since `read` would take more instructions
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     pixels[v] = pixel + read.offsets[v];
@@ -517,14 +516,14 @@ __device__ inline void y_pass(
       }
     }
     const T* records = staged + r * kRecord;
-    const int of_batch = number_to_mask(records[kTileBins]) >> kTileBins;
-    if (of_batch & ((1 << kHalf) - 1)) {
+    const int of_rows = number_to_mask(records[kTileBins]) >> kTileBins;
+    if (of_rows & ((1 << kHalf) - 1)) {
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
         add_row<0, kHalf>(records + i * kRecord, values[i], sums);
       }
     }
-    if (of_batch >> kHalf) {
+    if (of_rows >> kHalf) {
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
         add_row<kHalf, kTileBins>(records + i * kRecord, values[i], sums);
@@ -639,7 +638,8 @@ __device__ inline void x_pass_of_short_bands(
   }
 }
 
-// Does the same for channels_last and the V channels of a group. `store(bin row, bins)` writes the bins of a bin row.
+// Does the same as x_pass_of_rows for channels_last and the V channels of a group. `store(bin row, bins)` writes the
+// bins of a bin row.
 template <int V, typename T, typename ForEachWeight, typename Store>
 __device__ inline void x_pass_of_channels(
     const T* strip, T* wide, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
@@ -835,7 +835,7 @@ __global__ void CUDA_BOUNDS(kThreads, (backward_blocks<T, channels_last>)) backw
     CUDA_PARAMETER Pyramid<scalar_t> maps, CUDA_PARAMETER GatherBlocks blocks) {
   constexpr int kChannels = kGroups * V;
   constexpr int kBinRowsAtOnce = kThreads / (kGroups * kTileBins); // bin rows that the block reads at a time
-  // Reads that are under way before one of them is waited for. More would spill registers.
+  // Reads of a thread that are under way at a time. More would spill registers.
   constexpr int kReads = divide_up(kTileBins, kBinRowsAtOnce) / (channels_last ? 1 : 2);
   // One group more than needed puts the bins of a group into different banks.
   constexpr int kBinStep = (kGroups + 1) * V;
