@@ -384,25 +384,26 @@ __device__ inline void add_row(const T* shared_record, const T (&values)[V], T (
   }
 }
 
-// Calls add(weight, i) for each weight of a short band that is not zero.
-template <typename T, typename Add>
-__device__ inline void for_each_short_weight(const T (&weights)[kShort], const Add& add) {
+// Calls add(weight, i) for each weight of a band that is not zero. The weights of a short band are `weights`. Those of
+// a longer band are `num` numbers from more() on, kRecord numbers apart.
+template <typename T, typename More, typename Add>
+__device__ inline void for_each_weight(
+    const T (&weights)[kShort], int count, int num, const More& more, const Add& add) {
+  if (count <= kShort) {
 #pragma unroll
-  for (int i = 0; i < kShort; ++i) {
-    if (weights[i] != T(0)) {
-      add(weights[i], i);
+    for (int i = 0; i < kShort; ++i) {
+      if (weights[i] != T(0)) {
+        add(weights[i], i);
+      }
     }
-  }
-}
-
-// Does the same for a longer band, whose weights are `num` numbers from `weight` on, kRecord numbers apart.
-template <typename T, typename Add>
-__device__ inline void for_each_long_weight(const T* weight, int num, const Add& add) {
+  } else {
+    const T* weight = more();
 #pragma unroll 4
-  for (int i = 0; i < num; ++i) {
-    const T value = load_global(weight + i * kRecord);
-    if (value != T(0)) {
-      add(value, i);
+    for (int i = 0; i < num; ++i) {
+      const T value = load_global(weight + i * kRecord);
+      if (value != T(0)) {
+        add(value, i);
+      }
     }
   }
 }
@@ -579,12 +580,12 @@ __device__ inline Slot make_slot(unsigned int slot, unsigned int slots, int num_
   return {static_cast<int>(slot - row * num_q), row, rows};
 }
 
-// Makes the bins of a slot from the strip, for NCHW and a long band. The rows of the strip are the bin rows of all
-// channels. From map column `from` on, the band has `num` weights in this strip, at `weights`. `sum` is that of a wide
-// bin so far. `store(channel, bin row, bin)` writes a bin.
-template <typename T, typename Store>
-__device__ inline void x_pass_of_long_bands(
-    const T* strip, T& sum, const StripColumns& now, const Slot& slot, int from, const T* weights, int num,
+// Makes the bins of a slot from the strip, for NCHW. The rows of the strip are the bin rows of all channels. `for_each`
+// calls a function for each weight of the bin column, from map column `from` on. `sum` is that of a wide bin so far.
+// `store(channel, bin row, bin)` writes a bin.
+template <typename T, typename ForEachWeight, typename Store>
+__device__ inline void x_pass_of_rows(
+    const T* strip, T& sum, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
     int num_rows, int num_p, const Store& store) {
   for (int r = slot.row; r < num_rows; r += slot.rows) {
     const int c = r / kTileBins, p = r - c * kTileBins;
@@ -593,7 +594,7 @@ __device__ inline void x_pass_of_long_bands(
     }
     T bin = T(0);
     const T* s = strip + r * (now.columns + 1) + from - now.column;
-    for_each_long_weight(weights, num, [&](T weight, int i) { bin = fused(weight, s[i], bin); });
+    for_each([&](T weight, int i) { bin = fused(weight, s[i], bin); });
     if (now.is_wide) {
       bin += now.column == now.begin ? T(0) : sum;
       sum = bin;
@@ -604,8 +605,8 @@ __device__ inline void x_pass_of_long_bands(
   }
 }
 
-// Does the same for a short band, which is the usual case and never that of a wide bin. `strip` has the first pixel of
-// the slot's first bin, and `bin` is where that bin goes.
+// Does the same with short bands and bins that are not wide, which is the usual case, in half of the instructions.
+// `strip` has the first pixel of the slot's first bin, and `bin` is where that bin goes.
 template <typename scalar_t, typename T>
 __device__ inline void x_pass_of_short_bands(
     const T* strip, int strip_step, const Slot& slot, const T (&weights)[kShort], int num_rows, int num_p,
@@ -619,7 +620,12 @@ __device__ inline void x_pass_of_short_bands(
   while (strip < end) {
     if (p < num_p) {
       T sum = T(0);
-      for_each_short_weight(weights, [&](T weight, int i) { sum = fused(weight, strip[i], sum); });
+#pragma unroll
+      for (int i = 0; i < kShort; ++i) {
+        if (weights[i] != T(0)) {
+          sum = fused(weights[i], strip[i], sum);
+        }
+      }
       store_global(bin, static_cast<scalar_t>(sum));
     }
     strip += slot.rows * strip_step;
@@ -632,8 +638,8 @@ __device__ inline void x_pass_of_short_bands(
   }
 }
 
-// Does the same for channels_last, any band, and the V channels of a group. `for_each` calls a function for each weight
-// of the band in this strip. `store(bin row, bins)` writes the bins of a bin row.
+// Does the same as x_pass_of_rows for channels_last and the V channels of a group. `store(bin row, bins)` writes the
+// bins of a bin row.
 template <int V, typename T, typename ForEachWeight, typename Store>
 __device__ inline void x_pass_of_channels(
     const T* strip, T* wide, const StripColumns& now, const Slot& slot, int from, const ForEachWeight& for_each,
@@ -776,20 +782,15 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
               return workspace.column_record(k, t) + (from - load_global(&tiles[t].x_begin)) * int64_t(kRecord) +
                   q % workspace.x.size;
             };
+            const auto for_each = [&](const auto& add) {
+              for_each_weight(weights, band.count, to - from, long_weights, add);
+            };
             const auto bin_at = [&](int c, int p) {
               return result + int64_t(c) * bins.steps.channel + int64_t(p) * bins.steps.row +
                   int64_t(q) * bins.steps.column;
             };
-            const bool is_short = band.count <= kShort;
             const StripColumns now{column, columns, begin, end, is_wide};
             if constexpr (channels_last) {
-              const auto for_each = [&](const auto& add) {
-                if (is_short) {
-                  for_each_short_weight(weights, add);
-                } else {
-                  for_each_long_weight(long_weights(), to - from, add);
-                }
-              };
               x_pass_of_channels<V>(strip, wide, now, slot, from, for_each, group, num_p, [&](int p, const T(&bin)[V]) {
                 if (channel < maps.channels) {
                   store_channels(bin_at(channel, p), bins.steps.channel, channel, maps.channels, bins.vectors, bin);
@@ -797,14 +798,13 @@ __global__ void CUDA_BOUNDS(kThreads, (forward_blocks<T, channels_last>)) forwar
               });
             } else {
               const int num_rows_of_strip = smaller(step, last_channel - first_channel) * kTileBins;
-              if (is_short) {
+              if (band.count <= kShort && !is_wide) {
                 x_pass_of_short_bands(
                     strip + slot.row * (columns + 1) + from - column, columns + 1, slot, weights, num_rows_of_strip,
                     num_p, bin_at(first_channel + slot.row / kTileBins, slot.row % kTileBins), bins.steps);
               } else {
-                x_pass_of_long_bands(
-                    strip, sum_of_wide, now, slot, from, long_weights(), to - from, num_rows_of_strip, num_p,
-                    [&](int c, int p, T bin) {
+                x_pass_of_rows(
+                    strip, sum_of_wide, now, slot, from, for_each, num_rows_of_strip, num_p, [&](int c, int p, T bin) {
                       store_global(bin_at(first_channel + c, p), static_cast<scalar_t>(bin));
                     });
               }
