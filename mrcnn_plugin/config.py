@@ -160,6 +160,7 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     cfg = get_cfg()
     if PathManager.isfile(config_file):
         _refuse_mapping(read_yaml(config_file, allow_unsafe))
+    _refuse_nodes(opts, cfg)
     try:
         # read_yaml has refused what must not run.
         cfg.merge_from_file(config_file, allow_unsafe=True)
@@ -293,10 +294,12 @@ def _check_mapping(root: Any, file: str) -> None:
             line = name.start_mark.line + 1
             # There may be several merge keys, <<.
             is_merge = name.tag == "tag:yaml.org,2002:merge"
-            if not is_merge and name.tag != "tag:yaml.org,2002:str":
+            # Inside of { }, YAML splits TRAIN: ("a",) into two keys, TRAIN and ).
+            is_text = name.tag == "tag:yaml.org,2002:str" and not key.endswith(")")
+            if not is_merge and not is_text:
                 raise ValueError(
-                    f"{file} has the key {key} in line {line}, which YAML does not read as text; a key must be a "
-                    f"name, such as MODEL, and inside of {{ }} a tuple must be a list, such as [1, 2]."
+                    f"{file} has the key {key} in line {line}, which is no name; a key must be a name, such as MODEL, "
+                    f"and inside of {{ }} a tuple must be a list, such as [1, 2]."
                 )
             if key in lines and not is_merge:
                 raise ValueError(
@@ -318,6 +321,17 @@ def _check_nodes(content: dict[str, Any], cfg: CfgNode, prefix: str) -> None:
                     f"{prefix}{name} is {value!r}; it must be a mapping of config keys, or be left out."
                 )
             _check_nodes(value, node, f"{prefix}{name}.")
+
+
+def _refuse_nodes(opts: Sequence[Any], cfg: CfgNode) -> None:
+    """yacs refuses them as well, but shows all keys of the node."""
+    names = list(_names(cfg))
+    for name, value in zip(opts[::2], opts[1::2], strict=False):
+        if name in names and isinstance(value_of(cfg, name), dict):
+            raise ValueError(
+                f"{name} is set to {value!r}, but it is a mapping of config keys; an option must name a key in it, "
+                f"such as {name}.{next(iter(value_of(cfg, name)))}."
+            )
 
 
 def _refuse_mapping(content: dict[str, Any]) -> None:

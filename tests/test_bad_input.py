@@ -819,6 +819,7 @@ STOCK = [
     ),
     (("NUM_CLASSES", "2"), "NUM_CLASSES", "Non-existent", "MODEL.ROI_HEADS.NUM_CLASSES"),
     (("SOLVER.MAX_ITER=10",), "SOLVER.MAX_ITER", "=10", "must be a list of pairs"),
+    (("SOLVER", "3"), "SOLVER is set to '3'", "a mapping", "such as SOLVER."),
 ]
 
 # The text of a config file instead of options.
@@ -848,6 +849,8 @@ FILES = [
     ),
     ("1: 2", "bad.yaml", "the key 1 in line 1", "must be a name"),
     ("MODEL: {on: True}", "bad.yaml", "the key MODEL.on in line 1", "must be a name"),
+    ('DATASETS: {TRAIN: ("a",)}', "bad.yaml", "the key DATASETS.) in line 1", "must be a list"),
+    ("INPUT: {MIN_SIZE_TRAIN: (1, 2)}", "bad.yaml", "the key INPUT.2) in line 1", "be a list"),
     ("MODEL: {MASK_ON: 1}", "MODEL.MASK_ON", "1", mismatch("bool", "int")),
     ("DATASETS: {CHECK: off}", "DATASETS.CHECK", "False", "unless they stand in quotes"),
     ("DATASETS: {TRAIN: my_train}", "DATASETS.TRAIN", "my_train", mismatch("tuple", "str")),
