@@ -58,8 +58,8 @@ KEYS = (
     # "value" if PIXEL_RANGE has values of pixels, "percentile" for percentiles of each image.
     Key("INPUT.PIXEL_RANGE_UNIT", "value", "tools"),
     #
-    # Whether tools/train_net.py --eval-only and tools/demo.py take weights in which parameters of the
-    # model are missing or have another shape. These parameters would be random.
+    # Whether tools/train_net.py --eval-only, tools/demo.py and tools/export_model.py take weights in
+    # which parameters of the model are missing or have another shape. These would be random.
     Key("MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS", False, "tools"),
     #
     # The upsampling in the top-down path of this package's pyramids: "nearest" as in Detectron2's FPN,

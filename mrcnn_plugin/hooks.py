@@ -100,7 +100,9 @@ class SaveOnSignal(HookBase):
                 self._agree()
             if self._signal and not self._saved and self._is_whole(error):
                 self._save()
-                raise SystemExit(128 + self._signal)
+                # If one is on its way already, the hooks after this one still write what they have.
+                if not isinstance(error, SystemExit):
+                    raise SystemExit(128 + self._signal)
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import TYPE_CHECKING
 
 from . import renamed
-from .config import KEYS
+from .config import KEYS, value_of
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -35,8 +34,8 @@ def strip_config(cfg: CfgNode) -> CfgNode:
     for key in KEYS:
         *path, last = key.name.split(".")
         try:
-            value = reduce(lambda node, part: node[part], path, cfg)[last]
-        except KeyError:
+            value = value_of(cfg, key.name)
+        except AttributeError:
             continue  # not a key of this config
         if not READERS[key.reader](cfg) and (key.reader != "tools" or value != key.default):
             read.append(key.name)

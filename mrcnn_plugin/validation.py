@@ -2,8 +2,8 @@
 
 The constructors of this package check their arguments, and name the config keys. Detectron2 finds many
 wrong values late, or does not say which key has them. `RULES` and the functions below say it for keys
-that commonly go wrong. The model is then built once on torch's device "meta", where tensors have a
-shape but no memory, so that all constructors check their arguments too.
+that commonly go wrong. The model is then built on torch's device "meta", where tensors have a shape
+but no memory, so that all constructors check their arguments too.
 """
 
 import itertools
@@ -60,7 +60,7 @@ _CHANNELS = {
 
 
 def check_config(cfg: CfgNode, args: Namespace) -> None:
-    """Checks the values of a config, and whether its components go together, without building them.
+    """Checks the values of a config, and whether its components go together.
 
     Args:
         cfg: a config with the keys of this package. Its data sets need not be registered.
@@ -592,6 +592,10 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
+    if solver.AMP.ENABLED and not torch.cuda.is_available():
+        raise ValueError(
+            "SOLVER.AMP.ENABLED is True; it must be False, because torch finds no CUDA GPU here."
+        )
     reference = solver.REFERENCE_WORLD_SIZE
     workers = reference or comm.get_world_size()
     if solver.IMS_PER_BATCH % workers:

@@ -1082,6 +1082,16 @@ def test_the_rules_are_of_keys_that_exist(config_file):
             reduce(getattr, key.split("."), node)
 
 
+def test_mixed_precision_needs_a_gpu_in_a_training_only(config_file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    amp = ["SOLVER.AMP.ENABLED", "True"]
+    said = message(run, config_file, amp)
+    assert "SOLVER.AMP.ENABLED is True; it must be False" in said
+    check_config(load_cfg(str(config_file), amp), EVALUATE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run(config_file, amp)
+
+
 def test_a_detectron2_with_fewer_keys_passes(config_file):
     cfg = load_cfg(str(config_file))
     del cfg.SOLVER["BASE_LR_END"], cfg.MODEL.ROI_BOX_HEAD["USE_FED_LOSS"]

@@ -1,6 +1,7 @@
 """`python -m mrcnn_plugin.info`."""
 
 import os
+import re
 import sys
 
 import detectron2
@@ -35,6 +36,12 @@ def test_the_report_has_what_a_bug_report_needs(capfd, monkeypatch):
     assert value(output, "MRCNN_PLUGIN_DATASETS") == "my.yaml"
     devices = 1 + torch.cuda.is_available()
     assert output.count("passed") == len(info.CHECKS) * devices and "FAILED" not in output
+
+
+def test_the_report_has_every_variable_that_the_package_reads():
+    files = ROOT.joinpath("mrcnn_plugin").rglob("*.py")
+    read = {n for file in files for n in re.findall(r'environ.*"(MRCNN_\w+)"', file.read_text())}
+    assert "MRCNN_PLUGIN_CONFIG" in read and read <= set(info.VARIABLES)
 
 
 @needs_extension

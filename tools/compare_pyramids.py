@@ -60,6 +60,9 @@ class Case:
     def forward_and_backward(self) -> None:
         torch.stack([level.sum() for level in self.module(self.x).values()]).sum().backward()
         self.module.zero_grad()
+        if isinstance(self.x, dict):
+            for features in self.x.values():
+                features.grad = None
 
 
 def build_cases(height: int, width: int, channels: int, device: str = "cpu") -> list[Case]:
@@ -73,11 +76,10 @@ def build_cases(height: int, width: int, channels: int, device: str = "cpu") -> 
         cfg.merge_from_list(opts)
         pyramid = build_backbone(cfg).to(device)
         resnet, pyramid.bottom_up = pyramid.bottom_up, nn.Identity()
-        if not cases:
-            sides = padded(height, width, pyramid.size_divisibility)
-            image = torch.randn(1, 3, *sides, device=device)
-            cases.append(Case("ResNet-50, below each", resnet, image))
         h, w = padded(height, width, pyramid.size_divisibility)
+        if not cases:
+            image = torch.randn(1, 3, h, w, device=device)
+            cases.append(Case("ResNet-50, below each", resnet, image))
         features = {
             level: torch.randn(
                 1, s.channels, h // s.stride, w // s.stride, device=device, requires_grad=True

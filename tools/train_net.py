@@ -15,9 +15,7 @@ from detectron2.utils import comm
 
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.config import without_federated_loss
-
-# load_config: for scripts that take it from here, as they take the trainer.
-from mrcnn_plugin.engine import Trainer, launch, load_config, parse_args, setup  # noqa: F401
+from mrcnn_plugin.engine import Trainer, launch, parse_args, setup
 
 
 def main(args: Namespace) -> dict[str, Any]:

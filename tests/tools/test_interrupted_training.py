@@ -96,6 +96,9 @@ def test_a_signal_ends_an_evaluation(run, tmp_path, train_net, monkeypatch):
     assert ended.value.code == 128 + signal.SIGTERM
     assert [path.name for path in out.glob("*.pth")] == ["model_0000001.pth"]
     assert checkpoint(out)["iteration"] == checkpoint(out)["trainer"]["iteration"] == 1
+    # Metrics are written every 20 iterations, and at the end.
+    (row,) = (out / "metrics.json").read_text().splitlines()
+    assert json.loads(row)["iteration"] == 1
 
 
 def test_a_signal_in_the_last_iteration_leaves_the_final_model(

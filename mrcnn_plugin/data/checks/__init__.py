@@ -194,9 +194,11 @@ def judge(finding: Finding, usage: Usage, *, train: bool, test: bool) -> Level |
     """
     kind = finding.kind
     level = KINDS[kind].level
+    # Without annotations there is nothing to train on, but a test set may have none.
+    if kind == "annotations_missing" and train:
+        return Level.ERROR
     if (kind in _ONLY_FOR_TRAINING and not train) or (kind in _ONLY_FOR_TEST and not test):
-        # Without annotations there is nothing to train on, but a test set may have none.
-        return Level.ERROR if kind == "annotations_missing" else None
+        return None
     if kind.startswith(_OF_MASKS):
         if usage.mask_on is False:
             return None
@@ -209,8 +211,6 @@ def judge(finding: Finding, usage: Usage, *, train: bool, test: bool) -> Level |
         return None
     if kind == "file_16_bit" and usage.scaled:
         return None
-    if kind == "annotations_missing" and train:
-        return Level.ERROR
     share = finding.count / max(finding.total, 1)
     if level is Level.LEFT_OUT and share > _FEW_LEFT_OUT:
         level = Level.JUDGEMENT
