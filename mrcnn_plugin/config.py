@@ -222,6 +222,12 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
 
     try:
         content: dict[str, Any] = Checked.load_yaml_with_base(file, allow_unsafe)
+    except AssertionError as error:
+        if "Cannot inherit" not in str(error):
+            raise
+        raise ValueError(
+            f"{file}: {error} It must be a mapping of config keys in both files, or in neither of them."
+        ) from None
     except yaml.constructor.ConstructorError as error:
         mark: Any = error.problem_mark
         raise ValueError(
@@ -301,6 +307,10 @@ def _check_mapping(root: Any, file: str) -> None:
                     f"{file} has the key {key} in line {line}, which is no name; a key must be a name, such as MODEL, "
                     f"and inside of {{ }} a tuple must be a list, such as [1, 2]."
                 )
+            if key == "_BASE_" and value.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:null"):
+                raise ValueError(
+                    f"{file} has {value.value!r} as _BASE_; it must be the path of a config file, or be left out."
+                )
             if key in lines and not is_merge:
                 raise ValueError(
                     f"{file} has the key {key} twice, in the lines {lines[key]} and {line}; YAML would take the last "
@@ -346,17 +356,38 @@ def _refuse_mapping(content: dict[str, Any]) -> None:
 
 
 def _hint(message: str, cfg: CfgNode) -> str:
-    """Adds to a message of yacs which known keys an unknown one may mean, or why a value is no text."""
-    if message.startswith("Type mismatch (<class 'str'> vs. <class 'bool'>)"):
-        return "YAML reads on, off, yes and no as True and False unless they stand in quotes"
+    """Adds to a message of yacs how a value is written, or which known keys an unknown one may mean."""
+    if message.startswith("Type mismatch"):
+        return _type_hint(message)
+    if "=" in message:
+        return "a key and its value are two words without =, such as SOLVER.MAX_ITER 10"
     found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not found:
         return ""
     keys = list(_names(cfg))
-    last = found[1].rpartition(".")[2]
-    similar = [key for key in keys if key.rpartition(".")[2] == last]
+    if found[1] in keys:  # A file may have such a name as one key.
+        node, _, last = found[1].rpartition(".")
+        return f"in a file, write {node}: {{{last}: ...}}"
+    last = found[1].rpartition(".")[2].lower()
+    similar = [key for key in keys if key.rpartition(".")[2].lower() == last]
     similar = similar or difflib.get_close_matches(found[1], keys, n=2, cutoff=0.85)
     return f"did you mean {' or '.join(similar)}?" if 0 < len(similar) < 6 else ""
+
+
+def _type_hint(message: str) -> str:
+    found = re.search(r"'(\w+)'> vs. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for", message)
+    if not found:
+        return ""
+    expected, given, value = found.groups()
+    if (expected, given) == ("str", "bool"):
+        return "YAML reads on, off, yes and no as True and False unless they stand in quotes"
+    if (expected, given) == ("float", "int"):
+        return f"write {value}.0"
+    if (expected, given) == ("int", "float") and float(value).is_integer():
+        return f"write {int(float(value))}"
+    if expected in ("tuple", "list") and given in ("int", "float", "str"):
+        return f"write [{value!r}]" if given == "str" else f"write [{value}]"
+    return ""
 
 
 def _refuse_old_names(cfg: CfgNode) -> None:

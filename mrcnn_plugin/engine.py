@@ -133,7 +133,7 @@ class Trainer(DefaultTrainer):
         """As in Detectron2.
 
         Raises:
-            ValueError: the processes would go on from different iterations.
+            ValueError: the processes would go on from different iterations, or after the last one.
             As `FittingCheckpointer.resume_or_load`.
         """
         super().resume_or_load(resume)
@@ -142,6 +142,11 @@ class Trainer(DefaultTrainer):
             raise ValueError(
                 f"The processes would go on at the iterations {starts}. OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} must be the "
                 f"same folder on all machines, so that all read the same checkpoint."
+            )
+        if self.start_iter > self.max_iter:
+            raise ValueError(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but {self.checkpointer.get_checkpoint_file()} has "
+                f"{self.start_iter} iterations; it must be at least as many, or --eval-only must be added."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -175,14 +180,24 @@ class Trainer(DefaultTrainer):
 def parse_args(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Namespace:
     """Parses arguments whose last ones are config changes, `KEY VALUE ...`.
 
-    The word `--opts` may stand before them, because some tools cannot do without it.
+    The word `--opts` may stand before them, because some tools cannot do without it. Options may follow
+    them, such as `--resume`.
 
     Args:
         parser: its last argument is `opts`, as in Detectron2's `default_argument_parser`.
         argv: the arguments; default: those of the process.
     """
-    words = sys.argv[1:] if argv is None else argv
-    return parser.parse_args([word for word in words if word != "--opts"])
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--opts"]
+    changes: list[str] = []
+    while True:
+        args = parser.parse_args(words)
+        # argparse takes all that follows the first key for values of `opts`.
+        last = next((i for i in range(0, len(args.opts), 2) if args.opts[i].startswith("--")), None)
+        if last is None:
+            args.opts = changes + args.opts
+            return args
+        changes += args.opts[:last]
+        words = words[: len(words) - len(args.opts)] + args.opts[last:]
 
 
 def launch(main: Callable[[Namespace], Any], args: Namespace) -> None:

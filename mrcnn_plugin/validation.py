@@ -273,6 +273,7 @@ RULES = (
         "INPUT.MIN_SIZE_TRAIN",
         several(whole(0, ", in pixels; 0 leaves images as they are")),
     ),
+    Rule("augmentation", "TEST.AUG.MIN_SIZES", several(whole(1, ", in pixels"))),
     Rule("train", "INPUT.MAX_SIZE_TRAIN", whole(1, ", in pixels")),
     Rule("train", "INPUT.MIN_SIZE_TRAIN_SAMPLING", one_of("choice", "range")),
     Rule("train", "INPUT.RANDOM_FLIP", one_of("horizontal", "vertical", "none")),
@@ -437,6 +438,7 @@ def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
     architecture = model.META_ARCHITECTURE
     parts = {"all"}
     parts |= {"train"} if train else set()
+    parts |= {"augmentation"} if cfg.TEST.AUG.ENABLED else set()
     parts |= {"crop"} if train and cfg.INPUT.CROP.ENABLED else set()
     parts |= {"gradient clipping"} if train and cfg.SOLVER.CLIP_GRADIENTS.ENABLED else set()
     backbone = model.BACKBONE.NAME

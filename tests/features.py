@@ -1,10 +1,11 @@
 """Marks for features that an older Detectron2 may lack. They skip tests that need a missing one."""
 
+import inspect
 from typing import Any
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import DefaultTrainer, launch
 
 
 def detectron2_module(name: str) -> Any:
@@ -24,6 +25,10 @@ needs_fed_loss = pytest.mark.skipif(
     reason="this Detectron2 has no MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
 )
 needs_saved_optimizer = pytest.mark.skipif(
-    "state_dict" not in vars(SimpleTrainer),
+    "state_dict" not in vars(DefaultTrainer),
     reason="checkpoints of this Detectron2's trainer do not hold the optimizer",
+)
+needs_launch_without_gpus = pytest.mark.skipif(
+    "assert torch.cuda.is_available()" in inspect.getsource(inspect.getmodule(launch)),
+    reason="this Detectron2 starts several processes only with GPUs",
 )

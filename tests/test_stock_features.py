@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import sys
 
@@ -28,7 +29,11 @@ from mrcnn_plugin.env import setup_environment
 from tests import small
 from tests.conftest import load_tool
 from tests.environments import START_METHOD
-from tests.features import detectron2_module, needs_saved_optimizer
+from tests.features import (
+    detectron2_module,
+    needs_launch_without_gpus,
+    needs_saved_optimizer,
+)
 
 NUM_CLASSES = 4  # the number of classes of the generated shapes
 LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
@@ -316,7 +321,7 @@ def test_augmentation_at_test_time_works(environment, tmp_path, four_images):
 def run_script(monkeypatch, name, *arguments):
     """Runs a script of Detectron2's tools/ as `python tools/<name>.py arguments`, in this process."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    load_stock(name).main()
+    runpy.run_path(str(small.STOCK_TOOLS / f"{name}.py"), run_name="__main__")
 
 
 def test_analyze_model_counts_the_operator(environment, monkeypatch, tmp_path, four_images, log):
@@ -377,6 +382,7 @@ DISTRIBUTED = {**small.ALL_SAMPLES, "SOLVER.BASE_LR": 1e-3}
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="with GPUs, launch wants one for each process"
 )
+@needs_launch_without_gpus
 def test_two_processes_without_gpus_average_their_gradients(tmp_path, monkeypatch):
     start_processes = functools.partial(
         torch.multiprocessing.start_processes, start_method=START_METHOD

@@ -257,13 +257,13 @@ def show(name: str, cfg: CfgNode | None, faults: Faults, folder: str | None) -> 
     findings = [finding for finding, level in faults if level is not None]
     try:
         dicts = DatasetCatalog.get(name)
+        statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
     except Exception as error:
         # Detectron2 raises any type for data that it cannot load. The findings say why.
         print(f"NOTE: there are no numbers and pictures, as Detectron2 cannot load it: {error!r}")
         return
     # Boxes of negative width, which are among the findings, have no size.
     with np.errstate(invalid="ignore"):
-        statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
         for line in describe(statistics, Settings.of(cfg)):
             print(line)
         if folder is not None:

@@ -15,10 +15,20 @@ from detectron2.modeling.poolers import (
     convert_boxes_to_pooler_format,
 )
 from detectron2.structures import Boxes
-from detectron2.utils.tracing import assert_fx_safe, is_fx_tracing
 from torch import Tensor
 
 from ..layers.roi_align import MAX_LEVELS, check_number, check_options, check_scale, pool
+
+try:
+    from detectron2.utils.tracing import assert_fx_safe, is_fx_tracing
+except ImportError:  # Detectron2 v0.6, whose own pooler torch.fx cannot trace
+
+    def is_fx_tracing() -> bool:
+        return False
+
+    def assert_fx_safe(condition: bool, message: str) -> None:
+        torch._assert(condition, message)
+
 
 __all__ = ["POOLER_TYPES", "MultiscaleROIPooler", "init_head"]
 
@@ -85,22 +95,30 @@ class MultiscaleROIPooler(ROIPooler):
         """Returns a pooler that can replace a stock pooler of the type ROIAlignV2 in a built model.
 
         Args:
-            pooler: the stock pooler, whose sizes, scales and levels are taken.
+            pooler: the stock pooler, or one of this class, whose sizes, scales and levels are taken.
             pooler_type, a: as for the constructor.
 
         Raises:
             ValueError: `pooler` has another type.
         """
-        levels = list(getattr(pooler, "level_poolers", []))
-        if not levels or not all(isinstance(x, ROIAlign) and x.aligned for x in levels):
-            raise ValueError(
-                f"MultiscaleROIPooler: pooler must be an ROIPooler of Detectron2 of type "
-                f"ROIAlignV2, got {pooler}"
-            )
+        if isinstance(pooler, MultiscaleROIPooler):
+            scales, sampling_ratio = pooler.scales, pooler.sampling_ratio
+        else:
+            levels = list(getattr(pooler, "level_poolers", []))
+            if not levels or not all(isinstance(x, ROIAlign) and x.aligned for x in levels):
+                found = (
+                    f"{type(pooler).__name__} of {levels[0]}" if levels else type(pooler).__name__
+                )
+                raise ValueError(
+                    f"MultiscaleROIPooler: pooler must be an ROIPooler of Detectron2 of type "
+                    f"ROIAlignV2, got {found}"
+                )
+            scales = [level.spatial_scale for level in levels]
+            sampling_ratio = levels[0].sampling_ratio
         return cls(
             pooler.output_size,
-            [level.spatial_scale for level in levels],
-            levels[0].sampling_ratio,
+            scales,
+            sampling_ratio,
             pooler_type,
             pooler.canonical_box_size,
             pooler.canonical_level,

@@ -120,6 +120,8 @@ def graph_of(module, x, kind, tmp_path):
         program = torch.export.export(module, (x,))
         return str(program.graph), program.module()
     if kind == "fx":
+        if torch.__version__ < (2, 7):
+            pytest.skip("torch.promote_types cannot be traced by torch.fx of this torch")
         traced = torch.fx.symbolic_trace(module)
         return str(traced.graph), traced
     script = torch.jit.trace(module, (x,)) if kind == "trace" else torch.jit.script(module)

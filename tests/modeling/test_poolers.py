@@ -283,8 +283,16 @@ class TestErrors:
         message = "pooler must be an ROIPooler of Detectron2 of type ROIAlignV2, got "
         with pytest.raises(ValueError, match=message + "ROIPooler"):
             MultiscaleROIPooler.like(ROIPooler(7, SCALES, 0, pooler_type))
-        with pytest.raises(ValueError, match=message + "MultiscaleROIPooler"):
-            MultiscaleROIPooler.like(MultiscaleROIPooler(7, SCALES, 0, "ROIAlignBilinear"))
+        with pytest.raises(ValueError, match=message + "Linear$"):
+            MultiscaleROIPooler.like(nn.Linear(1, 1))
+
+    def test_its_own_poolers_can_be_replaced(self):
+        ours = MultiscaleROIPooler(7, SCALES, 2, "ROIAlignBilinear", 112, 3)
+        again = MultiscaleROIPooler.like(ours, "ROIAlignBicubic", a=-0.75)
+        expected = MultiscaleROIPooler(7, SCALES, 2, "ROIAlignBicubic", 112, 3, a=-0.75)
+        assert again.extra_repr() == expected.extra_repr()
+        features, boxes = features_and_boxes()
+        assert torch.equal(again(features, boxes), expected(features, boxes))
 
 
 @pytest.mark.filterwarnings("ignore:.*(torch.jit|Tracer|Converting a tensor|legacy TorchScript)")

@@ -405,3 +405,17 @@ def test_images_of_16_bits_are_drawn_as_they_are_seen(data, tmp_path, monkeypatc
     for image, original in zip(seen, originals, strict=True):
         assert image.dtype == np.uint8 and image.min() < 20 and image.max() > 235
         assert np.corrcoef(image[:, :, 1].ravel(), original.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    "box", [[1, 2, 3], [1, 2, 30, 40, 0], [[1, 2], [3, 4]], "1,2,3,4", {"x": 1}]
+)
+def test_boxes_without_numbers_are_in_the_report(data, capsys, tmp_path, box):
+    file = data / "instances.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = box
+    file.write_text(json.dumps(content))
+    assert run(data, "--json", tmp_path / "report.json") == 1
+    assert "there are no numbers and pictures" in capsys.readouterr().out
+    kinds = {entry["kind"] for entry in json.loads((tmp_path / "report.json").read_text())}
+    assert any("box" in kind for kind in kinds), kinds

@@ -22,6 +22,7 @@ from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.evaluation import WholeResults
 from tests import kill_training
 from tests.environments import FORKS, START_METHOD, file_limit
+from tests.features import needs_launch_without_gpus
 from tests.small import ALL_SAMPLES
 
 needs_fork = pytest.mark.skipif(not FORKS, reason="another start takes too long")
@@ -365,6 +366,7 @@ SAME_LOSSES = {
 }
 
 
+@needs_launch_without_gpus
 @needs_fork
 def test_two_machines_train_like_one_with_the_double_batch_until_one_gets_a_signal(
     run, tmp_path, train_net, monkeypatch

