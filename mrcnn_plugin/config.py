@@ -359,7 +359,7 @@ def _hint(message: str, cfg: CfgNode) -> str:
     """Adds to a message of yacs how a value is written, or which known keys an unknown one may mean."""
     if message.startswith("Type mismatch"):
         return _type_hint(message)
-    if "=" in message:
+    if re.match(r"Override list .*=|Non-existent key: \S*=", message):
         return "a key and its value are two words without =, such as SOLVER.MAX_ITER 10"
     found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not found:
