@@ -307,9 +307,13 @@ def _check_mapping(root: Any, file: str) -> None:
                     f"{file} has the key {key} in line {line}, which is no name; a key must be a name, such as MODEL, "
                     f"and inside of {{ }} a tuple must be a list, such as [1, 2]."
                 )
-            if key == "_BASE_" and value.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:null"):
+            bases = value.value if value.id == "sequence" else [value]
+            if key == "_BASE_" and any(
+                base.tag != "tag:yaml.org,2002:str" or not base.value for base in bases
+            ):
                 raise ValueError(
-                    f"{file} has {value.value!r} as _BASE_; it must be the path of a config file, or be left out."
+                    f"{file} has in line {line} a _BASE_ that is no path; it must be the path of a config file, or a "
+                    f"list of such paths, or be left out."
                 )
             if key in lines and not is_merge:
                 raise ValueError(
@@ -334,10 +338,12 @@ def _check_nodes(content: dict[str, Any], cfg: CfgNode, prefix: str) -> None:
 
 
 def _refuse_nodes(opts: Sequence[Any], cfg: CfgNode) -> None:
-    """yacs refuses them as well, but shows all keys of the node."""
+    """yacs refuses values that are no mappings as well, but shows all keys of the node."""
     names = list(_names(cfg))
     for name, value in zip(opts[::2], opts[1::2], strict=False):
-        if name in names and isinstance(value_of(cfg, name), dict):
+        if isinstance(value, dict) or name not in names:
+            continue
+        if isinstance(value_of(cfg, name), dict):
             raise ValueError(
                 f"{name} is set to {value!r}, but it is a mapping of config keys; an option must name a key in it, "
                 f"such as {name}.{next(iter(value_of(cfg, name)))}."
@@ -359,15 +365,15 @@ def _hint(message: str, cfg: CfgNode) -> str:
     """Adds to a message of yacs how a value is written, or which known keys an unknown one may mean."""
     if message.startswith("Type mismatch"):
         return _type_hint(message)
-    if re.match(r"Override list .*=|Non-existent key: \S*=", message):
+    if re.match(r"(Override list .*'|Non-existent key: )[\w.]+=", message):
         return "a key and its value are two words without =, such as SOLVER.MAX_ITER 10"
     found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not found:
         return ""
     keys = list(_names(cfg))
-    if found[1] in keys:  # A file may have such a name as one key.
-        node, _, last = found[1].rpartition(".")
-        return f"in a file, write {node}: {{{last}: ...}}"
+    if "config key" in message and found[1] in keys:  # A file has such a name as one key.
+        *nodes, last = found[1].split(".")
+        return f"write {''.join(f'{node}: {{' for node in nodes)}{last}: ...{'}' * len(nodes)}"
     last = found[1].rpartition(".")[2].lower()
     similar = [key for key in keys if key.rpartition(".")[2].lower() == last]
     similar = similar or difflib.get_close_matches(found[1], keys, n=2, cutoff=0.85)
@@ -385,8 +391,6 @@ def _type_hint(message: str) -> str:
         return f"write {value}.0"
     if (expected, given) == ("int", "float") and float(value).is_integer():
         return f"write {int(float(value))}"
-    if expected in ("tuple", "list") and given in ("int", "float", "str"):
-        return f"write [{value!r}]" if given == "str" else f"write [{value}]"
     return ""
 
 

@@ -192,7 +192,10 @@ def parse_args(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Nam
     while True:
         args = parser.parse_args(words)
         # argparse takes all that follows the first key for values of `opts`.
-        last = next((i for i in range(0, len(args.opts), 2) if args.opts[i].startswith("--")), None)
+        keys = args.opts[::2]
+        last = next(
+            (2 * i for i, key in enumerate(keys) if key.startswith("--") and key != "--"), None
+        )
         if last is None:
             args.opts = changes + args.opts
             return args
@@ -291,6 +294,10 @@ def check(cfg: CfgNode, args: Namespace) -> None:
         raise ValueError(
             "DATASETS.TRAIN is empty; name a data set to train on, or add --eval-only to evaluate on those of "
             "DATASETS.TEST"
+        )
+    if not args.eval_only and cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+        raise ValueError(
+            "SOLVER.AMP.ENABLED is True; it must be False, because torch finds no CUDA GPU here."
         )
     if cfg.TEST.AUG.ENABLED:
         _check_augmentation(cfg)

@@ -273,7 +273,7 @@ RULES = (
         "INPUT.MIN_SIZE_TRAIN",
         several(whole(0, ", in pixels; 0 leaves images as they are")),
     ),
-    Rule("augmentation", "TEST.AUG.MIN_SIZES", several(whole(1, ", in pixels"))),
+    Rule("augmentation", "TEST.AUG.MIN_SIZES", Check(bool, "a list of one or more sizes")),
     Rule("train", "INPUT.MAX_SIZE_TRAIN", whole(1, ", in pixels")),
     Rule("train", "INPUT.MIN_SIZE_TRAIN_SAMPLING", one_of("choice", "range")),
     Rule("train", "INPUT.RANDOM_FLIP", one_of("horizontal", "vertical", "none")),
@@ -594,10 +594,6 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
-    if solver.AMP.ENABLED and not torch.cuda.is_available():
-        raise ValueError(
-            "SOLVER.AMP.ENABLED is True; it must be False, because torch finds no CUDA GPU here."
-        )
     reference = solver.REFERENCE_WORLD_SIZE
     workers = reference or comm.get_world_size()
     if solver.IMS_PER_BATCH % workers:

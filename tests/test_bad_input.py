@@ -13,6 +13,7 @@ from functools import reduce
 import pytest
 import torch
 from detectron2 import model_zoo
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
@@ -824,12 +825,11 @@ STOCK = [
     (("solver.max_iter", "3"), "solver.max_iter", "Non-existent", "did you mean SOLVER.MAX_ITER?"),
     (("SOLVER.BASE_LR", "1"), "SOLVER.BASE_LR", "vs. 1", "; write 1.0"),
     (("SOLVER.MAX_ITER", "1e4"), "SOLVER.MAX_ITER", "vs. 10000.0", "; write 10000"),
-    (("INPUT.MIN_SIZE_TRAIN", "128"), "INPUT.MIN_SIZE_TRAIN", "vs. 128", "; write [128]"),
     (
         ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"),
         "TEST.AUG.MIN_SIZES",
         "()",
-        "a list of one or more values",
+        "a list of one or more sizes",
     ),
     (("SOLVER", "3"), "SOLVER is set to '3'", "a mapping", "such as SOLVER."),
 ]
@@ -885,8 +885,16 @@ FILES = [
     ("MODEL.MASK_ON True", "bad.yaml", "holds a text", "a mapping of config keys"),
     ("MODEL: {MASK_ON: True", "bad.yaml", "line 1", "expected ',' or '}'"),
     ("SOLVER.MAX_ITER: 3", "SOLVER.MAX_ITER", "Non-existent", "write SOLVER: {MAX_ITER: ...}"),
-    ("_BASE_: 3", "bad.yaml", "'3' as _BASE_", "the path of a config file"),
-    ("_BASE_:", "bad.yaml", "'' as _BASE_", "the path of a config file"),
+    (
+        "MODEL.ROI_HEADS.NUM_CLASSES: 3",
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        "Non-existent",
+        "write MODEL: {ROI_HEADS: {NUM_CLASSES: ...}}",
+    ),
+    *[
+        (f"_BASE_: {base}", "bad.yaml", "line 1 a _BASE_", "the path of a config file")
+        for base in ("3", "", "yes", "[3]", "{a: b}", "''")
+    ],
     (
         f"_BASE_: {CONFIGS / 'nuclei.yaml'}\nDATASETS: {{COCO_JSON: {{a: b}}}}",
         "bad.yaml",
@@ -1121,6 +1129,17 @@ def test_mixed_precision_needs_a_gpu_in_a_training_only(config_file, monkeypatch
     check_config(load_cfg(str(config_file), amp), EVALUATE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     run(config_file, amp)
+
+
+def test_good_forms_of_options_and_files(config_file, tmp_path):
+    crop = {"ENABLED": True, "TYPE": "relative", "SIZE": [0.5, 0.5]}
+    assert load_cfg(str(config_file), ["INPUT.CROP", CfgNode(crop)]).INPUT.CROP.TYPE == "relative"
+    run(config_file, ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(0, 400)"])
+    file = tmp_path / "several.yaml"
+    file.write_text(f"_BASE_: [{config_file}, {config_file}]\nSEED: 3")
+    assert load_cfg(str(file)).SEED == 3
+    said = message(load_cfg, str(config_file), ["MODEL.WEIGHTS", "http://x?a=b", "SEED"])
+    assert "two words" not in said
 
 
 def test_a_detectron2_with_fewer_keys_passes(config_file):

@@ -255,15 +255,15 @@ def count_refused(faults: Faults) -> int:
 def show(name: str, cfg: CfgNode | None, faults: Faults, folder: str | None) -> None:
     """Prints the numbers of a data set, and draws it if there is a folder for pictures."""
     findings = [finding for finding, level in faults if level is not None]
-    try:
-        dicts = DatasetCatalog.get(name)
-        statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
-    except Exception as error:
-        # Detectron2 raises any type for data that it cannot load. The findings say why.
-        print(f"NOTE: there are no numbers and pictures, as Detectron2 cannot load it: {error!r}")
-        return
     # Boxes of negative width, which are among the findings, have no size.
     with np.errstate(invalid="ignore"):
+        try:
+            dicts = DatasetCatalog.get(name)
+            statistics = Statistics.of(dicts, MetadataCatalog.get(name).thing_classes)
+        except Exception as error:
+            # Detectron2 raises any type for data that it cannot load. The findings say why.
+            print(f"NOTE: there are no numbers and pictures, as the data cannot be read: {error!r}")
+            return
         for line in describe(statistics, Settings.of(cfg)):
             print(line)
         if folder is not None:

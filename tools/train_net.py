@@ -15,7 +15,9 @@ from detectron2.utils import comm
 
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.config import without_federated_loss
-from mrcnn_plugin.engine import Trainer, launch, parse_args, setup
+
+# load_config: for scripts that take it from here, as they take the trainer.
+from mrcnn_plugin.engine import Trainer, launch, load_config, parse_args, setup  # noqa: F401
 
 
 def main(args: Namespace) -> dict[str, Any]:

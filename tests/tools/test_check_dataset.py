@@ -384,7 +384,7 @@ def test_pictures_of_faulty_data(data, capsys, tmp_path):
     file.write_text(json.dumps(content))
     assert run(data, "--pictures", tmp_path / "none") == 1
     out = capsys.readouterr().out
-    assert "there are no numbers and pictures, as Detectron2 cannot load it" in out
+    assert "there are no numbers and pictures, as the data cannot be read" in out
     assert "refused: 1;" not in out and os.listdir(tmp_path / "none") == []
 
 

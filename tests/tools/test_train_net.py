@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from PIL import Image
 
-from mrcnn_plugin import get_cfg, load_cfg, validation
+from mrcnn_plugin import engine, get_cfg, load_cfg
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
@@ -52,9 +52,10 @@ def test_resume_goes_on_where_the_run_ended(run, tmp_path):
 def test_mixed_precision_may_begin_with_a_resume(run, monkeypatch):
     settings = {"DATASETS__TEST": "()", "SOLVER__MAX_ITER": 1}
     run(**settings)
-    # Without a GPU there must be no iteration left, and it is refused even so.
-    monkeypatch.setattr(validation, "_check_solver", lambda cfg: None)
-    run("--resume", SOLVER__AMP__ENABLED=True, **settings)
+    # Without a GPU it is refused, although no iteration is left.
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "check", lambda cfg, args: None)
+        run("--resume", SOLVER__AMP__ENABLED=True, **settings)
 
 
 def test_evaluation_needs_weights(run, tmp_path):
@@ -366,6 +367,7 @@ def test_options_may_follow_config_changes():
     assert args.opts == ["SEED", "1", "SEED", "2", "VERSION", "--4"]
     with pytest.raises(SystemExit):
         parse_args(default_argument_parser(), ["SEED", "1", "--resum-e"])
+    assert "--" in parse_args(default_argument_parser(), ["SEED", "1", "--"]).opts
 
 
 def test_a_training_cannot_go_on_after_its_last_iteration(run):
