@@ -339,11 +339,9 @@ def _check_nodes(content: dict[str, Any], cfg: CfgNode, prefix: str) -> None:
 
 def _refuse_nodes(opts: Sequence[Any], cfg: CfgNode) -> None:
     """yacs refuses values that are no mappings as well, but shows all keys of the node."""
-    names = list(_names(cfg))
+    nodes = [name for name in _names(cfg) if isinstance(value_of(cfg, name), dict)]
     for name, value in zip(opts[::2], opts[1::2], strict=False):
-        if isinstance(value, dict) or name not in names:
-            continue
-        if isinstance(value_of(cfg, name), dict):
+        if name in nodes and not isinstance(value, dict):
             raise ValueError(
                 f"{name} is set to {value!r}, but it is a mapping of config keys; an option must name a key in it, "
                 f"such as {name}.{next(iter(value_of(cfg, name)))}."

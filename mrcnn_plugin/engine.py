@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -191,16 +192,14 @@ def parse_args(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Nam
     changes: list[str] = []
     while True:
         args = parser.parse_args(words)
-        # argparse takes all that follows the first key for values of `opts`.
-        keys = args.opts[::2]
-        last = next(
-            (2 * i for i, key in enumerate(keys) if key.startswith("--") and key != "--"), None
-        )
-        if last is None:
+        # argparse takes all that follows the first key for values of `opts`. It keeps the separator -- there.
+        keys = range(0, len(args.opts), 2)
+        option = next((i for i in keys if re.match("--.", args.opts[i])), None)
+        if option is None:
             args.opts = changes + args.opts
             return args
-        changes += args.opts[:last]
-        words = words[: len(words) - len(args.opts)] + args.opts[last:]
+        changes += args.opts[:option]
+        words = words[: len(words) - len(args.opts)] + args.opts[option:]
 
 
 def launch(main: Callable[[Namespace], Any], args: Namespace) -> None:
@@ -273,9 +272,9 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     """Registers the data sets of a config and checks that it can be run with these arguments.
 
     Raises:
-        ValueError: the device is not there, or there are no weights to evaluate or no data to train on. Or
-            Detectron2 has no augmentation at test time for the model.
-            Or this trainer cannot evaluate a test set.
+        ValueError: the device is not there, or mixed precision has no GPU. Or there are no weights to evaluate or
+            no data to train on. Or Detectron2 has no augmentation at test time for the model. Or this trainer
+            cannot evaluate a test set.
         As :func:`check_config`, :func:`register_datasets`, :func:`check_categories` and
             :func:`check_federated_loss_data`.
     """

@@ -56,6 +56,7 @@ def test_the_errors_without_this_package(tmp_path):
     """In the words of Detectron2, which the page quotes."""
     program = f"""
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import build_roi_heads
 
@@ -70,13 +71,16 @@ cfg = get_cfg()
 cfg.MODEL.ROI_HEADS.NAME = "MRCNNFocalROIHeads"
 error(build_roi_heads, cfg, {{}})
 error(ROIPooler, 7, [1 / 4], 0, "ROIAlignBicubic")
+error(DatasetCatalog.get, "my_train")
 """
-    key, name, pooler = run(program, tmp_path).splitlines()
+    key, name, pooler, data = run(program, tmp_path).splitlines()
     page = (small.ROOT / "docs" / "existing_projects.md").read_text()
     assert key.startswith("KeyError 'Non-existent config key: MODEL.FPN.UPSAMPLE")
     assert name.startswith("KeyError \"No object named 'MRCNNFocalROIHeads' found in 'ROI_HEADS'")
     assert pooler == "ValueError Unknown pooler type: ROIAlignBicubic"
+    assert data.startswith("KeyError \"Dataset 'my_train' is not registered!")
     for quoted in (
+        "Dataset 'my_train' is not registered!",
         "Non-existent config key: MODEL.FPN.UPSAMPLE",
         "No object named 'MRCNNFocalROIHeads' found in 'ROI_HEADS'",
         "Unknown pooler type: ROIAlignBicubic",
