@@ -10,8 +10,8 @@
 `run` trains each cell, a config with a seed, as tools/train_net.py does, and adds a line to the
 results. It may be killed and started again: a cell with a line is not run again, and one that was
 interrupted goes on from its last checkpoint. `table` prints a Markdown table of the cells that have
-a line. `overview` prints one table of all variants and data sets. `power` prints the smallest
-difference that a number of seeds can show, as known pairs scatter. `losses` trains cells without an
+a line. `overview` prints one table of all variants and data sets. `power` prints
+how wide the interval of a number of seeds would be, as known pairs scatter. `losses` trains cells without an
 evaluation and records what each loss weighs, and `shares` prints a table of these records. `report`
 makes the tables and plots of this study's pages again.
 
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     )
     power = commands.add_parser(
         "power",
-        help="print the smallest difference that a number of pairs can show",
+        help="print how wide the interval of a number of pairs would be",
         allow_abbrev=False,
     )
     losses = commands.add_parser(
@@ -86,10 +86,16 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
             nargs="+",
             default=metrics,
             metavar="NAME",
-            help=f"default: {' '.join(metrics)}",
+            help=f"of the evaluation, or a cost of a result's line; default: {' '.join(metrics)}",
         )
     power.add_argument(
         "--pairs", nargs="+", type=int, default=[3, 5, 10], metavar="N", help="default: 3 5 10"
+    )
+    table.add_argument(
+        "--against",
+        default="",
+        metavar="VARIANT",
+        help="compare with this variant of the same base, in place of what ablations/cells.py says",
     )
     table.add_argument(
         "--plots", metavar="PREFIX", help="draw PREFIX_ap.png and PREFIX_curves.png too"
@@ -129,9 +135,16 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
 def check(args: Namespace, parser: argparse.ArgumentParser) -> None:
     """Ends the program with a message where arguments cannot be."""
     try:
-        cells.choose(args.config)
+        chosen = cells.choose(args.config)
     except ValueError as error:
         parser.error(str(error))
+    if args.command == "table" and args.against:
+        for config in chosen:
+            base = "" if cells.is_file(config) else config.split("/")[0]
+            if args.against not in cells.BASES.get(base, {}):
+                parser.error(
+                    f"--against names {args.against}, which is no variant of the base of {config}"
+                )
     if args.command == "overview" and any(map(cells.is_file, args.config)):
         parser.error(
             "--config names a file; the overview has the configs of ablations/cells.py only"

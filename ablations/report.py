@@ -23,6 +23,9 @@ from .lines import Line, differences, identity, read_lines, settings_of
 Run = tuple[int, str]  # seed and device
 Runs = dict[Run, Line]  # of a cell
 
+# What can be shown beside the metrics of the evaluation: keys of a line, with the digits to print.
+COSTS = {"seconds_per_iteration": 2, "cpu_seconds_per_iteration": 2, "peak_memory_mib": 0}
+
 
 class Row(NamedTuple):
     """The runs of a config with changes.
@@ -40,30 +43,42 @@ class Row(NamedTuple):
     runs: Runs
 
     def values(self, metric: str) -> dict[Run, float]:
-        """The runs that have the metric. A run that diverged has 0 in every metric."""
-        values = {
-            run: line["metrics"].get(metric) if line["diverged_at"] is None else 0.0
-            for run, line in self.runs.items()
-        }
+        """The runs that have the metric or cost. A run that diverged has 0 in every metric."""
+
+        def value(line: Line) -> float | None:
+            if metric in COSTS:
+                return line[metric]
+            return line["metrics"].get(metric) if line["diverged_at"] is None else 0.0
+
+        values = {run: value(line) for run, line in self.runs.items()}
         return {run: value for run, value in values.items() if value is not None}
 
 
 Rows = dict[str, Row]  # by name
 
 
-def make_row(config: str, changes: Sequence[str], common: Sequence[str], runs: Runs) -> Row:
+def make_row(
+    config: str, baseline: str, changes: Sequence[str], common: Sequence[str], runs: Runs
+) -> Row:
     known = set(zip(common[::2], common[1::2], strict=True))
     pairs = zip(changes[::2], changes[1::2], strict=True)
     shown = [word for pair in pairs if pair not in known for word in pair]
-    baseline = cells.baseline_of(config)
     return Row(config, cells.label(config, shown), cells.label(baseline, shown), runs)
 
 
-def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[Rows, list[str]]:
+def find_rows(
+    file: str, words: Sequence[str], common: Sequence[str], against: str = ""
+) -> tuple[Rows, list[str]]:
     """The rows of the configs, each after the one that it is compared with.
 
     A line belongs to a config if its settings are those of the config with the changes that the line
     names and those of `common`.
+
+    Args:
+        file: the results.
+        words: as for `cells.choose`.
+        common: changes of all lines that are shown.
+        against: the variant to compare with, in place of that in `cells.py`.
 
     Returns:
         The rows, and a sentence for lines that have the name of a config but not its settings.
@@ -77,7 +92,13 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[R
     identities = {id(line): identity(line["settings"]) for same in lines.values() for line in same}
     rows: Rows = {}
     outdated: dict[str, list[str]] = {}
-    configs = cells.with_baselines(words)
+    asked = cells.choose(words)
+    if against:
+        baselines = {config: f"{config.split('/')[0]}/{against}" for config in asked}
+        configs = cells.choose([name for pair in baselines.items() for name in reversed(pair)])
+    else:
+        configs = cells.with_baselines(words)
+        baselines = {config: cells.baseline_of(config) for config in configs}
     for config in configs:
         for opts, candidates in lines.items():
             wanted = identity(settings_of(cells.load(config, [*common, *opts])))
@@ -97,7 +118,7 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[R
                     )
                 runs[run] = line
             if runs:
-                row = make_row(config, opts, common, runs)
+                row = make_row(config, baselines.get(config, config), opts, common, runs)
                 rows[row.name] = row
     # Lines without the common changes are of other cells.
     outdated.pop("", None)
@@ -107,7 +128,6 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[R
     ]
     # A baseline that was not asked for is shown where something is compared with it.
     needed: Rows = {}
-    asked = cells.choose(words)
     for name, row in reversed(rows.items()):
         if row.config in asked or name in {other.baseline for other in needed.values()}:
             needed[name] = row
@@ -118,9 +138,10 @@ def find_rows(file: str, words: Sequence[str], common: Sequence[str]) -> tuple[R
 
 
 def check_metrics(rows: Rows, metrics: Sequence[str]) -> None:
-    known = {
+    known = set(COSTS)
+    known.update(
         name for row in rows.values() for line in row.runs.values() for name in line["metrics"]
-    }
+    )
     for metric in metrics:
         if metric not in known:
             raise ValueError(
@@ -167,22 +188,21 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
 
 
-def mean(values: Sequence[float]) -> str:
+def mean(values: Sequence[float], digits: int = 1) -> str:
     """With the standard deviation."""
     if not values:
         return "–"
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def difference(pairs: Sequence[float]) -> str:
+def difference(pairs: Sequence[float], digits: int = 1) -> str:
     """With its interval and the number of pairs."""
     if not pairs:
         return "–"
     middle, half = interval(pairs)
-    if len(pairs) == 1:
-        return f"{middle:+.1f} (1 pair)"
-    return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}] ({len(pairs)} pairs)"
+    low, mid, high = (f"{x:+.{digits}f}" for x in (middle - half, middle, middle + half))
+    return f"{mid} (1 pair)" if len(pairs) == 1 else f"{mid} [{low}, {high}] ({len(pairs)} pairs)"
 
 
 def pair(runs: Collection[Run], others: Collection[Run]) -> list[tuple[Run, Run]]:
@@ -207,25 +227,18 @@ def table(rows: Rows, metrics: Sequence[str]) -> str:
     """A row for each cell, with its difference to its baseline."""
     headers = ["", "against", "runs"]
     for metric in metrics:
-        headers += [metric.replace("/", " "), "difference [95 %]"]
-    headers += ["s / iteration", "CPU s", "peak MiB"]
+        headers += [re.sub("[/_]", " ", metric), "difference [95 %]"]
     body = []
     for name, row in rows.items():
         is_baseline = row.baseline == name
         line = [name, "" if is_baseline else row.baseline, str(len(row.runs))]
         for metric in metrics:
+            digits = COSTS.get(metric, 1)
             pairs = pairs_of(row, rows.get(row.baseline), metric)
             line += [
-                mean(list(row.values(metric).values())),
-                "" if is_baseline else difference(pairs),
+                mean(list(row.values(metric).values()), digits),
+                "" if is_baseline else difference(pairs, digits),
             ]
-        for key, digits in (
-            ("seconds_per_iteration", 2),
-            ("cpu_seconds_per_iteration", 2),
-            ("peak_memory_mib", 0),
-        ):
-            costs = [run[key] for run in row.runs.values() if run[key] is not None]
-            line.append(f"{np.mean(costs):.{digits}f}" if costs else "–")
         body.append(line)
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 
@@ -260,17 +273,19 @@ def _change(row: Row | None, by_config: Rows, metric: str) -> str:
     if row is None:
         return ""
     if row.baseline == row.name:
-        return mean(list(row.values(metric).values()))
+        return mean(list(row.values(metric).values()), COSTS.get(metric, 1))
     other = by_config.get(cells.baseline_of(row.config))
-    return difference(pairs_of(row, other, metric)).replace(" pairs", "")
+    pairs = pairs_of(row, other, metric)
+    return difference(pairs, COSTS.get(metric, 1)).replace(" pairs", "")
 
 
 def power(rows: Rows, metric: str, numbers: Sequence[int]) -> str:
-    """The smallest difference that n pairs can show: half the width of its 95 % interval.
+    """Half the width of the 95 % interval that a difference of n pairs would have.
 
     It follows from the standard deviation of known pairs, pooled over all that are compared with one
     baseline. Their mean differences do not enter it.
     """
+    digits = COSTS.get(metric, 1)
     body = []
     for baseline in dict.fromkeys(row.baseline for row in rows.values()):
         known = [
@@ -285,7 +300,7 @@ def power(rows: Rows, metric: str, numbers: Sequence[int]) -> str:
             deviation = np.sqrt(squares / freedom)
             halves = [stats.t.ppf(0.975, n - 1) * deviation / np.sqrt(n) for n in numbers]
             counts = [str(len(known)), str(sum(map(len, known)))]
-            body.append([baseline, *counts, *(f"{x:.1f}" for x in (deviation, *halves))])
+            body.append([baseline, *counts, *(f"{x:.{digits}f}" for x in (deviation, *halves))])
     if not body:
         raise ValueError("No comparison has two pairs, so that nothing is known of their scatter.")
     headers = ["against", "comparisons", "pairs", f"SD of {metric.replace('/', ' ')}"]
@@ -347,7 +362,7 @@ def plot_curves(rows: Rows, metric: str, file: str) -> None:
 
 def print_table(args: Namespace) -> str:
     """What the command `table` prints. It draws the plots too, if a prefix for them is given."""
-    rows, sentences = find_rows(args.results, args.config, args.opts)
+    rows, sentences = find_rows(args.results, args.config, args.opts, args.against)
     check_metrics(rows, args.metrics)
     if args.plots:
         os.makedirs(os.path.dirname(os.path.abspath(args.plots)), exist_ok=True)

@@ -69,7 +69,7 @@ def test_the_table_pairs_seeds(folder, capsys):
     assert other[:4] == ["other", "base", "4", "24.0 ± 15.4"]
     assert other[4] == "+2.0 [-0.5, +4.5] (3 pairs)"
     # No masks.
-    assert other[5:] == ["–", "–", "0.75", "0.50", "1000"]
+    assert other[5:] == ["–", "–"]
     for name in ("out/r_ap.png", "out/r_curves.png"):
         assert cv2.imread(name).std() > 5
 
@@ -82,6 +82,46 @@ def test_one_seed_has_no_interval_and_other_metrics_can_be_shown(folder, capsys)
     assert header[5] == "bbox AP-ring"
     assert base[3:7] == ["10.0", "", "–", ""]
     assert other[3:7] == ["12.5", "+2.5 (1 pair)", "3.0", "–"]
+
+
+def test_costs_are_compared_as_metrics_are(folder, capsys):
+    found = [line("base", 1, 10.0), line("other", 1, 12.5, peak_memory_mib=1200, diverged_at=3)]
+    found[1]["cpu_seconds_per_iteration"] = 0.42
+    show(folder, found, "--metrics", "cpu_seconds_per_iteration", "peak_memory_mib")
+    header, _, base, other = cells_of(capsys.readouterr().out)
+    assert header[3::2] == ["cpu seconds per iteration", "peak memory mib"]
+    assert base[3:] == ["0.50", "", "1000", ""]
+    assert other[3:] == ["0.42", "-0.08 (1 pair)", "1200", "+200 (1 pair)"]
+
+
+def test_another_variant_of_the_base_can_be_compared_with(tmp_path, capsys):
+    file = tmp_path / "r.jsonl"
+    known = [("stock", 1, 10.0), ("bicubic", 1, 14.0), ("headline", 1, 15.0), ("headline", 2, 9.0)]
+    changes = ["SOLVER.GAMMA", "0.5"]
+    file.write_text(
+        "".join(
+            json.dumps(
+                {
+                    **line(f"nuclei/{variant}", seed, ap),
+                    "opts": changes,
+                    "settings": lines.settings_of(cells.load(f"nuclei/{variant}", changes)),
+                }
+            )
+            + "\n"
+            for variant, seed, ap in known
+        )
+    )
+    options = ["table", "--results", str(file), "--against", "bicubic", "--config"]
+    main([*options, "nuclei/headline", "nuclei/stock", "--opts", *changes])
+    assert [row[:5] for row in cells_of(capsys.readouterr().out)[2:]] == [
+        ["nuclei/bicubic", "", "1", "14.0", ""],
+        ["nuclei/headline", "nuclei/bicubic", "2", "12.0 ± 4.2", "+1.0 (1 pair)"],
+        ["nuclei/stock", "nuclei/bicubic", "1", "10.0", "-4.0 (1 pair)"],
+    ]
+    for config in ("nuclei/headline", str(ROOT / "configs/quickstart.yaml")):
+        with pytest.raises(SystemExit):
+            main([*options[:-2], "gamma2", "--config", config])
+        assert f"gamma2, which is no variant of the base of {config}" in capsys.readouterr().err
 
 
 def test_changes_of_all_cells_are_compared_with_the_baseline_of_the_same_change(folder, capsys):
@@ -198,7 +238,7 @@ def test_results_that_cannot_be_reported(folder):
     with pytest.raises(ValueError, match="two lines of base, seed 1, on a CPU; delete one"):
         show(folder, [line("other", 1, 1.0), line("base", 1, 1.0), line("base", 1, 1.0)])
     with pytest.raises(
-        ValueError, match="--metrics has bbox/ap; the results have bbox/AP, segm/AP"
+        ValueError, match="--metrics has bbox/ap; the results have bbox/AP, cpu_seconds_per_it"
     ):
         show(folder, [line("other", 1, 1.0)], "--metrics", "bbox/AP", "bbox/ap")
     assert not (folder / "out").exists()
