@@ -157,6 +157,10 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     """
     from detectron2.utils.file_io import PathManager
 
+    if config_file.endswith(".py"):
+        raise ValueError(
+            f"{config_file} is no YAML file; Detectron2's tools/lazyconfig_train_net.py reads configs in Python."
+        )
     cfg = get_cfg()
     if PathManager.isfile(config_file):
         _refuse_mapping(read_yaml(config_file, allow_unsafe))

@@ -1,6 +1,7 @@
 """The parts that the tools share: a trainer, its checked config, and readers of the files it writes."""
 
 import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -13,7 +14,7 @@ import tempfile
 import weakref
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import detectron2.engine
 import torch
@@ -52,8 +53,20 @@ from .validation import check_config, check_federated_loss_data
 
 # What a full disk, a quota and a folder that has become read-only give.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Files that are locked as long as this process trains in their folder.
+_locks: list[IO[str]] = []
 # Keys of SOLVER that may well be changed when a training is resumed.
 _MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
+
+# Keys that make it another training. With the entries of its data sets, those of other files have the same names.
+_OF_A_TRAINING = (
+    "MODEL.",
+    "SOLVER.",
+    "DATASETS.TRAIN",
+    "DATASETS.COCO_JSON",
+    "INPUT.FORMAT",
+    "INPUT.PIXEL_RANGE",
+)
 
 # Detectron2 writes the config of the last run, which may be an evaluation. That of the training is kept beside it.
 _LAST, _TRAINED = "config.yaml", "config_of_training.yaml"
@@ -72,6 +85,7 @@ class Trainer(DefaultTrainer):
     extra_checkpoints = True
 
     def __init__(self, cfg: CfgNode) -> None:
+        self._asked = cfg.SOLVER.MAX_ITER
         if comm.get_world_size() == 1 or cfg.MODEL.DEVICE != "cpu":
             super().__init__(cfg)
             return
@@ -145,26 +159,53 @@ class Trainer(DefaultTrainer):
                 f"same folder on all machines, so that all read the same checkpoint."
             )
         if self.start_iter > self.max_iter:
+            scaled = (
+                f" ({self._asked} scaled from SOLVER.REFERENCE_WORLD_SIZE to {comm.get_world_size()} processes)"
+                if self.max_iter != self._asked
+                else ""
+            )
             raise ValueError(
-                f"SOLVER.MAX_ITER is {self.max_iter}, but {self.checkpointer.get_checkpoint_file()} has "
+                f"SOLVER.MAX_ITER is {self.max_iter}{scaled}, but {self.checkpointer.get_checkpoint_file()} has "
                 f"{self.start_iter} iterations; it must be at least as many, or --eval-only must be added."
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in Detectron2, but a training without AMP may go on with it."""
+        """As in Detectron2, but a training without AMP may go on with it.
+
+        Raises:
+            ValueError: the checkpoint is of another optimizer.
+        """
         if isinstance(self._trainer, AMPTrainer):
             scaler = self._trainer.grad_scaler.state_dict()
             state_dict.get("_trainer", {}).setdefault("grad_scaler", scaler)
-        super().load_state_dict(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise ValueError(
+                f"The optimizer of the checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} is for other parameters "
+                f"({error}). Keys such as MODEL.BACKBONE.FREEZE_AT must stay as they were, or a new training with "
+                f"another OUTPUT_DIR must start from the checkpoint by MODEL.WEIGHTS."
+            ) from error
 
     def train(self) -> Any:
-        """As in Detectron2.
+        """As in Detectron2. `OUTPUT_DIR` holds the config of the training from then on.
 
         Raises:
             OSError: `OUTPUT_DIR` cannot be written to any more.
+            FloatingPointError: the training has diverged.
         """
         try:
+            if comm.is_main_process():
+                # Only now, because a resumed training may have been refused until here.
+                with PathManager.open(os.path.join(self.cfg.OUTPUT_DIR, _TRAINED), "w") as f:
+                    f.write(self.cfg.dump())
             return super().train()
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} This was in iteration {self.iter}, with SOLVER.BASE_LR {self.cfg.SOLVER.BASE_LR}. A lower "
+                f"SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.ENABLED True may help. Start anew with another OUTPUT_DIR: "
+                f"--resume goes on with the old learning rate, and checkpoints just before this may be ruined too."
+            ) from error
         except OSError as error:
             if error.errno not in _NOT_WRITTEN:
                 raise
@@ -397,11 +438,10 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     starts_anew = trains and not args.resume
     holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     _run_once(comm.is_main_process(), lambda: _check_output_dir(cfg, starts_anew))
+    if trains:
+        _run_once(comm.is_main_process(), lambda: _lock(cfg.OUTPUT_DIR))
     changes = _changes(cfg) if trains and args.resume and comm.is_main_process() else []
     default_setup(cfg, args)
-    if trains and comm.is_main_process():
-        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, _TRAINED), "w") as f:
-            f.write(cfg.dump())
     if starts_anew and holds_another:
         logger.warning(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds files of another training, but no last_checkpoint. This one starts "
@@ -430,6 +470,11 @@ def _check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         )
     if "://" in folder:
         return
+    if os.path.expandvars(os.path.expanduser(folder)) != folder:
+        raise ValueError(
+            f"OUTPUT_DIR is {folder!r}, in which neither ~ nor $VARIABLES have a meaning; it must be the path of a "
+            f"folder as it is, such as {os.path.expandvars(os.path.expanduser(folder))!r}."
+        )
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as f:
@@ -440,16 +485,45 @@ def _check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         ) from error
 
 
+def _lock(folder: str) -> None:
+    """Keeps other processes from training in the same folder. The end of this process lifts the lock.
+
+    Raises:
+        ValueError: another process trains there.
+    """
+    if "://" in folder:
+        return
+    # Workers of a data loader do not inherit the lock, so that a killed training can be resumed at once.
+    _locks.append(open(os.path.join(folder, ".training.lock"), "w"))  # noqa: SIM115
+    try:
+        fcntl.lockf(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some file systems have no locks.
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(
+                f"Another process trains in OUTPUT_DIR {folder!r}; wait for its end, or choose another folder."
+            ) from error
+
+
 def _changes(cfg: CfgNode) -> list[str]:
     """How the keys that make it another training differ from those of the checkpoint in `OUTPUT_DIR`."""
     if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return []
     # Another program may have trained.
     old = _read_config(cfg, _TRAINED) or _read_config(cfg, _LAST)
+    # What was written is the config that the trainer had scaled.
+    scaled = Trainer.auto_scale_workers(cfg, comm.get_world_size())
+    new = dict(leaves(yaml.safe_load(scaled.dump())))
+    # Other data sets may have come or gone, but the same name should have the same files.
+    known = [{entry[0] for entry in config.get("DATASETS.COCO_JSON", [])} for config in (old, new)]
+    both = set.intersection(*known, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    for config in (old, new):
+        entries = config.get("DATASETS.COCO_JSON", [])
+        config["DATASETS.COCO_JSON"] = [entry for entry in entries if entry[0] in both]
     return [
         f"{key} was {old[key]!r} and is {value!r}"
-        for key, value in leaves(yaml.safe_load(cfg.dump()))
-        if key.startswith(("MODEL.", "SOLVER.", "DATASETS.TRAIN"))
+        for key, value in new.items()
+        if key.startswith(_OF_A_TRAINING)
         and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", *_MAY_CHANGE)
         and old.get(key, value) != value
     ]

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,9 +19,32 @@ logger = logging.getLogger("detectron2.mrcnn_plugin.evaluation")
 
 
 class WholeResults(COCOEvaluator):
-    """Detectron2's COCOEvaluator, whose results are written to a folder `partial`, and moved when they are whole."""
+    """Detectron2's COCOEvaluator, whose results are written to a folder `partial`, and moved when they are whole.
+
+    Without any detection, each task of the model has an AP of 0, where Detectron2 has NaN for the boxes alone.
+
+    Args:
+        name: the test set.
+        expected: the tasks of the model: "bbox", "segm", "keypoints".
+        more: as in COCOEvaluator.
+    """
 
     _output_dir: str | None
+
+    def __init__(self, name: str, expected: Collection[str], **more: Any) -> None:
+        super().__init__(name, **more)
+        self._expected = set(expected)
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> set[str]:
+        return super()._tasks_from_predictions(predictions) if predictions else self._expected
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Any = None
+    ) -> dict[str, float]:
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is None and self._coco_api.getAnnIds():
+            return dict.fromkeys(results, 0.0)
+        return results
 
     def evaluate(self, img_ids: Any = None) -> Any:
         folder = self._output_dir
@@ -46,6 +70,16 @@ def results_folder(cfg: CfgNode, name: str, folder: str = "inference") -> str:
     if len(cfg.DATASETS.TEST) <= 1:
         return folder
     return os.path.join(folder, re.sub(r"[^\w.+-]", "_", name).lstrip("."))
+
+
+def tasks_of(cfg: CfgNode) -> list[str]:
+    """What COCO evaluates of a model."""
+    tasks = ["bbox"]
+    if cfg.MODEL.MASK_ON:
+        tasks.append("segm")
+    if cfg.MODEL.KEYPOINT_ON:
+        tasks.append("keypoints")
+    return tasks
 
 
 def max_detections(cfg: CfgNode) -> int:
@@ -78,6 +112,7 @@ def build_coco_evaluator(
         )
     return WholeResults(
         name,
+        tasks_of(cfg),
         output_dir=output_folder or results_folder(cfg, name),
         max_dets_per_image=limit,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,

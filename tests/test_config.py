@@ -28,6 +28,8 @@ def test_changes_override_the_file_and_the_result_can_be_changed():
 
 
 def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match="focal.py is no YAML file; .*lazyconfig_train_net.py"):
+        load_cfg("configs/lazy/mask_rcnn_focal.py")
     file = tmp_path / "config.yaml"
     with pytest.raises(AssertionError, match="config.yaml' does not exist"):
         load_cfg(str(file))

@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from detectron2.utils.file_io import PathManager
 
 from mrcnn_plugin import get_config_file, load_cfg
 from mrcnn_plugin.analysis.dataset import Settings, check_folder, describe, plot_dataset
+from mrcnn_plugin.checkpoint import write_whole
 from mrcnn_plugin.data import check_categories, check_pixel_range, register_coco_json
 from mrcnn_plugin.data.checks import (
     Usage,
@@ -330,8 +332,7 @@ def write_config(args: argparse.Namespace, suggestion: Suggestion) -> None:
         f"the value follows. What is not here is as in the config that _BASE_ names."
     )
     text = to_yaml(suggestion, base, header)
-    with open(args.write_config, "x", encoding="utf-8") as f:
-        f.write(text)
+    write_whole({args.write_config: lambda f: f.write(text.encode())})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -396,7 +397,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif suggestion is not None:
         write_config(args, suggestion)
         print(
-            f"Wrote {args.write_config}. To train: tools/train_net.py --config-file {args.write_config}"
+            f"Wrote {args.write_config}. To train: tools/train_net.py --config-file "
+            f"{shlex.quote(args.write_config)}"
         )
         keypoints = MetadataCatalog.get(next(iter(faults))).get("keypoint_names")
         if keypoints and not suggestion.cfg.MODEL.KEYPOINT_ON:

@@ -59,6 +59,7 @@ from mrcnn_plugin.data import (
     read_input,
     register_coco_json,
 )
+from mrcnn_plugin.data.checks.images import frames_of
 
 # Files with these extensions are read from a folder. An image that --input names can have any other.
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -235,9 +236,12 @@ def plan_outputs(
     """Input -> picture or video to write.
 
     Raises:
-        ValueError: two inputs have the same output or `image_id`, or an output would replace an input.
+        ValueError: two inputs have the same output or `image_id`, or an output would replace an input, or
+            `--output` is a file.
         FileExistsError: something is there already, and `--overwrite` is not given.
     """
+    if os.path.exists(args.output) and not os.path.isdir(args.output):
+        raise ValueError(f"--output: {args.output} is a file; it must be a folder.")
     outputs: dict[str, str] = {}
     taken: dict[str, str] = {}
     for path in paths:
@@ -422,6 +426,9 @@ class Demo:
 
     def run_on_image(self, path: str, output: str, tally: Tally) -> None:
         image = read_input(path, self.cfg)
+        with Image.open(path) as opened:
+            if frames_of(opened) > 1:
+                logger.warning("%s has several frames or pages. Only the first is drawn.", path)
         instances = self._detect(image, tally, image_id=image_id(path))
         scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
         rgb = convert_image_to_rgb(image, self.cfg.INPUT.FORMAT)

@@ -42,7 +42,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config-file",
-        required=True,
         metavar="FILE",
         help="the config that the model was trained with",
     )
@@ -58,6 +57,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
     args = engine.parse_args(parser, argv)
+    # argparse would not find it after config keys.
+    if not args.config_file:
+        parser.error("--config-file is missing")
     if not 0 <= args.min_score <= 1:
         raise ValueError(f"--min-score is {args.min_score}; it must be in [0, 1].")
     return args

@@ -43,8 +43,8 @@ def register_coco_json(
     A data set's class names and category ids are put into its metadata at once, so that they are
     known without loading it; so are the names of its keypoints and what its skeleton connects, if
     its categories have them. An entry that this function has registered already is left as it is
-    where the other arguments give the same data set, and registered anew where they do not, for
-    example with another `pixel_range`.
+    where the file and the other arguments are the same, and registered anew where they are not, for
+    example when the file was written again.
 
     Where something in a JSON file can be repaired, the data set is registered with a repaired copy
     of it. All `entries` are checked when one of them is loaded first, so that a test set is
@@ -94,15 +94,19 @@ def register_coco_json(
                     f"{registered[0]!r} and image root {registered[1]!r} instead of {json_file!r} "
                     f"and {image_root!r}. Use another name."
                 )
-            arguments = metadata.get("coco_json_arguments")
-            if arguments is None and pixel_range:
+            known = metadata.get("coco_json_arguments")
+            if known is None and pixel_range:
                 raise ValueError(
                     f"{where}: other code has registered a data set of this name, which does not "
                     f"scale images, but INPUT.PIXEL_RANGE is {list(pixel_range)!r}. Use another name."
                 )
-            if arguments in (None, (scaled_root, check != "off", masks)):
+            if known is None:
                 continue
-        local, inspection = _inspect(json_file, where, check, masks)
+        local, state = _find(json_file, where)
+        arguments = (scaled_root, check != "off", masks, state)
+        if name in DatasetCatalog and known == arguments:
+            continue
+        inspection = _inspect(local, _shown(json_file), where, check, masks)
         if not _may_be_dir(image_root):
             raise FileNotFoundError(
                 f"{where}: the image root {_shown(image_root)} is no directory."
@@ -120,7 +124,7 @@ def register_coco_json(
             "coco_json_source": json_file,
             "coco_json_local": local,
             "coco_json_root": image_root,
-            "coco_json_arguments": (scaled_root, check != "off", masks),
+            "coco_json_arguments": arguments,
         }
         if inspection.images_of_category:
             # For MODEL.ROI_BOX_HEAD.USE_FED_LOSS.
@@ -131,10 +135,10 @@ def register_coco_json(
         if inspection.keypoints:
             new[name]["keypoint_names"] = inspection.keypoints
             # Pairs that other code has given stay; Detectron2 would not let others replace them.
-            known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
-            pairs = known.get("keypoint_flip_map", find_flip_pairs(inspection.keypoints))
+            others = _metadata_of_others(name)
+            pairs = others.get("keypoint_flip_map", find_flip_pairs(inspection.keypoints))
             new[name]["keypoint_flip_map"] = pairs
-            if inspection.connections and "keypoint_connection_rules" not in known:
+            if inspection.connections and "keypoint_connection_rules" not in others:
                 # Detectron2 draws each connection in a colour.
                 colors = colormap(rgb=True).astype(int).tolist()
                 new[name]["keypoint_connection_rules"] = [
@@ -150,10 +154,10 @@ def register_coco_json(
         if name in DatasetCatalog:
             # An earlier registration of this function. Metadata cannot be changed, so they are made
             # anew, with what others have added.
+            others = _metadata_of_others(name)
             DatasetCatalog.remove(name)
-            metadata = {**MetadataCatalog.get(name).as_dict(), **metadata}
-            del metadata["name"]
             MetadataCatalog.remove(name)
+            MetadataCatalog.get(name).set(**others)
         load = functools.partial(
             _load,
             name,
@@ -164,7 +168,16 @@ def register_coco_json(
             pixel_range_unit,
         )
         DatasetCatalog.register(name, load)
-        MetadataCatalog.get(name).set(**metadata)
+        MetadataCatalog.get(name).set(
+            **metadata, coco_json_keys=["name", "coco_json_keys", *metadata]
+        )
+
+
+def _metadata_of_others(name: str) -> dict[str, Any]:
+    """What other code has put into the metadata of a data set."""
+    known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
+    ours = known.get("coco_json_keys", ("name",))
+    return {key: value for key, value in known.items() if key not in ours}
 
 
 def check_entries(entries: Any) -> None:
@@ -220,20 +233,26 @@ def _load(
     return dicts
 
 
-def _inspect(json_file: str, where: str, check: str, masks: bool) -> tuple[str, Inspection]:
-    """The local path of a JSON file, and what is known of it."""
-    shown = _shown(json_file)
+def _find(json_file: str, where: str) -> tuple[str, tuple[int, int]]:
+    """The local path of a JSON file, and what changes when the file does."""
     try:
         local = PathManager.get_local_path(json_file)
+        stat = os.stat(local)
+    except OSError as error:
+        raise _unreadable(_shown(json_file), where, error) from error
+    return local, (stat.st_size, stat.st_mtime_ns)
+
+
+def _inspect(local: str, shown: str, where: str, check: str, masks: bool) -> Inspection:
+    """What is known of a JSON file."""
+    try:
         if check != "off":
-            return local, inspect_json(local, shown, where, masks=masks)
+            return inspect_json(local, shown, where, masks=masks)
         content, _ = read_content(local, shown, where)
     except OSError as error:
-        raise FileNotFoundError(
-            f"{where}: the json file {shown} cannot be read: {error}."
-        ) from error
+        raise _unreadable(shown, where, error) from error
     categories = read_categories(content, shown, where)
-    return local, Inspection(
+    return Inspection(
         local,
         categories,
         keypoint_names(content["categories"]),
@@ -242,6 +261,10 @@ def _inspect(json_file: str, where: str, check: str, masks: bool) -> tuple[str, 
         findings=[],
         images=[],
     )
+
+
+def _unreadable(shown: str, where: str, error: OSError) -> FileNotFoundError:
+    return FileNotFoundError(f"{where}: the json file {shown} cannot be read: {error}.")
 
 
 def register_coco_json_from_file(path: str) -> None:

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mrcnn_plugin import add_mrcnn_config
-from mrcnn_plugin.data import check_categories, register_coco_json, register_coco_json_from_file
+from mrcnn_plugin.data import (
+    check_categories,
+    check_datasets,
+    register_coco_json,
+    register_coco_json_from_file,
+)
 from mrcnn_plugin.data.keypoints import find_flip_pairs
 
 CATEGORIES = [{"id": 7, "name": "spoon"}, {"id": 3, "name": "fork"}]
@@ -231,6 +236,39 @@ def test_pairs_of_keypoints_that_other_code_gave_are_kept(tmp_path):
     register_coco_json([entry], masks=False)
     assert MetadataCatalog.get("boats").keypoint_flip_map == pairs
     assert create_keypoint_hflip_indices(["boats"]) == [1, 0]
+
+
+def test_a_file_that_was_written_again_is_registered_anew(tmp_path):
+    keypoints = with_keypoints(["left", "right"])
+    entries = [("boats", *write_coco(tmp_path, keypoints))]
+    register_coco_json(entries)
+    MetadataCatalog.get("boats").color = "red"
+    assert len(DatasetCatalog.get("boats")) == 1
+    file = tmp_path / "instances.json"
+    content = json.loads(file.read_text())
+    content["categories"] = [{"id": 7, "name": "spoon"}]
+    content["annotations"][0].update(category_id=7, bbox=[1, 2, -5, 5])
+    file.write_text(json.dumps(content))
+    register_coco_json(entries)
+    metadata = MetadataCatalog.get("boats")
+    assert metadata.thing_classes == ["spoon"] and metadata.color == "red"
+    assert "keypoint_flip_map" not in metadata.as_dict()
+    with pytest.raises(ValueError, match="box"):
+        DatasetCatalog.get("boats")
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="'boats'.* cannot be read"):
+        register_coco_json(entries)
+
+
+def test_data_sets_that_are_not_registered_cannot_be_checked(coco):
+    cfg = get_cfg()
+    add_mrcnn_config(cfg)
+    cfg.DATASETS.COCO_JSON = [["cutlery", *coco]]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("cutlery",), ()
+    with pytest.raises(ValueError, match="'cutlery', which is not registered; call register_coco"):
+        check_datasets(cfg)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    check_datasets(cfg)
 
 
 def with_skeleton(skeleton):

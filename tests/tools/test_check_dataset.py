@@ -226,6 +226,17 @@ class TestWriteConfig:
         assert "my.yaml exists already" in capsys.readouterr().err
         assert (tmp_path / "my.yaml").read_bytes() == before
 
+    def test_a_config_is_whole_or_not_there(self, data, tmp_path, monkeypatch):
+        def fail(descriptor):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        monkeypatch.chdir(tmp_path)
+        before = sorted(os.listdir())
+        with pytest.raises(OSError, match="No space left"):
+            run(data, "--write-config", "my.yaml")
+        assert sorted(os.listdir()) == before
+
     def test_keypoints_that_are_not_trained_are_named(self, data, capsys, tmp_path):
         assert run(data, "--write-config", tmp_path / "plain.yaml") == 0
         assert "Keypoints" not in capsys.readouterr().out

@@ -14,6 +14,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 
 from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import generate_shapes
@@ -464,6 +465,21 @@ def test_it_says_where_nothing_was_found_and_at_which_threshold():
 
 
 # Nothing is overwritten
+
+
+def test_the_folder_for_pictures_is_no_file(weights, images):
+    open("out", "w").close()
+    with pytest.raises(ValueError, match="--output: out is a file; it must be a folder"):
+        run(weights, "--input", images, "--output", "out")
+
+
+def test_only_the_first_page_is_drawn_and_that_is_said(weights, log):
+    pages = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    pages[0].save("pages.tif", save_all=True, append_images=pages[1:])
+    pages[0].save("page.png")
+    assert run(weights, "--input", "pages.tif", "page.png", "--output", "out") == 0
+    (said,) = [r.getMessage() for r in log.records if "pages" in r.getMessage()]
+    assert said == "pages.tif has several frames or pages. Only the first is drawn."
 
 
 def test_existing_files_are_kept_unless_asked(weights, images):

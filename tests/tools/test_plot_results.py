@@ -293,6 +293,17 @@ def test_keypoints_have_a_row_and_curves(output, capsys, monkeypatch):
     assert "AP of keypoints: 65.0 at last" in labels
 
 
+def test_the_config_may_stand_behind_config_changes(capsys):
+    config = str(small.CONFIGS / "quickstart.yaml")
+    args = plot_results.parse_args(
+        ["--min-score", "0.2", "OUTPUT_DIR", "o", "--config-file", config]
+    )
+    assert (args.config_file, args.min_score, args.opts) == (config, 0.2, ["OUTPUT_DIR", "o"])
+    with pytest.raises(SystemExit):
+        plot_results.parse_args(["OUTPUT_DIR", "o"])
+    assert "--config-file is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("score", ["-0.1", "1.5", "nan"])
 def test_a_score_outside_of_0_to_1_is_an_error(output, score):
     config = str(small.CONFIGS / "quickstart.yaml")

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
+from detectron2.engine import DefaultTrainer, default_argument_parser
 from PIL import Image
 
 from mrcnn_plugin import engine, get_cfg, load_cfg
@@ -92,6 +96,94 @@ def test_a_resume_with_another_config_says_what_differs(run, tmp_path, log):
     (said,) = [r.getMessage() for r in log.records if "had another config" in r.getMessage()]
     assert "MODEL.RPN.NMS_THRESH was 0.7 and is 0.5" in said
     assert "SOLVER.BASE_LR was" in said and "MAX_ITER" not in said
+
+
+def test_a_resume_with_other_files_of_the_same_name_says_so(run, tmp_path, log):
+    settings = {"DATASETS__TEST": "()", "SOLVER__MAX_ITER": 1}
+    run(**settings)
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "data", moved)
+    name = f"shapes_of_{tmp_path.name}"
+    MetadataCatalog.remove(name)
+    DatasetCatalog.remove(name)
+    entries = [[name, str(moved / "instances.json"), str(moved / "images")]]
+    other = ["shapes_other", *entries[0][1:]]
+    run("--resume", DATASETS__COCO_JSON=[*entries, other], INPUT__FORMAT="RGB", **settings)
+    (said,) = [r.getMessage() for r in log.records if "had another config" in r.getMessage()]
+    assert "data/instances.json" in said and f"and is {entries!r}" in said
+    assert "INPUT.FORMAT was 'BGR' and is 'RGB'" in said
+
+
+def test_a_refused_resume_leaves_the_config_of_the_training(run, tmp_path, log):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=2)
+    file = tmp_path / "out" / "config_of_training.yaml"
+    before = file.read_text()
+    with pytest.raises(ValueError, match="MAX_ITER is 1, but"):
+        run("--resume", DATASETS__TEST="()", SOLVER__MAX_ITER=1, SOLVER__BASE_LR=0.5)
+    assert file.read_text() == before
+    run("--resume", DATASETS__TEST="()", SOLVER__MAX_ITER=3, SOLVER__BASE_LR=0.5)
+    assert log.text.count("SOLVER.BASE_LR was 0.02 and is 0.5") == 2
+    assert "BASE_LR: 0.5" in file.read_text()
+
+
+def test_a_resume_with_another_number_of_processes_says_what_is_scaled(run, monkeypatch, log):
+    settings = {"DATASETS__TEST": "()", "SOLVER__REFERENCE_WORLD_SIZE": 1}
+    run(SOLVER__MAX_ITER=2, **settings)
+    # The scaling is what matters here, and not the second process.
+    scale = DefaultTrainer.auto_scale_workers
+    monkeypatch.setattr(
+        DefaultTrainer, "auto_scale_workers", staticmethod(lambda cfg, size: scale(cfg, 2))
+    )
+    with pytest.raises(ValueError, match=r"is 1 \(2 scaled from SOLVER.REFERENCE_WORLD_SIZE to"):
+        run("--resume", SOLVER__MAX_ITER=2, **settings)
+    assert "SOLVER.BASE_LR was 0.02 and is 0.04" in log.text
+
+
+def test_two_trainings_do_not_share_a_folder(run, tmp_path, train_net, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    # The lock is that of a process.
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", holds, str(out / ".training.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="Another process trains in OUTPUT_DIR .*out'; wait"):
+            run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+        assert os.listdir(out) == [".training.lock"]
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    assert (out / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("folder", ["~/run", "$HOME/run"])
+def test_a_folder_is_not_named_by_what_detectron2_does_not_expand(run, folder):
+    with pytest.raises(ValueError, match="OUTPUT_DIR is .*~ nor .VARIABLES.* such as '/.*/run'"):
+        run(OUTPUT_DIR=folder)
+
+
+def test_a_resume_with_other_parameters_to_train_says_why_not(run):
+    settings = {"DATASETS__TEST": "()", "MODEL__BACKBONE__FREEZE_AT": 0}
+    run(SOLVER__MAX_ITER=1, **settings)
+    settings["MODEL__BACKBONE__FREEZE_AT"] = 3
+    with pytest.raises(ValueError, match="optimizer of the checkpoint .*FREEZE_AT must stay"):
+        run("--resume", SOLVER__MAX_ITER=2, **settings)
+
+
+def test_a_training_that_diverges_names_the_learning_rate(run, train_net, monkeypatch):
+    def diverge(self):
+        raise FloatingPointError("Training has diverged.")
+
+    monkeypatch.setattr(train_net.Trainer, "run_step", diverge)
+    with pytest.raises(FloatingPointError, match="diverged. .* iteration 0, with SOLVER.BASE_LR 0"):
+        run(DATASETS__TEST="()")
+
+
+def test_a_model_that_detects_nothing_has_an_ap_of_zero(run, tmp_path):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
+    weights = tmp_path / "out" / "model_final.pth"
+    nothing = {"MODEL__ROI_HEADS__SCORE_THRESH_TEST": 1.0}
+    results = run("--eval-only", MODEL__WEIGHTS=weights, **nothing)
+    for task in ("bbox", "segm"):
+        assert results[task]["AP"] == results[task]["AP50"] == 0.0
 
 
 def test_an_evaluation_does_not_hide_that_the_config_differs(run, tmp_path, log):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 
@@ -105,8 +105,8 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
         train: False where nothing is trained, so that `DATASETS.TRAIN` is not needed.
 
     Raises:
-        ValueError: something cannot be used, or is not allowed by `DATASETS.ALLOW`; or `DATASETS.CHECK` or
-            `DATASETS.ALLOW` is none of the values that it can have.
+        ValueError: something cannot be used, or is not allowed by `DATASETS.ALLOW`; or a data set is not registered;
+            or `DATASETS.CHECK` or `DATASETS.ALLOW` is none of the values that it can have.
     """
     usage = Usage.of(cfg)
     check_usage(usage if train else dataclasses.replace(usage, train=()))
@@ -119,6 +119,11 @@ def check_usage(usage: Usage) -> None:
         return
     errors: list[str] = []
     for name in dict.fromkeys((*usage.train, *usage.test)):
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"DATASETS.TRAIN or TEST has {name!r}, which is not registered; call register_coco_json with the "
+                f"entries of DATASETS.COCO_JSON first."
+            )
         if MetadataCatalog.get(name).get("coco_json_source") is None:
             # Not one of ours.
             continue

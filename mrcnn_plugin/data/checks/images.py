@@ -142,7 +142,7 @@ def look_at(path: str, full: bool = False) -> Facts:
                     mode=mode,
                     orientation=orientation,
                 )
-                facts = facts._replace(frames=_frames(image))
+                facts = facts._replace(frames=frames_of(image))
                 if full or not whole:
                     image.seek(0)
                     image.load()
@@ -191,7 +191,8 @@ def _orientation(image: Any, full: bool) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _frames(image: Any) -> int:
+def frames_of(image: Any) -> int:
+    """How many frames or pages an opened image has: 1, or 2 for several."""
     # The second picture of a camera's MPO file is a preview or a depth map.
     return 1 if image.format == "MPO" else min(2, getattr(image, "n_frames", 1))
 
