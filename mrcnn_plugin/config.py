@@ -162,13 +162,18 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
             f"{config_file} is no YAML file; Detectron2's tools/lazyconfig_train_net.py reads configs in Python."
         )
     cfg = get_cfg()
-    if PathManager.isfile(config_file):
-        _refuse_mapping(read_yaml(config_file, allow_unsafe))
     _refuse_nodes(opts, cfg)
     try:
+        if PathManager.isfile(config_file):
+            _refuse_mapping(read_yaml(config_file, allow_unsafe))
         # read_yaml has refused what must not run.
         cfg.merge_from_file(config_file, allow_unsafe=True)
         cfg.merge_from_list(list(opts))
+    except RecursionError:
+        raise ValueError(
+            f"{config_file} has no end: an alias *name stands inside of its own anchor &name, or _BASE_ leads back to "
+            f"the file."
+        ) from None
     except (AssertionError, KeyError, ValueError) as error:
         hint = _hint(str(error), cfg)
         if not hint:

@@ -33,6 +33,10 @@ def test_bad_input_is_named(tmp_path):
     file = tmp_path / "config.yaml"
     with pytest.raises(AssertionError, match="config.yaml' does not exist"):
         load_cfg(str(file))
+    for endless in ("MODEL: &model\n  FPN: *model\n", "_BASE_: config.yaml\n"):
+        file.write_text(endless)
+        with pytest.raises(ValueError, match="config.yaml has no end"):
+            load_cfg(str(file))
     file.write_text("MODEL: {FPN: {UPSAMPEL: carafe}}")
     with pytest.raises(KeyError, match="MODEL.FPN.UPSAMPEL"):
         load_cfg(str(file))
