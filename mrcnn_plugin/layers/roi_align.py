@@ -3,10 +3,9 @@
 docs/roi_align.md explains the words and the mathematics.
 """
 
-import math
 import operator
 from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -286,20 +285,17 @@ def check_options(
     a: float,
 ) -> tuple[int, int]:
     check_number(caller, "a", a)
-    if type(sampling_ratio) is not int and (
-        isinstance(sampling_ratio, bool)
-        or not isinstance(sampling_ratio, SupportsIndex)
-        or not _is_scalar(sampling_ratio)
-        or (isinstance(sampling_ratio, Tensor) and sampling_ratio.is_floating_point())
-    ):
-        raise TypeError(f"{caller}: sampling_ratio must be a whole number, got {sampling_ratio!r}")
+    try:
+        samples = _to_int(sampling_ratio)
+    except TypeError:
+        raise TypeError(
+            f"{caller}: sampling_ratio must be a whole number, got {sampling_ratio!r}"
+        ) from None
     if not isinstance(aligned, bool):
         raise TypeError(f"{caller}: aligned must be True or False, got {aligned!r}")
     size = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     try:
-        if isinstance(output_size, bool):
-            raise TypeError
-        height, width = map(operator.index, size)
+        height, width = map(_to_int, size)
     except (TypeError, ValueError):
         raise TypeError(
             f"{caller}: output_size must be a whole number or a pair (height, width) of them, "
@@ -309,7 +305,7 @@ def check_options(
         raise ValueError(
             f"{caller}: output_size must be positive and at most {_MAX_BINS}, got {output_size}"
         )
-    if sampling_ratio > MAX_SAMPLING_RATIO:
+    if samples > MAX_SAMPLING_RATIO:
         raise ValueError(
             f"{caller}: sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {sampling_ratio}"
         )
@@ -326,7 +322,7 @@ def check_number(caller: str, name: str, number: Any) -> None:
     if type(number) in (float, int):
         return  # A check of the protocol takes much longer, which matters for small calls on a GPU.
     if (
-        isinstance(number, (bool, str))
+        _is_bool(number)
         or not isinstance(number, (SupportsFloat, torch.SymFloat))
         or not _is_scalar(number)
     ):
@@ -334,8 +330,25 @@ def check_number(caller: str, name: str, number: Any) -> None:
 
 
 def _is_scalar(number: Any) -> bool:
-    # Tensors and arrays of any size have the methods of a number.
-    return math.prod(getattr(number, "shape", ())) == 1
+    # Tensors and arrays of any size have the methods of a number. The operator takes a tensor of one
+    # element, and an array without axes.
+    if isinstance(number, Tensor):
+        return number.numel() == 1
+    return getattr(number, "shape", ()) == ()
+
+
+def _is_bool(value: Any) -> bool:
+    # A tensor, an array and a scalar of NumPy have a dtype.
+    return getattr(value, "dtype", type(value)) in (bool, torch.bool)
+
+
+def _to_int(number: Any) -> int:
+    """Converts a whole number, or raises TypeError."""
+    if type(number) is int:
+        return number  # torch.compile cannot look for the dtype of a number that changes from call to call.
+    if _is_bool(number):
+        raise TypeError
+    return operator.index(number)
 
 
 def check_scale(caller: str, name: str, scale: Any) -> None:

@@ -340,6 +340,15 @@ class TestOperator:
             roi_align(features, rois, 3, sampling_ratio=-1), roi_align(features, rois, 3)
         )
 
+    @pytest.mark.parametrize(
+        "two", [np.array(2), np.uint8(2), torch.tensor([2]), torch.tensor(2, dtype=torch.uint8)]
+    )
+    def test_numbers_of_numpy_and_torch_are_numbers(self, two):
+        features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 4, 4, torch.float32)
+        expected = roi_align(features, rois, 2, 2, 2, a=2)
+        assert torch.equal(roi_align(features, rois, two, two, two, a=two), expected)
+        assert torch.equal(ROIAlign(two, two, two, a=two)(features, rois), expected)
+
     def test_the_module_equals_the_function(self):
         features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 16, 18, torch.float32)
         module = ROIAlign((2, 3), 0.5, 2, aligned=False, interpolation="bilinear")
@@ -384,6 +393,7 @@ class TestErrors:
             (dict(boxes=torch.zeros(1, 5).to_sparse()), TypeError, "dense real .* got torch.spa"),
             (dict(output_size=2**63), ValueError, "output_size must be positive and at most"),
             (dict(output_size=7.5), TypeError, "output_size must be a whole number .*, got 7.5"),
+            (dict(output_size=(True, 2)), TypeError, r"output_size must be .*, got \(True, 2\)"),
             (dict(boxes=torch.zeros(1, 5, device="meta")), ValueError, "of input, cpu, got meta"),
             (
                 dict(boxes=[torch.zeros(1, 4, device="meta")] * 2),
@@ -416,7 +426,11 @@ class TestErrors:
             (dict(a=math.nan), ValueError, "a must be finite in float32"),
             (dict(a="-0.5"), TypeError, "a must be a number, got '-0.5'"),
             (dict(a=torch.ones(2)), TypeError, r"a must be a number, got tensor\(\[1., 1.\]\)"),
+            (dict(a=np.array([-0.5])), TypeError, r"a must be a number, got array\(\[-0.5\]\)"),
+            (dict(a=np.bool_(True)), TypeError, "a must be a number, got .*True"),
             (dict(spatial_scale=np.ones(2)), TypeError, "spatial_scale must be a number, got"),
+            (dict(spatial_scale=np.array([0.25])), TypeError, "spatial_scale must be .*, got"),
+            (dict(spatial_scale=torch.tensor(True)), TypeError, "spatial_scale must be .*, got"),
             (
                 dict(sampling_ratio=torch.ones(2, dtype=torch.int64)),
                 TypeError,
@@ -424,6 +438,8 @@ class TestErrors:
             ),
             (dict(spatial_scale=None), TypeError, "spatial_scale must be a number, got None"),
             (dict(sampling_ratio=0.5), TypeError, "sampling_ratio must be a whole number, got 0.5"),
+            (dict(sampling_ratio=np.array([2])), TypeError, "sampling_ratio must be .*, got array"),
+            (dict(sampling_ratio=torch.tensor(True)), TypeError, "sampling_ratio must be .*, got"),
             (dict(sampling_ratio=1025), ValueError, "sampling_ratio must be at most 1024, got"),
             (dict(aligned=1), TypeError, "aligned must be True or False, got 1"),
         ],
@@ -433,9 +449,17 @@ class TestErrors:
         with pytest.raises(error, match=f"^roi_align: .*{message}"):
             roi_align(**values)
 
-    def test_errors_of_the_module_name_it(self):
-        with pytest.raises(ValueError, match="^ROIAlign: sampling_ratio must be at most 1024"):
-            ROIAlign(7, 0.5, 1025)
+    @pytest.mark.parametrize(
+        "arguments, error, message",
+        [
+            ((7, 0.5, 1025), ValueError, "sampling_ratio must be at most 1024, got 1025"),
+            ((7, 0.5, np.array([2])), TypeError, "sampling_ratio must be .*, got array"),
+            ((7, np.array([0.5]), 0), TypeError, "spatial_scale must be a number, got array"),
+        ],
+    )
+    def test_errors_of_the_module_name_it(self, arguments, error, message):
+        with pytest.raises(error, match=f"^ROIAlign: {message}"):
+            ROIAlign(*arguments)
 
     @pytest.mark.parametrize(
         "changes, error",

@@ -43,6 +43,14 @@ def test_torch_compile_works_for_any_shape_and_the_gradient(backend):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_torch_compile_works_if_the_options_change():
+    features, rois = inputs()
+    compiled = torch.compile(roi_align, fullgraph=True, dynamic=True, backend="eager")
+    for options in ((2, 0.5, 0), (3, 0.25, 1), ((4, 5), 1.0, 2)):
+        actual = compiled(features, rois, *options)
+        assert torch.equal(actual, roi_align(features, rois, *options))
+
+
 def test_torch_export_allows_a_dynamic_number_of_boxes():
     num_rois, height = torch.export.Dim("num_rois"), torch.export.Dim("height")
     program = torch.export.export(

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +149,6 @@ class BiFPN(Pyramid):
         upsample: str = "nearest",
         num_repeats: int = 3,
         depthwise: bool = True,
-        **kwargs: Any,
     ) -> None:
         """
         Args:
@@ -177,7 +175,7 @@ class BiFPN(Pyramid):
                 f"MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS must be at least 1, got {num_repeats}"
             )
         # The laterals come from Detectron2's FPN, so that the same seed gives the same initial values.
-        fpn = FPN(bottom_up, in_features, out_channels, norm, top_block, **kwargs)
+        fpn = FPN(bottom_up, in_features, out_channels, norm, top_block)
         for name, module in fpn.named_children():
             if not name.startswith("fpn_output"):
                 self.add_module(name, module)
@@ -194,7 +192,6 @@ class BiFPN(Pyramid):
         self._out_features = list(levels)
         self._out_feature_channels = {name: level.channels for name, level in levels.items()}
         self._out_feature_strides = {name: level.stride for name, level in levels.items()}
-        self._padding_constraints = getattr(fpn, "padding_constraints", {})
         self.bifpn = nn.ModuleList(
             BiFPNBlock(num_levels, out_channels, norm, upsample, depthwise)
             for _ in range(num_repeats)
@@ -203,10 +200,6 @@ class BiFPN(Pyramid):
     @property
     def size_divisibility(self) -> int:
         return max(self._out_feature_strides.values())
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return self._padding_constraints
 
     def __prepare_scriptable__(self) -> "BiFPN":
         """Returns a copy for TorchScript, which can iterate over modules only if they are in a ModuleList."""
