@@ -212,6 +212,16 @@ def test_autocast_does_not_round_the_sums_or_their_gradients():
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_output_is_rounded_once(dtype):
+    module, x = CARAFE(8).to(dtype), torch.randn(1, 8, 16, 16).to(dtype)
+    weights = module.encoder(module.compressor(x)).double().view(1, 1, 25, 4, 16, 16).softmax(2)
+    windows = F.unfold(x.double(), 5, padding=2).view(1, 8, 25, 1, 16, 16)
+    expected = F.pixel_shuffle((windows * weights).sum(2).flatten(1, 2), 2)
+    # A float32 sum that lies between two numbers of half precision may be rounded to the other.
+    assert (module(x) == expected.to(dtype)).float().mean() > 0.99
+
+
 def test_gated_carafe_starts_as_nearest_upsampling_and_then_learns():
     x = torch.randn(2, 8, 5, 6)
     module = GatedCARAFE(8)

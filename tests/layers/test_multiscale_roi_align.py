@@ -247,11 +247,12 @@ class TestNothingToPool:
 
 class TestMemory:
     @pytest.mark.parametrize("first", [CONTIGUOUS, CHANNELS_LAST])
-    def test_the_result_has_the_memory_format_of_the_first_map(self, first):
+    @BOTH_FORWARD
+    def test_the_result_has_the_memory_format_of_the_first_map(self, first, op):
         other = CONTIGUOUS if first is CHANNELS_LAST else CHANNELS_LAST
         p2, p3, p4 = pyramid()
         maps = [p2.contiguous(memory_format=first), p3.contiguous(memory_format=other), p4]
-        output = OPERATOR(maps, *rois_and_levels(), SCALES, 3, 2, *OPTIONS)
+        output = op(maps, *rois_and_levels(), SCALES, 3, 2, *OPTIONS)
         assert output.is_contiguous(memory_format=first)
 
     @pytest.mark.parametrize("format", [CONTIGUOUS, CHANNELS_LAST])

@@ -233,6 +233,26 @@ def test_pixels_without_a_weight_are_not_read(ops):
     assert torch.equal(ops.forward(outside, rois, 1.0, 3, 3, *CUBIC), expected)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_pixel_that_is_not_finite_reaches_only_bins_that_give_it_a_weight(
+    ops, interpolation, format
+):
+    features = torch.ones(1, 8, 12, 40)
+    features[:, :4, 4, 4], features[:, 4:, 4, 4] = math.nan, math.inf
+    features = features.contiguous(memory_format=format)
+    # All samples are at the centres of pixels. Along both axes, the first box has them at 2 and 3, and at
+    # 4 and 5 in the second bin. The second box has them in the columns 0 and 9, and 18 and 27. Its bins
+    # therefore read more than 8 columns, and column 4 is between the samples.
+    rois = torch.tensor([[0.0, 2, 2, 6, 6], [0, -4, 2, 32, 6]])
+    options = (2, 2, 2, True, interpolation, -0.5)
+    expected = torch.ones(2, 8, 2, 2, dtype=torch.bool)
+    expected[0, :, 1, 1] = False
+    on_cpu = torch.ops.mrcnn_plugin.roi_align([features], rois, None, [1.0], *options)
+    assert torch.equal(on_cpu.isfinite(), expected)
+    assert torch.equal(ops.forward(features, rois, 1.0, *options).isfinite(), expected)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     height=st.integers(1, 9),

@@ -156,11 +156,13 @@ class TestValues:
             stock = ROIPooler(*args, "ROIAlignV2")(features, boxes)
             torch.testing.assert_close(pooled, stock, rtol=0, atol=2e-6)
 
-    def test_a_nan_box_belongs_to_no_level_of_the_finest_maps_either(self):
+    @pytest.mark.parametrize("box", [[9.0, 9, 5, 20], [math.nan, 1, 30, 40]])
+    @pytest.mark.parametrize("sampling_ratio", [0, 2])
+    def test_such_a_box_belongs_to_no_level_of_the_finest_maps_either(self, box, sampling_ratio):
         # Its level is the smallest integer. The parent subtracts the level of the first map, which is 0.
         features, _ = features_and_boxes()
-        boxes = [Boxes(torch.tensor([[math.nan, 1, 30, 40]])), Boxes(torch.zeros(0, 4))]
-        pooler = MultiscaleROIPooler(7, [1.0, 0.5], 0, "ROIAlignBilinear")
+        boxes = [Boxes(torch.tensor([box])), Boxes(torch.zeros(0, 4))]
+        pooler = MultiscaleROIPooler(7, [1.0, 0.5], sampling_ratio, "ROIAlignBilinear")
         assert not pooler(features[:2], boxes).any()
 
     def test_a_lazy_config_may_give_its_own_kind_of_list(self):
