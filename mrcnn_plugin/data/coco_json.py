@@ -136,8 +136,8 @@ def register_coco_json(
             new[name]["keypoint_names"] = inspection.keypoints
             # Pairs that other code has given stay; Detectron2 would not let others replace them.
             others = _metadata_of_others(name)
-            pairs = others.get("keypoint_flip_map", find_flip_pairs(inspection.keypoints))
-            new[name]["keypoint_flip_map"] = pairs
+            if "keypoint_flip_map" not in others:
+                new[name]["keypoint_flip_map"] = find_flip_pairs(inspection.keypoints)
             if inspection.connections and "keypoint_connection_rules" not in others:
                 # Detectron2 draws each connection in a colour.
                 colors = colormap(rgb=True).astype(int).tolist()

@@ -17,6 +17,7 @@ from mrcnn_plugin import add_mrcnn_config
 from mrcnn_plugin.data import (
     check_categories,
     check_datasets,
+    coco_json,
     register_coco_json,
     register_coco_json_from_file,
 )
@@ -116,9 +117,9 @@ def test_the_same_entry_again_is_harmless(coco):
     assert len(DatasetCatalog.get("cutlery")) == 1
 
 
-def test_a_registered_file_is_not_read_again(coco):
+def test_a_registered_file_is_not_read_again(coco, monkeypatch):
     register_coco_json([("cutlery", *coco)])
-    os.remove(coco[0])
+    monkeypatch.setattr(coco_json, "inspect_json", lambda *_, **__: pytest.fail("It is read."))
     register_coco_json([("cutlery", *coco)])
 
 
