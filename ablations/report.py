@@ -367,7 +367,8 @@ def print_table(args: Namespace) -> str:
     if args.plots:
         os.makedirs(os.path.dirname(os.path.abspath(args.plots)), exist_ok=True)
         plot_ap(rows, args.metrics, f"{args.plots}_ap.png")
-        plot_curves(rows, f"{args.metrics[0].split('/')[0]}/AP", f"{args.plots}_curves.png")
+        task = "bbox" if args.metrics[0] in COSTS else args.metrics[0].split("/")[0]
+        plot_curves(rows, f"{task}/AP", f"{args.plots}_curves.png")
         print(f"Wrote {args.plots}_ap.png and {args.plots}_curves.png.", file=sys.stderr)
     return "\n\n".join([table(rows, args.metrics), run_on(rows), *sentences])
 

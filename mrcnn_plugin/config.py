@@ -157,7 +157,7 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     """
     from detectron2.utils.file_io import PathManager
 
-    if config_file.endswith(".py"):
+    if str(config_file).endswith(".py"):
         raise ValueError(
             f"{config_file} is no YAML file; Detectron2's tools/lazyconfig_train_net.py reads configs in Python."
         )

@@ -1,5 +1,6 @@
 """The parts that the tools share: a trainer, its checked config, and readers of the files it writes."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -14,7 +15,7 @@ import tempfile
 import weakref
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import Any
 
 import detectron2.engine
 import torch
@@ -53,8 +54,6 @@ from .validation import check_config, check_federated_loss_data
 
 # What a full disk, a quota and a folder that has become read-only give.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Files that are locked as long as this process trains in their folder.
-_locks: list[IO[str]] = []
 # Keys of SOLVER that may well be changed when a training is resumed.
 _MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
 
@@ -191,9 +190,15 @@ class Trainer(DefaultTrainer):
         """As in Detectron2. `OUTPUT_DIR` holds the config of the training from then on.
 
         Raises:
+            ValueError: another process trains in `OUTPUT_DIR`.
             OSError: `OUTPUT_DIR` cannot be written to any more.
             FloatingPointError: the training has diverged.
         """
+        with contextlib.ExitStack() as stack:
+            _run_once(comm.is_main_process(), lambda: _lock(self.cfg.OUTPUT_DIR, stack))
+            return self._train()
+
+    def _train(self) -> Any:
         try:
             if comm.is_main_process():
                 # Only now, because a resumed training may have been refused until here.
@@ -438,8 +443,6 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     starts_anew = trains and not args.resume
     holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     _run_once(comm.is_main_process(), lambda: _check_output_dir(cfg, starts_anew))
-    if trains:
-        _run_once(comm.is_main_process(), lambda: _lock(cfg.OUTPUT_DIR))
     changes = _changes(cfg) if trains and args.resume and comm.is_main_process() else []
     default_setup(cfg, args)
     if starts_anew and holds_another:
@@ -470,10 +473,10 @@ def _check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         )
     if "://" in folder:
         return
-    if os.path.expandvars(os.path.expanduser(folder)) != folder:
+    if re.match(r"~|\$\w|\$\{", folder) and not os.path.isdir(folder):
         raise ValueError(
-            f"OUTPUT_DIR is {folder!r}, in which neither ~ nor $VARIABLES have a meaning; it must be the path of a "
-            f"folder as it is, such as {os.path.expandvars(os.path.expanduser(folder))!r}."
+            f"OUTPUT_DIR is {folder!r}, in which ~ and $VARIABLES have no meaning; write the whole path, or "
+            f"{'./' + folder!r} for a folder of that name."
         )
     try:
         os.makedirs(folder, exist_ok=True)
@@ -485,23 +488,24 @@ def _check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         ) from error
 
 
-def _lock(folder: str) -> None:
-    """Keeps other processes from training in the same folder. The end of this process lifts the lock.
+def _lock(folder: str, stack: contextlib.ExitStack) -> None:
+    """Keeps other processes from training in the same folder, until the stack is closed or this process ends.
 
     Raises:
         ValueError: another process trains there.
     """
     if "://" in folder:
         return
-    # Workers of a data loader do not inherit the lock, so that a killed training can be resumed at once.
-    _locks.append(open(os.path.join(folder, ".training.lock"), "w"))  # noqa: SIM115
+    file = os.path.join(folder, ".training.lock")
     try:
-        fcntl.lockf(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Workers of a data loader do not inherit such a lock, so that a killed training can be resumed at once.
+        fcntl.lockf(stack.enter_context(open(file, "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         # Some file systems have no locks.
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ValueError(
-                f"Another process trains in OUTPUT_DIR {folder!r}; wait for its end, or choose another folder."
+                f"Another process trains in OUTPUT_DIR {folder!r}; wait for its end, or choose another folder. If its "
+                f"machine is gone, delete {file}."
             ) from error
 
 
@@ -515,11 +519,15 @@ def _changes(cfg: CfgNode) -> list[str]:
     scaled = Trainer.auto_scale_workers(cfg, comm.get_world_size())
     new = dict(leaves(yaml.safe_load(scaled.dump())))
     # Other data sets may have come or gone, but the same name should have the same files.
-    known = [{entry[0] for entry in config.get("DATASETS.COCO_JSON", [])} for config in (old, new)]
-    both = set.intersection(*known, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for config in (old, new):
-        entries = config.get("DATASETS.COCO_JSON", [])
-        config["DATASETS.COCO_JSON"] = [entry for entry in entries if entry[0] in both]
+        entries = config.get("DATASETS.COCO_JSON") or []
+        config["DATASETS.COCO_JSON"] = {
+            name: list(map(_absolute, paths)) for name, *paths in entries
+        }
+    files, others = new["DATASETS.COCO_JSON"], old["DATASETS.COCO_JSON"]
+    used = {*files} & {*others} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    new["DATASETS.COCO_JSON"] = [[name, *files[name]] for name in sorted(used)]
+    old["DATASETS.COCO_JSON"] = [[name, *others[name]] for name in sorted(used)]
     return [
         f"{key} was {old[key]!r} and is {value!r}"
         for key, value in new.items()
@@ -527,6 +535,10 @@ def _changes(cfg: CfgNode) -> list[str]:
         and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", *_MAY_CHANGE)
         and old.get(key, value) != value
     ]
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def last_test_sets(cfg: CfgNode) -> list[str]:

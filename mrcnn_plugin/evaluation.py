@@ -9,6 +9,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 # COCO's own limit of detections per image.
 COCO_DETECTIONS = 100
@@ -21,7 +23,8 @@ logger = logging.getLogger("detectron2.mrcnn_plugin.evaluation")
 class WholeResults(COCOEvaluator):
     """Detectron2's COCOEvaluator, whose results are written to a folder `partial`, and moved when they are whole.
 
-    Without any detection, each task of the model has an AP of 0, where Detectron2 has NaN for the boxes alone.
+    Without any detection, every task of the model is evaluated all the same. Detectron2 has NaN for the boxes then, and
+    nothing for other tasks.
 
     Args:
         name: the test set.
@@ -41,10 +44,15 @@ class WholeResults(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Any = None
     ) -> dict[str, float]:
-        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
-        if coco_eval is None and self._coco_api.getAnnIds():
-            return dict.fromkeys(results, 0.0)
-        return results
+        if coco_eval is None:
+            nothing = COCO()
+            nothing.dataset = {**self._coco_api.dataset, "annotations": []}
+            nothing.createIndex()
+            coco_eval = COCOeval(self._coco_api, nothing, iou_type)
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            coco_eval.summarize()
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
     def evaluate(self, img_ids: Any = None) -> Any:
         folder = self._output_dir

@@ -1,5 +1,7 @@
 """Tests of `mrcnn_plugin.get_cfg` and `mrcnn_plugin.load_cfg`."""
 
+from pathlib import Path
+
 import pytest
 from detectron2.config import get_cfg as stock_get_cfg
 
@@ -13,6 +15,10 @@ def test_the_defaults_are_those_of_detectron2_and_of_this_package():
     expected = stock_get_cfg()
     add_mrcnn_config(expected)
     assert get_cfg().dump() == expected.dump()
+
+
+def test_a_file_may_be_named_by_a_path():
+    assert load_cfg(Path(QUICKSTART)) == load_cfg(QUICKSTART)
 
 
 def test_changes_override_the_file_and_the_result_can_be_changed():

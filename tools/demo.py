@@ -426,7 +426,8 @@ class Demo:
 
     def run_on_image(self, path: str, output: str, tally: Tally) -> None:
         image = read_input(path, self.cfg)
-        with Image.open(path) as opened:
+        # A torn file may have a whole first page.
+        with contextlib.suppress(Exception), Image.open(path) as opened:
             if frames_of(opened) > 1:
                 logger.warning("%s has several frames or pages. Only the first is drawn.", path)
         instances = self._detect(image, tally, image_id=image_id(path))

@@ -157,7 +157,8 @@ def register_coco_json(
             others = _metadata_of_others(name)
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-            MetadataCatalog.get(name).set(**others)
+            added = {key: value for key, value in others.items() if key not in metadata}
+            MetadataCatalog.get(name).set(**added)
         load = functools.partial(
             _load,
             name,

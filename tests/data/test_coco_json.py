@@ -21,6 +21,7 @@ from mrcnn_plugin.data import (
     register_coco_json,
     register_coco_json_from_file,
 )
+from mrcnn_plugin.data.checks import Usage
 from mrcnn_plugin.data.keypoints import find_flip_pairs
 
 CATEGORIES = [{"id": 7, "name": "spoon"}, {"id": 3, "name": "fork"}]
@@ -244,6 +245,7 @@ def test_a_file_that_was_written_again_is_registered_anew(tmp_path):
     entries = [("boats", *write_coco(tmp_path, keypoints))]
     register_coco_json(entries)
     MetadataCatalog.get("boats").color = "red"
+    MetadataCatalog.get("boats").keypoint_connection_rules = [("left", "right", (1, 2, 3))]
     assert len(DatasetCatalog.get("boats")) == 1
     file = tmp_path / "instances.json"
     content = json.loads(file.read_text())
@@ -254,6 +256,7 @@ def test_a_file_that_was_written_again_is_registered_anew(tmp_path):
     metadata = MetadataCatalog.get("boats")
     assert metadata.thing_classes == ["spoon"] and metadata.color == "red"
     assert "keypoint_flip_map" not in metadata.as_dict()
+    assert metadata.keypoint_connection_rules == [("left", "right", (1, 2, 3))]
     with pytest.raises(ValueError, match="box"):
         DatasetCatalog.get("boats")
     file.unlink()
@@ -270,6 +273,12 @@ def test_data_sets_that_are_not_registered_cannot_be_checked(coco):
         check_datasets(cfg)
     register_coco_json(cfg.DATASETS.COCO_JSON)
     check_datasets(cfg)
+
+
+def test_a_data_set_is_loaded_before_other_code_registers_its_own(coco):
+    usage = Usage(train=["cutlery"], test=["theirs"])
+    register_coco_json([("cutlery", *coco)], usage=usage)
+    assert len(DatasetCatalog.get("cutlery")) == 1
 
 
 def with_skeleton(skeleton):

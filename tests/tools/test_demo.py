@@ -477,7 +477,9 @@ def test_only_the_first_page_is_drawn_and_that_is_said(weights, log):
     pages = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
     pages[0].save("pages.tif", save_all=True, append_images=pages[1:])
     pages[0].save("page.png")
-    assert run(weights, "--input", "pages.tif", "page.png", "--output", "out") == 0
+    content = open("pages.tif", "rb").read()
+    open("torn.tif", "wb").write(content[: len(content) // 2])
+    assert run(weights, "--input", "pages.tif", "page.png", "torn.tif", "--output", "out") == 0
     (said,) = [r.getMessage() for r in log.records if "pages" in r.getMessage()]
     assert said == "pages.tif has several frames or pages. Only the first is drawn."
 

@@ -109,7 +109,15 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
             or `DATASETS.CHECK` or `DATASETS.ALLOW` is none of the values that it can have.
     """
     usage = Usage.of(cfg)
-    check_usage(usage if train else dataclasses.replace(usage, train=()))
+    if not train:
+        usage = dataclasses.replace(usage, train=())
+    for name in (*usage.train, *usage.test):
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"DATASETS.TRAIN or TEST has {name!r}, which is not registered; call register_coco_json with the "
+                f"entries of DATASETS.COCO_JSON first."
+            )
+    check_usage(usage)
 
 
 def check_usage(usage: Usage) -> None:
@@ -119,11 +127,6 @@ def check_usage(usage: Usage) -> None:
         return
     errors: list[str] = []
     for name in dict.fromkeys((*usage.train, *usage.test)):
-        if name not in DatasetCatalog:
-            raise ValueError(
-                f"DATASETS.TRAIN or TEST has {name!r}, which is not registered; call register_coco_json with the "
-                f"entries of DATASETS.COCO_JSON first."
-            )
         if MetadataCatalog.get(name).get("coco_json_source") is None:
             # Not one of ours.
             continue
