@@ -18,7 +18,7 @@ from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
 from tests.conftest import load_tool
-from tests.features import needs_fed_loss
+from tests.features import needs_fed_loss, needs_saved_optimizer
 
 
 def same(a, b):
@@ -159,6 +159,7 @@ def test_a_folder_is_not_named_by_what_detectron2_does_not_expand(run, folder):
         run(OUTPUT_DIR=folder)
 
 
+@needs_saved_optimizer
 def test_a_resume_with_other_parameters_to_train_says_why_not(run):
     settings = {"DATASETS__TEST": "()", "MODEL__BACKBONE__FREEZE_AT": 0}
     run(SOLVER__MAX_ITER=1, **settings)
