@@ -31,6 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import mrcnn_plugin
+from mrcnn_plugin import evaluation
 from mrcnn_plugin.engine import Trainer, check, processor, read_metrics, start
 
 from . import scenes
@@ -204,7 +205,7 @@ def run_cell(cell: Cell, output_dir: str, ema: float | None = None) -> None:
 
 def tasks_of(cfg: CfgNode, ema: float | None) -> list[str]:
     """The tasks that COCOEvaluator evaluates."""
-    tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+    tasks = evaluation.tasks_of(cfg)
     return tasks if ema is None else [*tasks, *(f"{EMA}{task}" for task in tasks)]
 
 
