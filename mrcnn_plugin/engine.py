@@ -57,7 +57,7 @@ _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Keys of SOLVER that may well be changed when a training is resumed.
 _MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
 
-# Keys that make it another training. With the entries of its data sets, those of other files have the same names.
+# Keys that make it another training. Those of data sets may have other files under the same names.
 _OF_A_TRAINING = (
     "MODEL.",
     "SOLVER.",
@@ -500,13 +500,13 @@ def _lock(folder: str, stack: contextlib.ExitStack) -> None:
     try:
         # Workers of a data loader do not inherit such a lock, so that a killed training can be resumed at once.
         fcntl.lockf(stack.enter_context(open(file, "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some file systems have no locks.
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise ValueError(
-                f"Another process trains in OUTPUT_DIR {folder!r}; wait for its end, or choose another folder. If its "
-                f"machine is gone, delete {file}."
-            ) from error
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another process trains in OUTPUT_DIR {folder!r}; wait for its end, or choose another folder. If its "
+            f"machine is gone, delete {file}."
+        ) from error
+    except OSError:
+        pass  # Some file systems have no locks.
 
 
 def _changes(cfg: CfgNode) -> list[str]:
