@@ -10,8 +10,8 @@
 `run` trains each cell, a config with a seed, as tools/train_net.py does, and adds a line to the
 results. It may be killed and started again: a cell with a line is not run again, and one that was
 interrupted goes on from its last checkpoint. `table` prints a Markdown table of the cells that have
-a line. `overview` prints one table of all variants and data sets. `power` prints
-how wide the interval of a number of seeds would be, as known pairs scatter. `losses` trains cells without an
+a line. `overview` prints one table of all variants and data sets. `power` prints how wide the
+interval of a number of seeds would be, as known pairs scatter. `losses` trains cells without an
 evaluation and records what each loss weighs, and `shares` prints a table of these records. `report`
 makes the tables and plots of this study's pages again.
 

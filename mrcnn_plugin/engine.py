@@ -519,15 +519,11 @@ def _changes(cfg: CfgNode) -> list[str]:
     scaled = Trainer.auto_scale_workers(cfg, comm.get_world_size())
     new = dict(leaves(yaml.safe_load(scaled.dump())))
     # Other data sets may have come or gone, but the same name should have the same files.
+    used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for config in (old, new):
-        entries = config.get("DATASETS.COCO_JSON") or []
-        config["DATASETS.COCO_JSON"] = {
-            name: list(map(_absolute, paths)) for name, *paths in entries
-        }
-    files, others = new["DATASETS.COCO_JSON"], old["DATASETS.COCO_JSON"]
-    used = {*files} & {*others} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
-    new["DATASETS.COCO_JSON"] = [[name, *files[name]] for name in sorted(used)]
-    old["DATASETS.COCO_JSON"] = [[name, *others[name]] for name in sorted(used)]
+        for name, *paths in config.pop("DATASETS.COCO_JSON", None) or []:
+            if name in used:
+                config[f"DATASETS.COCO_JSON of {name!r}"] = list(map(_absolute, paths))
     return [
         f"{key} was {old[key]!r} and is {value!r}"
         for key, value in new.items()

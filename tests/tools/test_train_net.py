@@ -109,7 +109,8 @@ def test_a_resume_with_other_files_of_the_same_name_says_so(run, tmp_path, log):
     other = ["shapes_other", *entries[0][1:]]
     run("--resume", DATASETS__COCO_JSON=[*entries, other], INPUT__FORMAT="RGB", **settings)
     (said,) = [r.getMessage() for r in log.records if "had another config" in r.getMessage()]
-    assert "data/instances.json" in said and f"and is {entries!r}" in said
+    was = [str(tmp_path / "data" / file) for file in ("instances.json", "images")]
+    assert f"COCO_JSON of {name!r} was {was!r} and is {entries[0][1:]!r}" in said
     assert "INPUT.FORMAT was 'BGR' and is 'RGB'" in said
 
 
