@@ -64,9 +64,10 @@ def axis_matrix(
     p = torch.arange(bins, dtype=low.dtype, device=low.device)[None, :, None]
 
     # A huge box has very many samples outside of the map, so only those that can lie on it are
-    # listed. Two more on either side allow for rounding, and `on_map` decides.
+    # listed. Two more on either side allow for rounding, and `on_map` decides. Samples close together
+    # are all listed, since rounding can move more than two of them.
     origin, step = start + p * bin_size, bin_size / grid
-    inward = step > 0
+    inward = step >= 0.5
     first = torch.where(inward, torch.floor((-1 - origin) / step) - 2, 0).clamp(min=0).minimum(grid)
     end = (
         torch.where(inward, torch.ceil((size - origin) / step) + 2, grid).clamp(min=0).minimum(grid)

@@ -45,10 +45,12 @@ def test_the_fallback_defines_the_schemas_of_the_extension():
         )
 
 
-def through_reference(features, boxes, size, scale, sampling_ratio, aligned):
+def through_reference(
+    features, boxes, size, scale, sampling_ratio, aligned, interpolation="bicubic"
+):
     rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
     return roi_align_reference(
-        [features], rois, None, [scale], size, size, sampling_ratio, aligned, "bicubic", -0.5
+        [features], rois, None, [scale], size, size, sampling_ratio, aligned, interpolation, -0.5
     )
 
 
@@ -260,6 +262,23 @@ class TestProperties:
         rois = torch.tensor([[0, -side, -side, side, side]], dtype=dtype)
         output = roi_align(torch.ones(1, 1, 4, 4, dtype=dtype), rois, 2)
         assert output.isfinite().all() and output.abs().max() < 1e-10
+
+    @pytest.mark.parametrize("op", [roi_align, through_reference])
+    @pytest.mark.parametrize("border", [-0.5, 1000.5])
+    @pytest.mark.parametrize("steps", [-3, -2, -1, 1, 2, 3])
+    def test_rounded_samples_at_a_border_are_those_of_torchvision(self, op, border, steps):
+        # So few steps of float32 lie between both ends that several samples share a position.
+        start = torch.tensor(border)
+        end = start
+        for _ in range(abs(steps)):
+            end = end.nextafter(torch.tensor(steps * math.inf))
+        for x1, x2 in [(start, end), (end, start)]:
+            boxes = [torch.tensor([[x1, 1, x2, 3]])]
+            features = torch.ones(1, 1, 4, 1000)
+            for options in [(1.0, 3, True), (1.0, 4, True), (1.0, 33, True), (1.0, 0, True)]:
+                actual = op(features, boxes, 2, *options, interpolation="bilinear")
+                expected = torchvision.ops.roi_align(features, boxes, 2, *options)
+                torch.testing.assert_close(actual, expected)
 
     @pytest.mark.parametrize("op", [roi_align, through_reference])
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

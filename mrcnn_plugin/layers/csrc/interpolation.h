@@ -82,6 +82,21 @@ MRCNN_HOST_DEVICE int64_t clamp_index(int64_t i, int64_t count) {
   return i < 0 ? 0 : (i >= count ? count - 1 : i);
 }
 
+// Returns the first i in [0, count) for which holds(i) is false, or else count. It must not become true again.
+template <typename Predicate>
+MRCNN_HOST_DEVICE int64_t partition_point(int64_t count, const Predicate& holds) {
+  int64_t low = 0;
+  while (low < count) {
+    const int64_t middle = low + (count - low) / 2;
+    if (holds(middle)) {
+      low = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return low;
+}
+
 // Returns the band of bin p. A RoI has no samples if one of its coordinates is not finite.
 template <typename T>
 MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, Interpolation interpolation) {
@@ -92,26 +107,29 @@ MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, In
   constexpr int64_t kMostSamples = int64_t(1) << 52;
   int64_t begin = 0;
   int64_t end = to_index(axis.grid, kMostSamples);
-  // Only samples on the map are visited, so that a huge RoI costs no more than one that covers the map. The first and
-  // last of them solve position(p, i) = -1 and position(p, i) = size. Two more samples on either side allow for
-  // rounding, and on_map decides.
-  const T step = axis.bin / axis.grid;
-  if (step > T(0)) {
-    const T origin = axis.start + static_cast<T>(p) * axis.bin;
-    begin = to_index(std::floor((T(-1) - origin) / step) - T(2), end);
-    end = to_index(std::ceil((static_cast<T>(size) - origin) / step) + T(2), end);
+  T a = sample_position(axis, p, begin);
+  T b = sample_position(axis, p, end - 1);
+  if (!on_map(a, size) || !on_map(b, size)) {
+    // The positions are monotonic, even when rounded, so bisection finds those on the map. A huge RoI then costs little
+    // more than one that covers the map.
+    const bool falling = axis.bin < T(0);
+    const T last = static_cast<T>(size);
+    begin = partition_point(end, [&](int64_t i) {
+      const T x = sample_position(axis, p, i);
+      return falling ? x > last : x < T(-1);
+    });
+    end = partition_point(end, [&](int64_t i) {
+      const T x = sample_position(axis, p, i);
+      return falling ? x >= T(-1) : x <= last;
+    });
+    if (begin >= end) {
+      return band;
+    }
+    a = sample_position(axis, p, begin);
+    b = sample_position(axis, p, end - 1);
   }
-  while (begin < end && !on_map(sample_position(axis, p, begin), size)) {
-    ++begin;
-  }
-  while (begin < end && !on_map(sample_position(axis, p, end - 1), size)) {
-    --end;
-  }
-  if (begin >= end) {
-    return band;
-  }
-  const T a = clamp_to_map(sample_position(axis, p, begin), size);
-  const T b = clamp_to_map(sample_position(axis, p, end - 1), size);
+  a = clamp_to_map(a, size);
+  b = clamp_to_map(b, size);
   const bool cubic = interpolation == Interpolation::kBicubic;
   const int64_t first = static_cast<int64_t>(a < b ? a : b) - (cubic ? 1 : 0);
   const int64_t last = static_cast<int64_t>(a < b ? b : a) + (cubic ? 2 : 1);
@@ -149,9 +167,7 @@ MRCNN_HOST_DEVICE void bin_weights(
     const T t = x - static_cast<T>(low);
     if (interpolation == Interpolation::kBilinear) {
       weights[clamp_index(low - band.first, band.count) * stride] += T(1) - t;
-      if (t > T(0)) { // a NaN in the next pixel must not reach a sample at the centre of this one
-        weights[clamp_index(low + 1 - band.first, band.count) * stride] += t;
-      }
+      weights[clamp_index(low + 1 - band.first, band.count) * stride] += t;
     } else {
       T taps[4];
       cubic_taps(t, a, taps);
