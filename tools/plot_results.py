@@ -133,6 +133,12 @@ def plot_test_set(
     coco.check_results(truth, results, file)
     dicts = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
+    annotations = metadata.get("json_file", "")
+    if os.path.isfile(annotations) and os.path.getmtime(annotations) > os.path.getmtime(file):
+        print(
+            f"{name}: {annotations} is younger than {file}, so the table may differ from what the training printed. "
+            f"To evaluate again, run tools/train_net.py with --eval-only."
+        )
     classes = coco.class_names(truth)
     find_fonts(classes)
     crowds = sum(1 for annotation in truth.anns.values() if annotation["iscrowd"])

@@ -106,6 +106,16 @@ def test_a_second_run_replaces_its_own_pictures(output):
     assert (output / "worst_images.png").read_bytes() != before
 
 
+def test_annotations_that_changed_after_the_evaluation_are_named(output, capsys):
+    annotations = MetadataCatalog.get("mrcnn_shapes_val").json_file
+    results = "run/inference/coco_instances_results.json"
+    for age in (0, 60):
+        os.utime(results, times=(os.path.getmtime(annotations) - age,) * 2)
+        run()
+        named = f"{annotations} is younger than {results}" in capsys.readouterr().out
+        assert named == (age > 0)
+
+
 def test_an_evaluation_without_a_training_has_a_table_and_pictures(output, capsys):
     os.remove("run/metrics.json")
     run()
