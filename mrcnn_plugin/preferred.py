@@ -13,7 +13,8 @@ class PreferringConfig(CfgNode):
 
     A program that chooses a model by its name in Detectron2's model zoo reads a file that names every
     component. The defaults of a config could not change these, so the preferred file has to come last.
-    Whatever the program sets in code or from its command line afterwards wins over both.
+    Whatever the program sets in code or from its command line afterwards wins over both. A config that
+    was saved with the keys of this package is read as it was saved.
     """
 
     @classmethod
@@ -34,15 +35,21 @@ class PreferringConfig(CfgNode):
         return self
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
-        """As Detectron2's, but the preferred file wins, which is read safely."""
+        """As Detectron2's, but the preferred file wins, which is read safely. A saved config wins over both."""
         preferred = self.__dict__["_preferred"]
-
-        def merge(stock: CfgNode) -> None:
-            stock.merge_from_file(cfg_filename, allow_unsafe)
-            _merge_safely(stock, preferred)
-
-        self._merge(merge)
-        logging.getLogger(__name__).warning(
+        logger = logging.getLogger(__name__)
+        self._merge(lambda stock: stock.merge_from_file(cfg_filename, allow_unsafe))
+        # Detectron2 saves every key.
+        read = CfgNode.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+        if read.keys() >= self.keys() and "MRCNN_PLUGIN" in read["MODEL"]:
+            logger.warning(
+                "MRCNN_PLUGIN_CONFIG: %s is a saved config and is read as it is, without %s.",
+                cfg_filename,
+                preferred,
+            )
+            return
+        self._merge(lambda stock: _merge_safely(stock, preferred))
+        logger.warning(
             "MRCNN_PLUGIN_CONFIG: the keys of %s win over those of %s.", preferred, cfg_filename
         )
 

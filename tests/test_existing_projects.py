@@ -263,6 +263,22 @@ class TestPreferredConfig:
         assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
         assert cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE == "ROIAlign"
 
+    def test_a_saved_config_is_read_as_it_was_saved(self, four_components, tmp_path):
+        saved = model_zoo.get_config(ZOO)
+        saved.MODEL.BACKBONE.NAME = "build_mrcnn_resnet_bifpn_backbone"
+        (tmp_path / "saved.yaml").write_text(saved.dump())
+        cfg = get_cfg()
+        cfg.merge_from_file(str(tmp_path / "saved.yaml"))
+        assert yaml.safe_load(cfg.dump()) == yaml.safe_load(saved.dump())
+
+    def test_a_config_saved_without_our_keys_gets_our_components(self, defaults, request, tmp_path):
+        (tmp_path / "saved.yaml").write_text(model_zoo.get_config(ZOO).dump())
+        expected = self.expected()
+        request.getfixturevalue("four_components")
+        cfg = get_cfg()
+        cfg.merge_from_file(str(tmp_path / "saved.yaml"))
+        assert yaml.safe_load(cfg.dump()) == yaml.safe_load(expected.dump())
+
     def test_nodes_of_other_packages_are_merged(self, four_components, tmp_path):
         (tmp_path / "theirs.yaml").write_text("MODEL: {POINT_HEAD: {NAME: B}}\nVERSION: 2")
         cfg = get_cfg()

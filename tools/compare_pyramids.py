@@ -95,9 +95,8 @@ def padded(height: int, width: int, multiple: int) -> list[int]:
 
 
 def count_multiply_adds(case: Case) -> int:
-    """Counts the convolutions, and the reassembly of CARAFE, which fvcore does not count by itself."""
+    """Counts the convolutions and the reassembly of CARAFE."""
     counter = FlopCountAnalysis(case.module, case.x)
-    counter.set_op_handle("aten::addcmul", lambda _, outputs: math.prod(outputs[0].type().sizes()))
     counts = counter.unsupported_ops_warnings(False).by_operator()
     return counts["conv"] + counts["addcmul"]
 

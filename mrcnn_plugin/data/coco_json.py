@@ -65,8 +65,9 @@ def register_coco_json(
         check_on_load: False where :func:`check_datasets` is called anyway.
 
     Raises:
-        ValueError: an entry is not a triple of strings, its name is taken, a variable in a path is
-            not set, or the file is not COCO JSON with images and categories.
+        ValueError: an entry is not a triple of strings, its name is taken, other code has set other
+            metadata, a variable in a path is not set, or the file is not COCO JSON with images and
+            categories.
         FileNotFoundError: the json file or the image root does not exist or cannot be read.
     """
     check_entries(entries)
@@ -145,20 +146,25 @@ def register_coco_json(
                     (*pair, tuple(color))
                     for pair, color in zip(inspection.connections, itertools.cycle(colors))
                 ]
+        for key, value in _metadata_of_others(name).items():
+            if key in new[name] and new[name][key] != value:
+                raise ValueError(
+                    f"{where}: other code has set {key!r} of this data set's metadata to {value!r}, but "
+                    f"the entry gives {new[name][key]!r}. Leave it out there, or use another name."
+                )
     if usage is None:
         usage = Usage(
             train=list(new), test=list(new), check=check, mask_on=None if masks else False
         )
     first_load = _FirstLoad(usage) if check_on_load else None
     for name, metadata in new.items():
+        others = _metadata_of_others(name)
         if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+        if "coco_json_keys" in MetadataCatalog.get(name).as_dict():
             # An earlier registration of this function. Metadata cannot be changed, so they are made
             # anew, with what others have added.
-            others = _metadata_of_others(name)
-            DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-            added = {key: value for key, value in others.items() if key not in metadata}
-            MetadataCatalog.get(name).set(**added)
         load = functools.partial(
             _load,
             name,
@@ -170,7 +176,7 @@ def register_coco_json(
         )
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(
-            **metadata, coco_json_keys=["name", "coco_json_keys", *metadata]
+            **others | metadata, coco_json_keys=["name", "coco_json_keys", *metadata]
         )
 
 

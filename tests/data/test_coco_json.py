@@ -240,6 +240,26 @@ def test_pairs_of_keypoints_that_other_code_gave_are_kept(tmp_path):
     assert create_keypoint_hflip_indices(["boats"]) == [1, 0]
 
 
+@pytest.mark.parametrize("remove", [DatasetCatalog.remove, lambda _: DatasetCatalog.clear()])
+def test_a_notebook_may_remove_a_data_set_and_register_it_again(tmp_path, remove, monkeypatch):
+    monkeypatch.setattr(DatasetCatalog, "data", dict(DatasetCatalog.data))
+    entries = [("boats", *write_coco(tmp_path))]
+    register_coco_json(entries)
+    MetadataCatalog.get("boats").color = "red"
+    remove("boats")
+    write_coco(tmp_path, [{"id": 1, "name": "boat"}])
+    register_coco_json(entries)
+    metadata = MetadataCatalog.get("boats")
+    assert metadata.thing_classes == ["boat"] and metadata.color == "red"
+
+
+def test_other_metadata_of_other_code_are_an_error_before_anything_is_registered(coco):
+    MetadataCatalog.get("mine").thing_classes = ["cat"]
+    with pytest.raises(ValueError, match="'mine'.*'thing_classes'.*cat.*fork"):
+        register_coco_json([("first", *coco), ("mine", *coco)])
+    assert not {"first", "mine"} & set(DatasetCatalog) and "first" not in MetadataCatalog
+
+
 def test_a_file_that_was_written_again_is_registered_anew(tmp_path):
     keypoints = with_keypoints(["left", "right"])
     entries = [("boats", *write_coco(tmp_path, keypoints))]

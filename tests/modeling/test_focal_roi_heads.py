@@ -6,11 +6,19 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    FastRCNNOutputLayers,
+    StandardROIHeads,
+)
 from detectron2.structures import Boxes, ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
-from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers, MultiscaleROIPooler
+from mrcnn_plugin.modeling import (
+    FocalFastRCNNOutputLayers,
+    MRCNNFocalROIHeads,
+    MultiscaleROIPooler,
+)
 from tests import small
 from tests.features import detectron2_module, needs_sigmoid_ce
 
@@ -68,6 +76,45 @@ def training_losses(model, inputs):
 def detect(model, inputs):
     with torch.no_grad():
         return [output["instances"].get_fields() for output in model.eval()(inputs)]
+
+
+class OwnPredictor(FastRCNNOutputLayers):
+    def losses(self, predictions, proposals):
+        return {**super().losses(predictions, proposals), "loss_own": predictions[0].sum()}
+
+
+class OwnHeads(StandardROIHeads):
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        head = super()._init_box_head(cfg, input_shape)
+        return {**head, "box_predictor": OwnPredictor(cfg, head["box_head"].output_shape)}
+
+
+@pytest.fixture
+def combined_heads():
+    class CombinedHeads(MRCNNFocalROIHeads, OwnHeads):
+        pass
+
+    ROI_HEADS_REGISTRY.register(CombinedHeads)
+    yield "CombinedHeads"
+    del ROI_HEADS_REGISTRY._obj_map["CombinedHeads"]
+
+
+def test_a_predictor_of_the_user_is_kept(combined_heads):
+    cfg = small.config(MODEL__ROI_HEADS__NAME=combined_heads)
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = "cross_entropy"
+    model = build_model(cfg)
+    assert "loss_own" in training_losses(model, small.batch((64, 96)))
+    assert isinstance(model.roi_heads.box_pooler, MultiscaleROIPooler)
+
+
+@pytest.mark.parametrize("key, value", [("CLS_LOSS", "softmax_focal"), ("CLS_LOSS_WEIGHT", 2.0)])
+def test_a_loss_that_a_predictor_of_the_user_would_ignore_is_an_error(combined_heads, key, value):
+    cfg = small.config(MODEL__ROI_HEADS__NAME=combined_heads)
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = "cross_entropy"
+    cfg.MODEL.ROI_BOX_HEAD[key] = value
+    with pytest.raises(ValueError, match=f"{key} is '?{value}.*OwnPredictor"):
+        build_model(cfg)
 
 
 @every_class

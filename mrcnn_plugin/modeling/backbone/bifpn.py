@@ -145,6 +145,7 @@ class BiFPN(Pyramid):
         norm: str = "",
         top_block: nn.Module | None = None,
         fuse_type: str = "sum",
+        square_pad: int = 0,
         *,
         upsample: str = "nearest",
         num_repeats: int = 3,
@@ -152,7 +153,7 @@ class BiFPN(Pyramid):
     ) -> None:
         """
         Args:
-            bottom_up, in_features, out_channels, top_block: as for Detectron2's FPN.
+            bottom_up, in_features, out_channels, top_block, square_pad: as for Detectron2's FPN.
             fuse_type: must be "sum".
             norm: the norm of the lateral convolutions and of the convolutions in the blocks.
             upsample: as for :func:`build_upsample`.
@@ -182,6 +183,7 @@ class BiFPN(Pyramid):
         self.top_block = top_block
         self.lateral_convs = fpn.lateral_convs
         self.in_features = fpn.in_features
+        self.square_pad = square_pad
         levels = fpn.output_shape()
         num_levels = len(levels)
         if num_levels < 2:
@@ -200,6 +202,10 @@ class BiFPN(Pyramid):
     @property
     def size_divisibility(self) -> int:
         return max(self._out_feature_strides.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"square_size": self.square_pad}
 
     def __prepare_scriptable__(self) -> "BiFPN":
         """Returns a copy for TorchScript, which can iterate over modules only if they are in a ModuleList."""

@@ -27,8 +27,24 @@ from ..poolers import init_head
 from .focal_fast_rcnn import FocalFastRCNNOutputLayers
 
 
-def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
-    """Returns a predictor to replace the one of the parent, which hard-codes its class."""
+def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FastRCNNOutputLayers:
+    """Returns a predictor to replace the one of the parent, which hard-codes its class.
+
+    A predictor of another class stays, because a replacement would lose what it adds.
+
+    Raises:
+        ValueError: the predictor has another class, but the config asks for a loss of this package.
+    """
+    if type(stock) is not FastRCNNOutputLayers:
+        keys = cfg.MODEL.ROI_BOX_HEAD
+        if keys.CLS_LOSS != "cross_entropy" or keys.CLS_LOSS_WEIGHT != 1.0:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.CLS_LOSS is {keys.CLS_LOSS!r} and CLS_LOSS_WEIGHT is {keys.CLS_LOSS_WEIGHT}, "
+                f"but {cfg.MODEL.ROI_HEADS.NAME} predicts boxes with {type(stock).__qualname__}, which does not "
+                f"read these keys: set CLS_LOSS to 'cross_entropy' and CLS_LOSS_WEIGHT to 1.0, or derive that class "
+                f"from FocalFastRCNNOutputLayers and set it in your _init_box_head"
+            )
+        return stock
     # It takes over the weights of the stock predictor, and the random generator keeps its state. With
     # the same seed, a model therefore starts with the weights of the stock model, and the two differ
     # in the loss only.
