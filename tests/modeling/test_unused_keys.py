@@ -44,6 +44,13 @@ def test_a_key_without_its_component_is_named(key, value, reader, others):
     assert not find_unused_keys(small.config(**{key: value, name: chosen}))
 
 
+def test_proposals_from_a_file_have_a_name_that_is_in_no_registry():
+    name = {"MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals"}
+    assert not find_unused_keys(small.config(**name))
+    (sentence,) = find_unused_keys(small.config(**name, MODEL__RPN__FOCAL__GAMMA=1.0))
+    assert sentence.startswith("MODEL.RPN.FOCAL.GAMMA ") and "'PrecomputedProposals'" in sentence
+
+
 ALL_LOSSES = {"cross_entropy", "softmax_focal", "sigmoid_focal", "sigmoid_focal_star"}
 
 
