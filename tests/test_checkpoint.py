@@ -23,6 +23,24 @@ def test_a_checkpoint_of_another_model_is_refused(norm, tmp_path):
         FittingCheckpointer(model(norm)).load(file)
 
 
+def test_an_empty_folder_has_nothing_to_resume_from(tmp_path):
+    assert FittingCheckpointer(model(""), str(tmp_path)).resume_or_load("", resume=True) == {}
+
+
+def test_a_process_that_must_not_save_writes_nothing(tmp_path):
+    FittingCheckpointer(model(""), str(tmp_path), save_to_disk=False).save("model_final")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_the_count_of_batches_fits(tmp_path):
+    file = str(tmp_path / "bn.pth")
+    state = model("BN").state_dict()
+    # The metadata stay. Without their version, batch norms fill the count in.
+    del state["norm.num_batches_tracked"]
+    torch.save({"model": state}, file)
+    FittingCheckpointer(model("BN"), must_fit=True).load(file)
+
+
 class TestRunningStatistics:
     """FrozenBN takes a mean of 0 and a variance of 1 where a file has none, and reports nothing."""
 
