@@ -9,13 +9,15 @@ import time
 from argparse import Namespace
 from types import SimpleNamespace
 
+import detectron2.engine
 import pytest
 import torch
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer, default_argument_parser
 from detectron2.engine.launch import _find_free_port
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from iopath.common.file_io import NativePathHandler, PathManager
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from mrcnn_plugin import engine, hooks
 from mrcnn_plugin.checkpoint import FittingCheckpointer
@@ -400,6 +402,22 @@ def test_torchrun_and_num_gpus_do_not_go_together(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     with pytest.raises(ValueError, match="--num-gpus 2 .* must be left out"):
         engine.launch(None, Namespace(num_gpus=2, num_machines=1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_signal_that_ended_a_process_is_the_exit_code(monkeypatch, number):
+    def launch(*_, **__):
+        raise ProcessExitedException("It ended.", 0, 1, exit_code=code)
+
+    monkeypatch.setattr(detectron2.engine, "launch", launch)
+    args = default_argument_parser().parse_args([])
+    code = 128 + number
+    with pytest.raises(SystemExit) as ended:
+        engine.launch(None, args)
+    assert ended.value.code == code
+    code = 1
+    with pytest.raises(ProcessExitedException):
+        engine.launch(None, args)
 
 
 def test_machines_with_folders_of_their_own_do_not_resume(run, monkeypatch):
