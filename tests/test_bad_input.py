@@ -1152,8 +1152,16 @@ def test_the_heads_of_other_projects_pass(config_file, monkeypatch):
     def head(cfg, shape):
         raise AssertionError("It was built.")
 
-    for registry in (ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY, SEM_SEG_HEADS_REGISTRY):
+    for registry in (
+        ROI_BOX_HEAD_REGISTRY,
+        ROI_HEADS_REGISTRY,
+        ROI_MASK_HEAD_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
+    ):
         monkeypatch.setattr(registry, "_obj_map", {**registry._obj_map, "TheirHead": head})
+    # A function may be registered in the place of a class.
+    poolers = [f"MODEL.ROI_{name}_HEAD.POOLER_TYPE" for name in ("BOX", "MASK")]
+    run(config_file, [HEADS, "TheirHead", *(x for key in poolers for x in (key, "ROIAlignV2"))])
     box = "MODEL.ROI_BOX_HEAD.NAME TheirHead MODEL.ROI_BOX_HEAD.NUM_FC 0".split()
     run(config_file, box)
     # As in Detectron2's project PointRend.

@@ -260,6 +260,11 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(
             ValueError,
             "TEST.AUG.ENABLED is True.*KEYPOINT_ON True",
         ),
+        (
+            {"TEST__AUG__ENABLED": True, "MODEL__LOAD_PROPOSALS": True},
+            ValueError,
+            "TEST.AUG.ENABLED is True.*LOAD_PROPOSALS True",
+        ),
         ({"MODEL__WEIGHTS": "nowhere.pth"}, (AssertionError, FileNotFoundError), "nowhere.pth"),
     ],
 )
