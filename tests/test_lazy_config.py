@@ -1,5 +1,6 @@
 """Tests of configs/lazy, the headline config for Detectron2's tools/lazyconfig_train_net.py."""
 
+import inspect
 import os
 import sys
 
@@ -8,6 +9,14 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 
+from mrcnn_plugin import get_cfg
+from mrcnn_plugin.config import value_of
+from mrcnn_plugin.modeling import (
+    BiFPN,
+    FocalFastRCNNOutputLayers,
+    MRCNNFocalRPN,
+    UpsampleFPN,
+)
 from tests import small
 from tests.environments import run
 from tests.small import full_config
@@ -34,6 +43,45 @@ def test_the_lazy_config_is_the_model_of_the_yaml():
     for name in settings:
         assert len({getattr(p, name) for p in predictors}) == 1, name
     torch.testing.assert_close(*(p.cls_score.bias for p in predictors), rtol=0, atol=0)
+
+
+FOCAL = {
+    "focal_alpha": "FOCAL.ALPHA",
+    "focal_gamma": "FOCAL.GAMMA",
+    "prior_prob": "FOCAL.PRIOR_PROB",
+}
+
+
+@pytest.mark.parametrize(
+    "component, node, keys",
+    [
+        (UpsampleFPN, "MODEL", {"upsample": "FPN.UPSAMPLE"}),
+        (
+            BiFPN,
+            "MODEL",
+            {
+                "upsample": "FPN.UPSAMPLE",
+                "num_repeats": "MRCNN_PLUGIN.BIFPN.NUM_REPEATS",
+                "depthwise": "MRCNN_PLUGIN.BIFPN.DEPTHWISE",
+            },
+        ),
+        (MRCNNFocalRPN, "MODEL.RPN", FOCAL),
+        (
+            FocalFastRCNNOutputLayers,
+            "MODEL.ROI_BOX_HEAD",
+            {
+                **FOCAL,
+                "focal_beta": "FOCAL.BETA",
+                "normalizer": "FOCAL.NORMALIZER",
+                "cls_loss": "CLS_LOSS",
+            },
+        ),
+    ],
+)
+def test_what_a_lazy_config_leaves_out_is_the_default_of_the_yaml(component, node, keys):
+    parameters = inspect.signature(component).parameters
+    actual = {name: parameters[name].default for name in keys}
+    assert actual == {name: value_of(get_cfg(), f"{node}.{key}") for name, key in keys.items()}
 
 
 def test_the_stock_script_trains_and_evaluates_it(tmp_path):
