@@ -386,6 +386,16 @@ class TestErrors:
             (dict(boxes=torch.zeros(1, 5).bool()), TypeError, "real numbers, got .*bool"),
             (dict(boxes=torch.zeros(1, 5).to_sparse()), TypeError, "dense real .* got torch.spa"),
             (dict(output_size=2**63), ValueError, "output_size must be positive and at most"),
+            (
+                dict(output_size=(2**20 + 1, 1)),
+                ValueError,
+                "output_size must be .* at most 1048576",
+            ),
+            (
+                dict(output_size=(1, 2**20 + 1)),
+                ValueError,
+                "output_size must be .* at most 1048576",
+            ),
             (dict(output_size=7.5), TypeError, "output_size must be a whole number .*, got 7.5"),
             (dict(output_size=(True, 2)), TypeError, r"output_size must be .*, got \(True, 2\)"),
             (dict(boxes=torch.zeros(1, 5, device="meta")), ValueError, "of input, cpu, got meta"),
@@ -515,4 +525,11 @@ class TestErrors:
             grad, sizes = torch.ones(3, 3, 2, 2), ([8], [8], [True])
             roi_align_backward_reference(
                 grad, self.rois, None, [1.0], 2, *sizes, 0, True, "bicubic", -0.5
+            )
+
+    @pytest.mark.parametrize("size", [(0, 8), (8, 0)])
+    def test_the_reference_refuses_a_map_without_pixels(self, size):
+        with pytest.raises(ValueError, match="a height and width of at least 1, got .*0"):
+            roi_align_reference(
+                [torch.ones(2, 3, *size)], self.rois, None, [1.0], 2, 2, 0, True, "bicubic", -0.5
             )

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import RoIPool
 
 from mrcnn_plugin.layers import roi_align
+from mrcnn_plugin.layers.roi_align import MAX_LEVELS
 from mrcnn_plugin.modeling import MultiscaleROIPooler
 from tests import small
 from tests.features import detectron2_module
@@ -269,6 +270,11 @@ class TestErrors:
         values = dict(output_size=7, scales=SCALES, sampling_ratio=0, pooler_type="ROIAlignBicubic")
         with pytest.raises(error, match=message):
             MultiscaleROIPooler(**{**values, **changes})
+
+    @pytest.mark.parametrize("count", [1, MAX_LEVELS])
+    def test_the_fewest_and_the_most_scales_are_accepted(self, count):
+        scales = [2.0**-i for i in range(count)]
+        assert MultiscaleROIPooler(7, scales, 0, "ROIAlignBicubic").scales == scales
 
     def test_lengths_that_differ_are_errors(self):
         features, boxes = features_and_boxes()
