@@ -23,6 +23,11 @@ def test_a_checkpoint_of_another_model_is_refused(norm, tmp_path):
         FittingCheckpointer(model(norm)).load(file)
 
 
+def test_a_model_without_parameters_takes_its_own_checkpoint(tmp_path):
+    FittingCheckpointer(get_norm("FrozenBN", 32), str(tmp_path)).save("buffers")
+    FittingCheckpointer(get_norm("FrozenBN", 32)).load(str(tmp_path / "buffers.pth"))
+
+
 def test_an_empty_folder_has_nothing_to_resume_from(tmp_path):
     assert FittingCheckpointer(model(""), str(tmp_path)).resume_or_load("", resume=True) == {}
 
