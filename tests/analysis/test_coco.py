@@ -312,3 +312,16 @@ def test_a_data_set_without_annotations(tmp_path):
             coco.load_ground_truth(name, str(tmp_path))
     finally:
         MetadataCatalog.remove(name)
+
+
+def test_a_file_of_ground_truth_may_be_remote(shapes, tmp_path, monkeypatch):
+    local = MetadataCatalog.get(shapes).json_file
+    name = f"remote_{tmp_path.name}"
+    MetadataCatalog.get(name).json_file = "store://instances.json"
+    monkeypatch.setattr(
+        coco.PathManager, "get_local_path", {"store://instances.json": local}.__getitem__
+    )
+    try:
+        assert coco.load_ground_truth(name, str(tmp_path)).anns
+    finally:
+        MetadataCatalog.remove(name)

@@ -76,12 +76,17 @@ def test_a_folder_with_another_run_is_not_mixed_up_without_a_word(run, tmp_path,
     with pytest.raises(ValueError, match="OUTPUT_DIR .*out' holds another training.*--resume"):
         run(SOLVER__MAX_ITER=1, **no_test)
     assert {path: path.read_bytes() for path in out.glob("*.*")} == before
-    assert "holds another training" not in log.text
+    assert "of another training" not in log.text
     run("--resume", SOLVER__MAX_ITER=1, **no_test)
-    assert "holds another training" not in log.text and "had another config" not in log.text
+    assert "of another training" not in log.text and "had another config" not in log.text
     (out / "last_checkpoint").unlink()
     run(SOLVER__MAX_ITER=1, **no_test)
     assert "holds files of another training, but no last_checkpoint" in log.text
+
+
+def test_a_key_that_nothing_reads_is_named(run, log):
+    run(DATASETS__TEST="()", SOLVER__MAX_ITER=1, MODEL__MRCNN_PLUGIN__BIFPN__NUM_REPEATS=5)
+    assert "MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS is 5, but nothing reads it" in log.text
 
 
 def test_a_resume_with_another_config_says_what_differs(run, tmp_path, log):

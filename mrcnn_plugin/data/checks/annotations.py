@@ -633,8 +633,7 @@ class _Checker:
         self.add("area_odd", self.odd_areas, "area")
         if self.odd_areas:
             found["area_odd"].total = self.areas_compared
-        usable = len(forms) - self.crowds
-        if usable <= 0 or len(self.left_out) >= len(forms):
+        if not self.objects_of_image:
             what = (
                 f"{len(forms)} annotations, {self.crowds} with iscrowd 1"
                 if forms
@@ -766,14 +765,17 @@ def _check_polygons(
         longer = np.maximum(w, h)
         far = overhang > longer
         overhanging = ~far & (overhang > np.maximum(_OVERHANG_PIXELS, _OVERHANG_SHARE * longer))
-        empty = (area <= 0) | (x1 <= 0) | (y1 <= 0) | (x0 >= w) | (y0 >= h)
+        empty = (x1 <= 0) | (y1 <= 0) | (x0 >= w) | (y0 >= h)
         relative = (x0 >= 0) & (y0 >= 0) & (x1 <= 1.001) & (y1 <= 1.001) & (np.minimum(w, h) > 8)
-        # A thin one may lie between the centres of pixels.
-        thin = ~empty & ~far & finite & (np.minimum(x1 - x0, y1 - y0) < 2) & np.isfinite(w)
-    for n in np.flatnonzero(thin).tolist():
+        # A thin one may lie between the centres of pixels. If one crosses itself, its parts may cancel.
+        unsure = (np.minimum(x1 - x0, y1 - y0) < 2) | (area <= 0)
+        unsure &= ~empty & ~far & finite & np.isfinite(w)
+    for n in np.flatnonzero(unsure).tolist():
         polygons = [p for p in chunk[objects[n]]["segmentation"] if len(p) >= 6]
         rles = mask_util.frPyObjects(polygons, int(h[n]), int(w[n]))
-        empty[n] = mask_util.area(mask_util.merge(rles)) == 0
+        pixels = int(mask_util.area(mask_util.merge(rles)))
+        empty[n] = pixels == 0
+        area[n] = area[n] or pixels
     for k in objects[relative].tolist():
         bad("segmentation_relative", k)
     for n, k in enumerate(objects.tolist()):
