@@ -78,16 +78,26 @@ def detect(model, inputs):
         return [output["instances"].get_fields() for output in model.eval()(inputs)]
 
 
-class OwnPredictor(FastRCNNOutputLayers):
+class OwnLosses:
     def losses(self, predictions, proposals):
         return {**super().losses(predictions, proposals), "loss_own": predictions[0].sum()}
 
 
+class OwnPredictor(OwnLosses, FastRCNNOutputLayers):
+    pass
+
+
+class OwnFocalPredictor(OwnLosses, FocalFastRCNNOutputLayers):
+    pass
+
+
 class OwnHeads(StandardROIHeads):
+    predictor = OwnPredictor
+
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         head = super()._init_box_head(cfg, input_shape)
-        return {**head, "box_predictor": OwnPredictor(cfg, head["box_head"].output_shape)}
+        return {**head, "box_predictor": cls.predictor(cfg, head["box_head"].output_shape)}
 
 
 @pytest.fixture
@@ -106,6 +116,15 @@ def test_a_predictor_of_the_user_is_kept(combined_heads):
     model = build_model(cfg)
     assert "loss_own" in training_losses(model, small.batch((64, 96)))
     assert isinstance(model.roi_heads.box_pooler, MultiscaleROIPooler)
+
+
+def test_a_predictor_of_the_user_may_have_the_losses_of_this_package(combined_heads, monkeypatch):
+    monkeypatch.setattr(OwnHeads, "predictor", OwnFocalPredictor)
+    cfg = small.config(MODEL__ROI_HEADS__NAME=combined_heads)
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = "sigmoid_focal"
+    model = build_model(cfg)
+    assert "loss_own" in training_losses(model, small.batch((64, 96)))
+    assert model.roi_heads.box_predictor.cls_loss == "sigmoid_focal"
 
 
 @pytest.mark.parametrize("key, value", [("CLS_LOSS", "softmax_focal"), ("CLS_LOSS_WEIGHT", 2.0)])

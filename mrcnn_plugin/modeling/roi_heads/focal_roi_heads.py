@@ -30,11 +30,13 @@ from .focal_fast_rcnn import FocalFastRCNNOutputLayers
 def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FastRCNNOutputLayers:
     """Returns a predictor to replace the one of the parent, which hard-codes its class.
 
-    A predictor of another class stays, because a replacement would lose what it adds.
+    A predictor of the user's own class stays, because a replacement would lose what it adds.
 
     Raises:
-        ValueError: the predictor has another class, but the config asks for a loss of this package.
+        ValueError: the config asks for a loss of this package, which such a predictor does not have.
     """
+    if isinstance(stock, FocalFastRCNNOutputLayers):
+        return stock
     if type(stock) is not FastRCNNOutputLayers:
         keys = cfg.MODEL.ROI_BOX_HEAD
         if keys.CLS_LOSS != "cross_entropy" or keys.CLS_LOSS_WEIGHT != 1.0:
@@ -42,7 +44,7 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FastRCNNOutpu
                 f"MODEL.ROI_BOX_HEAD.CLS_LOSS is {keys.CLS_LOSS!r} and CLS_LOSS_WEIGHT is {keys.CLS_LOSS_WEIGHT}, "
                 f"but {cfg.MODEL.ROI_HEADS.NAME} predicts boxes with {type(stock).__qualname__}, which does not "
                 f"read these keys: set CLS_LOSS to 'cross_entropy' and CLS_LOSS_WEIGHT to 1.0, or derive that class "
-                f"from FocalFastRCNNOutputLayers and set it in your _init_box_head"
+                f"from FocalFastRCNNOutputLayers"
             )
         return stock
     # It takes over the weights of the stock predictor, and the random generator keeps its state. With
