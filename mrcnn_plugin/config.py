@@ -183,6 +183,33 @@ def load_cfg(config_file: str, opts: Sequence[Any] = (), *, allow_unsafe: bool =
     return cfg
 
 
+def find_own_keys(path: str) -> list[str]:
+    """The full names of the keys that a config file sets itself, without those of its `_BASE_`.
+
+    Nothing is constructed from YAML tags.
+    """
+    import yaml
+    from detectron2.utils.file_io import PathManager
+
+    with PathManager.open(path, "r") as f:
+        loader = yaml.SafeLoader(f)
+        root = loader.get_single_node()
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        loader.flatten_mapping(node)  # merge keys, <<
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            if isinstance(value, yaml.MappingNode):
+                walk(value, f"{name}.")
+            elif name not in ("_BASE_", "VERSION"):
+                keys.append(name)
+
+    if isinstance(root, yaml.MappingNode):
+        walk(root, "")
+    return keys
+
+
 def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     """Reads a config file with those that its `_BASE_` names, as Detectron2 does, but safely.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
-from .config import read_yaml
+from .config import find_own_keys, read_yaml
 
 
 class PreferringConfig(CfgNode):
@@ -31,6 +31,7 @@ class PreferringConfig(CfgNode):
         self._take(cfg.clone())
         # CfgNode keeps what is no config key in __dict__. A clone takes it along.
         self.__dict__["_preferred"] = preferred
+        self.__dict__["_saved_keys"] = frozenset(cfg.keys() - {"VERSION"})
         self._merge(lambda stock: _merge_safely(stock, preferred))
         return self
 
@@ -38,17 +39,23 @@ class PreferringConfig(CfgNode):
         """As Detectron2's, but the preferred file wins, which is read safely. A saved config wins over both."""
         preferred = self.__dict__["_preferred"]
         logger = logging.getLogger(__name__)
-        self._merge(lambda stock: stock.merge_from_file(cfg_filename, allow_unsafe))
         # Detectron2 saves every key.
-        read = CfgNode.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
-        if read.keys() >= self.keys() and "MRCNN_PLUGIN" in read["MODEL"]:
+        keys = find_own_keys(cfg_filename)
+        ours = any(key.startswith("MODEL.MRCNN_PLUGIN.") for key in keys)
+        if ours and {key.partition(".")[0] for key in keys} >= self.__dict__["_saved_keys"]:
+            self._merge(lambda stock: stock.merge_from_file(cfg_filename, allow_unsafe))
             logger.warning(
                 "MRCNN_PLUGIN_CONFIG: %s is a saved config and is read as it is, without %s.",
                 cfg_filename,
                 preferred,
             )
             return
-        self._merge(lambda stock: _merge_safely(stock, preferred))
+
+        def merge(stock: CfgNode) -> None:
+            stock.merge_from_file(cfg_filename, allow_unsafe)
+            _merge_safely(stock, preferred)
+
+        self._merge(merge)
         logger.warning(
             "MRCNN_PLUGIN_CONFIG: the keys of %s win over those of %s.", preferred, cfg_filename
         )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, launch
+from detectron2.structures import ImageList
 
 
 def detectron2_module(name: str) -> Any:
@@ -27,6 +28,10 @@ needs_fed_loss = pytest.mark.skipif(
 needs_saved_optimizer = pytest.mark.skipif(
     "state_dict" not in vars(DefaultTrainer),
     reason="checkpoints of this Detectron2's trainer do not hold the optimizer",
+)
+needs_padding_constraints = pytest.mark.skipif(
+    "padding_constraints" not in inspect.signature(ImageList.from_tensors).parameters,
+    reason="this Detectron2 does not pad images to a square",
 )
 needs_launch_without_gpus = pytest.mark.skipif(
     "assert torch.cuda.is_available()" in inspect.getsource(inspect.getmodule(launch)),

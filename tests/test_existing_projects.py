@@ -268,8 +268,13 @@ class TestPreferredConfig:
         saved.MODEL.BACKBONE.NAME = "build_mrcnn_resnet_bifpn_backbone"
         (tmp_path / "saved.yaml").write_text(saved.dump())
         cfg = get_cfg()
+        cfg.OF_THE_PROGRAM = CfgNode({"KEY": 1})
+        saved.OF_THE_PROGRAM = CfgNode({"KEY": 1})
         cfg.merge_from_file(str(tmp_path / "saved.yaml"))
         assert yaml.safe_load(cfg.dump()) == yaml.safe_load(saved.dump())
+        (tmp_path / "derived.yaml").write_text("_BASE_: saved.yaml\nSEED: 3")
+        cfg.merge_from_file(str(tmp_path / "derived.yaml"))
+        assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_pafpn_backbone"
 
     def test_a_config_saved_without_our_keys_gets_our_components(self, defaults, request, tmp_path):
         (tmp_path / "saved.yaml").write_text(model_zoo.get_config(ZOO).dump())

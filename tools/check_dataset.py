@@ -34,6 +34,7 @@ from detectron2.utils.file_io import PathManager
 from mrcnn_plugin import get_config_file, load_cfg
 from mrcnn_plugin.analysis.dataset import Settings, check_folder, describe, plot_dataset
 from mrcnn_plugin.checkpoint import write_whole
+from mrcnn_plugin.config import find_own_keys
 from mrcnn_plugin.data import check_categories, check_pixel_range, register_coco_json
 from mrcnn_plugin.data.checks import (
     Usage,
@@ -47,7 +48,7 @@ from mrcnn_plugin.data.checks.annotations import Finding
 from mrcnn_plugin.data.checks.kinds import Level
 from mrcnn_plugin.data.pixels import is_deep_image
 from mrcnn_plugin.data.statistics import Statistics
-from mrcnn_plugin.data.suggest import Suggestion, find_own_keys, suggest_config, to_yaml
+from mrcnn_plugin.data.suggest import Suggestion, suggest_config, to_yaml
 from mrcnn_plugin.validation import check_config
 
 REFUSED = (Level.ERROR, Level.JUDGEMENT)

@@ -133,8 +133,8 @@ def plot_test_set(
     coco.check_results(truth, results, file)
     dicts = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
-    # A repaired copy may be younger than the file that it was made from.
-    annotations = metadata.get("coco_json_local", metadata.get("json_file", ""))
+    # A repaired copy, or a local one of a remote file, may be younger than its source.
+    annotations = metadata.get("coco_json_source", metadata.get("json_file", ""))
     if os.path.isfile(annotations) and os.path.getmtime(annotations) > os.path.getmtime(file):
         print(
             f"{name}: {annotations} is younger than {file}, so the table may differ from what the training printed. "

@@ -147,10 +147,10 @@ def register_coco_json(
                     for pair, color in zip(inspection.connections, itertools.cycle(colors))
                 ]
         for key, value in _metadata_of_others(name).items():
-            if key in new[name] and new[name][key] != value:
+            if key in new[name] and (type(value) is not list or new[name][key] != value):
                 raise ValueError(
                     f"{where}: other code has set {key!r} of this data set's metadata to {value!r}, but "
-                    f"the entry gives {new[name][key]!r}. Leave it out there, or use another name."
+                    f"the entry gives {new[name][key]!r}. Do not set it there, or use another name."
                 )
     if usage is None:
         usage = Usage(
@@ -158,13 +158,14 @@ def register_coco_json(
         )
     first_load = _FirstLoad(usage) if check_on_load else None
     for name, metadata in new.items():
-        others = _metadata_of_others(name)
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
         if "coco_json_keys" in MetadataCatalog.get(name).as_dict():
             # An earlier registration of this function. Metadata cannot be changed, so they are made
             # anew, with what others have added.
+            others = _metadata_of_others(name)
             MetadataCatalog.remove(name)
+            MetadataCatalog.get(name).set(**others)
         load = functools.partial(
             _load,
             name,
@@ -176,7 +177,7 @@ def register_coco_json(
         )
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(
-            **others | metadata, coco_json_keys=["name", "coco_json_keys", *metadata]
+            **metadata, coco_json_keys=["name", "coco_json_keys", *metadata]
         )
 
 

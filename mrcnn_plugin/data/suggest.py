@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
 from ..config import value_of
@@ -427,30 +426,6 @@ def _suggest_test(s: Suggestion, train: Statistics, val: Statistics | None) -> N
 
 def _is_retinanet(cfg: CfgNode) -> bool:
     return bool(cfg.MODEL.META_ARCHITECTURE == "RetinaNet")
-
-
-def find_own_keys(path: str) -> list[str]:
-    """The full names of the keys that a config file sets itself, without those of its `_BASE_`.
-
-    Nothing is constructed from YAML tags.
-    """
-    with PathManager.open(path, "r") as f:
-        loader = yaml.SafeLoader(f)
-        root = loader.get_single_node()
-    keys: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        loader.flatten_mapping(node)  # merge keys, <<
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            if isinstance(value, yaml.MappingNode):
-                walk(value, f"{name}.")
-            elif name not in ("_BASE_", "VERSION"):
-                keys.append(name)
-
-    if isinstance(root, yaml.MappingNode):
-        walk(root, "")
-    return keys
 
 
 def to_yaml(suggestion: Suggestion, base: str, header: str) -> str:

@@ -64,14 +64,16 @@ def axis_matrix(
     p = torch.arange(bins, dtype=low.dtype, device=low.device)[None, :, None]
 
     # A huge box has very many samples outside of the map, so only those that can lie on it are
-    # listed. Two more on either side allow for rounding, and `on_map` decides. Samples close together
-    # are all listed, since rounding can move more than two of them.
+    # listed. A margin on either side allows for rounding, and `on_map` decides. Samples close together
+    # are all listed, since rounding can move many of them. The kernels use as many samples at most.
     origin, step = start + p * bin_size, bin_size / grid
+    precision = torch.finfo(low.dtype)
+    margin = 2 + (4 * precision.eps * origin.abs()).clamp(max=64)
+    most = grid.clamp(max=16 / precision.eps)
     inward = step >= 0.5
-    first = torch.where(inward, torch.floor((-1 - origin) / step) - 2, 0).clamp(min=0).minimum(grid)
-    end = (
-        torch.where(inward, torch.ceil((size - origin) / step) + 2, grid).clamp(min=0).minimum(grid)
-    )
+    first = torch.where(inward, torch.floor((-1 - origin) / step - margin), 0)
+    end = torch.where(inward, torch.ceil((size - origin) / step + margin), grid)
+    first, end = first.clamp(min=0).minimum(most), end.clamp(min=0).minimum(most)
     # The appended zero gives the maximum a value if there are no RoIs. An export needs `longest` as a
     # symbol, so int() must not convert it. A trace would record even the result of item() as a constant.
     longest: Any = torch.cat([(end - first).flatten(), low.new_zeros(1)]).max().long()

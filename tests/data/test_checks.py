@@ -572,7 +572,8 @@ def test_crowds_and_what_is_left_out_are_no_objects(sets):
     one("iscrowd", 1, index=0)(data)
     for index in range(1, 6):
         one("category_id", 7, index)(data)
-    assert "no object" in sets.refused(data, DATASETS__ALLOW=["category_id_unknown"])
+    said = sets.refused(data, DATASETS__ALLOW=["category_id_unknown"])
+    assert "no object" in said and "6 annotations, 1 with iscrowd 1, 5 left out" in said
 
 
 def test_all_faults_are_named_at_once(sets):
@@ -1015,11 +1016,25 @@ def test_sums_of_compressed_counts(counts, copies):
     assert sums.tolist() == [7] + [total] * copies + [7]
 
 
-def test_an_object_whose_corners_cross_over_is_kept(sets):
-    data = good()
-    one("segmentation", [[5, 5, 15, 15, 15, 5, 5, 15]], index=0)(data)
-    sets.check(data)
-    assert len(DatasetCatalog.get("my_train")[0]["annotations"]) == 3
+@pytest.mark.parametrize("other", [[], [[40, 30, 43, 30, 43, 33, 40, 33]]])
+@pytest.mark.parametrize("last", [(5, 25), (5, 24)])
+def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, last):
+    content = good()
+    segmentation = [[5, 5, 25, 25, 25, 5, *last], *other]
+    content["annotations"][0].update(segmentation=segmentation, bbox=[5, 5, 20, 20])
+    for a in content["annotations"]:
+        del a["area"]
+    mask = mask_util.merge(mask_util.frPyObjects(segmentation, HEIGHT, WIDTH))
+    repaired = annotations.check_content(content).repaired["annotations"]
+    assert repaired[0]["area"] == mask_util.area(mask)
+    assert repaired[1]["area"] == 144
+
+
+def test_a_sliver_without_pixels_is_left_out():
+    content = good()
+    content["annotations"][0].update(segmentation=[[5, 5, 25, 24, 15, 14.6]], bbox=[5, 5, 20, 19])
+    checked = annotations.check_content(content)
+    assert "mask_empty" in [finding.kind for finding in checked.findings]
 
 
 @given(st.data())
@@ -1048,13 +1063,12 @@ def test_boxes_and_areas_of_polygons(data):
     areas = {a["id"]: a["area"] for a in repaired["annotations"]}
     for n, p in enumerate(polygons, start=1):
         (drawn,) = mask_util.area(mask_util.frPyObjects([np.ravel(p).tolist()], HEIGHT, WIDTH))
-        # The parts of a polygon that crosses itself may cancel.
-        area = cv2.contourArea(np.array(p, dtype=np.float32)) or drawn
+        # Nothing is left of a sliver when it is drawn.
+        assert (n in areas) == (drawn > 0)
         if n in areas:
-            assert areas[n] == pytest.approx(area, abs=0.01)
-        else:
-            # Nothing is left of a sliver when it is drawn.
-            assert drawn == 0
+            # The parts of a polygon that crosses itself may cancel.
+            area = cv2.contourArea(np.array(p, dtype=np.float32))
+            assert areas[n] == pytest.approx(area, abs=0.01) or areas[n] == drawn > 2 * area
 
 
 VALUES = st.recursive(

@@ -3,6 +3,7 @@ import os
 import string
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -254,10 +255,14 @@ def test_a_notebook_may_remove_a_data_set_and_register_it_again(tmp_path, remove
 
 
 def test_other_metadata_of_other_code_are_an_error_before_anything_is_registered(coco):
+    MetadataCatalog.get("first").palette = np.arange(3)
     MetadataCatalog.get("mine").thing_classes = ["cat"]
     with pytest.raises(ValueError, match="'mine'.*'thing_classes'.*cat.*fork"):
         register_coco_json([("first", *coco), ("mine", *coco)])
-    assert not {"first", "mine"} & set(DatasetCatalog) and "first" not in MetadataCatalog
+    assert not {"first", "mine"} & set(DatasetCatalog)
+    register_coco_json([("first", *coco)])
+    register_coco_json([("first", *coco)], masks=False)
+    assert list(MetadataCatalog.get("first").palette) == [0, 1, 2]
 
 
 def test_a_file_that_was_written_again_is_registered_anew(tmp_path):

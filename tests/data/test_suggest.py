@@ -11,8 +11,9 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.config import find_own_keys
 from mrcnn_plugin.data.statistics import Statistics
-from mrcnn_plugin.data.suggest import find_own_keys, suggest_config, to_yaml
+from mrcnn_plugin.data.suggest import suggest_config, to_yaml
 from tests.small import CONFIGS
 
 ENTRIES = [("train.json", "images"), ("val.json", "images")]

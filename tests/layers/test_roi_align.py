@@ -256,12 +256,25 @@ class TestProperties:
         assert_same(actual, expected, 1e-9)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("side", [1e8, 1e15, 1e30])
+    @pytest.mark.parametrize("side", [1e8, 2.0**50, 2.0**51, 1e15, 1e30])
     def test_a_box_far_larger_than_the_map_visits_only_the_map(self, dtype, side):
         # The call ends only if samples outside of the map are not visited.
         rois = torch.tensor([[0, -side, -side, side, side]], dtype=dtype)
         output = roi_align(torch.ones(1, 1, 4, 4, dtype=dtype), rois, 2)
         assert output.isfinite().all() and output.abs().max() < 1e-10
+
+    @pytest.mark.parametrize("op", [roi_align, through_reference])
+    @pytest.mark.parametrize("side", [1e6, 1.3e7, 3.1e7, 6.5e7])
+    def test_the_samples_of_a_huge_box_have_rounded_positions(self, op, side):
+        box = torch.tensor([[-side, 0.5, side, 2.5]])
+        low, high = np.float32(-side - 0.5), np.float32(side - 0.5)
+        bin_size = np.float32(high - low)
+        grid = np.ceil(bin_size)
+        i = np.float32(grid / 2) + np.arange(-500, 500, dtype=np.float32)
+        x = low + (i + np.float32(0.5)) * bin_size / grid
+        on_map = ((x >= -1) & (x <= 4)).sum()
+        output = op(torch.ones(1, 1, 4, 4), [box], 1, 1.0, 0, True, interpolation="bilinear")
+        assert output.item() == pytest.approx(on_map / grid, rel=1e-5)
 
     @pytest.mark.parametrize("op", [roi_align, through_reference])
     @pytest.mark.parametrize("border", [-0.5, 1000.5])

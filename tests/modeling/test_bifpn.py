@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.structures import ImageList
 
 from mrcnn_plugin.modeling import BiFPN
 from mrcnn_plugin.modeling.backbone.bifpn import FusionNode
+from tests.features import needs_padding_constraints
 from tests.small import BottomUp
 
 FEATURES = ["res3", "res4", "res5"]
@@ -15,6 +17,14 @@ FEATURES = ["res3", "res4", "res5"]
 
 def bifpn(norm="", top_block=LastLevelMaxPool, **options):
     return BiFPN(BottomUp(), FEATURES, 32, norm, top_block and top_block(), **options)
+
+
+@needs_padding_constraints
+def test_images_can_be_padded_to_a_square():
+    padded = ImageList.from_tensors(
+        [torch.zeros(3, 64, 96)], padding_constraints=bifpn(square_pad=256).padding_constraints
+    )
+    assert padded.tensor.shape == (1, 3, 256, 256)
 
 
 @pytest.mark.parametrize("depthwise", [True, False])

@@ -119,7 +119,7 @@ def test_annotations_that_changed_after_the_evaluation_are_named(output, capsys)
 def test_a_younger_copy_of_annotations_is_no_news(output, capsys, monkeypatch, tmp_path):
     (tmp_path / "source.json").touch()
     metadata = MetadataCatalog.get("mrcnn_shapes_val")
-    monkeypatch.setattr(metadata, "coco_json_local", str(tmp_path / "source.json"), raising=False)
+    monkeypatch.setattr(metadata, "coco_json_source", str(tmp_path / "source.json"), raising=False)
     before = os.path.getmtime(metadata.json_file) - 60
     os.utime("run/inference/coco_instances_results.json", times=(before, before))
     os.utime(tmp_path / "source.json", times=(before, before))

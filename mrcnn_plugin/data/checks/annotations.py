@@ -635,7 +635,7 @@ class _Checker:
             found["area_odd"].total = self.areas_compared
         if not self.objects_of_image:
             what = (
-                f"{len(forms)} annotations, {self.crowds} with iscrowd 1"
+                f"{len(forms)} annotations, {self.crowds} with iscrowd 1, {len(self.left_out)} left out"
                 if forms
                 else "annotations: []"
             )
@@ -768,14 +768,15 @@ def _check_polygons(
         empty = (x1 <= 0) | (y1 <= 0) | (x0 >= w) | (y0 >= h)
         relative = (x0 >= 0) & (y0 >= 0) & (x1 <= 1.001) & (y1 <= 1.001) & (np.minimum(w, h) > 8)
         # A thin one may lie between the centres of pixels. If one crosses itself, its parts may cancel.
-        unsure = (np.minimum(x1 - x0, y1 - y0) < 2) | (area <= 0)
+        unsure = (np.minimum(x1 - x0, y1 - y0) < 2) | (area <= 0.1 * (x1 - x0) * (y1 - y0))
         unsure &= ~empty & ~far & finite & np.isfinite(w)
     for n in np.flatnonzero(unsure).tolist():
         polygons = [p for p in chunk[objects[n]]["segmentation"] if len(p) >= 6]
         rles = mask_util.frPyObjects(polygons, int(h[n]), int(w[n]))
         pixels = int(mask_util.area(mask_util.merge(rles)))
         empty[n] = pixels == 0
-        area[n] = area[n] or pixels
+        if area[n] < 0.5 * pixels:
+            area[n] = pixels
     for k in objects[relative].tolist():
         bad("segmentation_relative", k)
     for n, k in enumerate(objects.tolist()):

@@ -13,6 +13,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #if defined(__CUDACC__)
 #define MRCNN_HOST_DEVICE __host__ __device__ __forceinline__
@@ -97,14 +98,15 @@ MRCNN_HOST_DEVICE int64_t partition_point(int64_t count, const Predicate& holds)
   return low;
 }
 
-// Returns the band of bin p. A RoI has no samples if one of its coordinates is not finite.
+// Returns the band of bin p. A RoI has no samples if one of its coordinates is not finite. Of samples beyond a number
+// that no image needs (2^27 in float), none is used: rounding would put ever more of them at the same position.
 template <typename T>
 MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, Interpolation interpolation) {
   Band band{0, 0, 0, 0};
   if (!(axis.grid > T(0)) || !std::isfinite(axis.start) || !std::isfinite(axis.bin)) {
     return band;
   }
-  constexpr int64_t kMostSamples = int64_t(1) << 52;
+  constexpr int64_t kMostSamples = int64_t(1) << (std::numeric_limits<T>::digits + 3);
   int64_t begin = 0;
   int64_t end = to_index(axis.grid, kMostSamples);
   T a = sample_position(axis, p, begin);

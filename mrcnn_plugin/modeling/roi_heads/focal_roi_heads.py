@@ -38,14 +38,14 @@ def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FastRCNNOutpu
     if isinstance(stock, FocalFastRCNNOutputLayers):
         return stock
     if type(stock) is not FastRCNNOutputLayers:
-        keys = cfg.MODEL.ROI_BOX_HEAD
-        if keys.CLS_LOSS != "cross_entropy" or keys.CLS_LOSS_WEIGHT != 1.0:
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.CLS_LOSS is {keys.CLS_LOSS!r} and CLS_LOSS_WEIGHT is {keys.CLS_LOSS_WEIGHT}, "
-                f"but {cfg.MODEL.ROI_HEADS.NAME} predicts boxes with {type(stock).__qualname__}, which does not "
-                f"read these keys: set CLS_LOSS to 'cross_entropy' and CLS_LOSS_WEIGHT to 1.0, or derive that class "
-                f"from FocalFastRCNNOutputLayers"
-            )
+        for key, needed in (("CLS_LOSS", "cross_entropy"), ("CLS_LOSS_WEIGHT", 1.0)):
+            value = cfg.MODEL.ROI_BOX_HEAD[key]
+            if value != needed:
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{key} is {value!r}, but {cfg.MODEL.ROI_HEADS.NAME} predicts boxes with "
+                    f"{type(stock).__qualname__}, which does not read this key: set it to {needed!r}, or derive "
+                    f"that class from FocalFastRCNNOutputLayers"
+                )
         return stock
     # It takes over the weights of the stock predictor, and the random generator keeps its state. With
     # the same seed, a model therefore starts with the weights of the stock model, and the two differ
