@@ -147,7 +147,7 @@ def register_coco_json(
                     for pair, color in zip(inspection.connections, itertools.cycle(colors))
                 ]
         for key, value in _metadata_of_others(name).items():
-            if key in new[name] and (type(value) is not list or new[name][key] != value):
+            if key in new[name] and _differ(new[name][key], value):
                 raise ValueError(
                     f"{where}: other code has set {key!r} of this data set's metadata to {value!r}, but "
                     f"the entry gives {new[name][key]!r}. Do not set it there, or use another name."
@@ -186,6 +186,13 @@ def _metadata_of_others(name: str) -> dict[str, Any]:
     known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
     ours = known.get("coco_json_keys", ("name",))
     return {key: value for key, value in known.items() if key not in ours}
+
+
+def _differ(value: Any, other: Any) -> bool:
+    try:
+        return bool(value != other)
+    except ValueError:  # The other is an array.
+        return True
 
 
 def check_entries(entries: Any) -> None:

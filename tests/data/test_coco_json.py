@@ -254,9 +254,10 @@ def test_a_notebook_may_remove_a_data_set_and_register_it_again(tmp_path, remove
     assert metadata.thing_classes == ["boat"] and metadata.color == "red"
 
 
-def test_other_metadata_of_other_code_are_an_error_before_anything_is_registered(coco):
-    MetadataCatalog.get("first").palette = np.arange(3)
-    MetadataCatalog.get("mine").thing_classes = ["cat"]
+@pytest.mark.parametrize("classes", [["cat"], np.array(["cat", "dog"])])
+def test_other_metadata_of_other_code_are_an_error_before_anything_is_registered(coco, classes):
+    MetadataCatalog.get("first").set(palette=np.arange(3), evaluator_type="coco", json_file=coco[0])
+    MetadataCatalog.get("mine").thing_classes = classes
     with pytest.raises(ValueError, match="'mine'.*'thing_classes'.*cat.*fork"):
         register_coco_json([("first", *coco), ("mine", *coco)])
     assert not {"first", "mine"} & set(DatasetCatalog)
