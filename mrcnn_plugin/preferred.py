@@ -38,27 +38,23 @@ class PreferringConfig(CfgNode):
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
         """As Detectron2's, but the preferred file wins, which is read safely. A saved config wins over both."""
         preferred = self.__dict__["_preferred"]
-        logger = logging.getLogger(__name__)
-        # Detectron2 saves every key.
-        keys = find_own_keys(cfg_filename)
-        ours = any(key.startswith("MODEL.MRCNN_PLUGIN.") for key in keys)
-        if ours and {key.partition(".")[0] for key in keys} >= self.__dict__["_saved_keys"]:
-            self._merge(lambda stock: stock.merge_from_file(cfg_filename, allow_unsafe))
-            logger.warning(
-                "MRCNN_PLUGIN_CONFIG: %s is a saved config and is read as it is, without %s.",
-                cfg_filename,
-                preferred,
-            )
-            return
+        outcome = f"the keys of {preferred} win over those of {cfg_filename}"
 
         def merge(stock: CfgNode) -> None:
+            nonlocal outcome
             stock.merge_from_file(cfg_filename, allow_unsafe)
-            _merge_safely(stock, preferred)
+            # Detectron2 saves every key.
+            keys = find_own_keys(cfg_filename)
+            ours = any(key.startswith("MODEL.MRCNN_PLUGIN.") for key in keys)
+            if ours and {key.partition(".")[0] for key in keys} >= self.__dict__["_saved_keys"]:
+                outcome = (
+                    f"{cfg_filename} is a saved config and is read as it is, without {preferred}"
+                )
+            else:
+                _merge_safely(stock, preferred)
 
         self._merge(merge)
-        logger.warning(
-            "MRCNN_PLUGIN_CONFIG: the keys of %s win over those of %s.", preferred, cfg_filename
-        )
+        logging.getLogger(__name__).warning(f"MRCNN_PLUGIN_CONFIG: {outcome}.")
 
     def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
         """As Detectron2's."""

@@ -276,6 +276,10 @@ class TestPreferredConfig:
         cfg.merge_from_file(str(tmp_path / "derived.yaml"))
         assert cfg.MODEL.BACKBONE.NAME == "build_mrcnn_resnet_pafpn_backbone"
 
+    def test_a_missing_file_is_an_error_of_detectron2(self, four_components):
+        with pytest.raises(AssertionError, match="'none.yaml' does not exist"):
+            get_cfg().merge_from_file("none.yaml")
+
     def test_a_config_saved_without_our_keys_gets_our_components(self, defaults, request, tmp_path):
         (tmp_path / "saved.yaml").write_text(model_zoo.get_config(ZOO).dump())
         expected = self.expected()

@@ -80,9 +80,10 @@ def axis_matrix(
     if not torch.jit.is_tracing():  # type: ignore[attr-defined]
         longest = longest.item()
         torch._check(longest >= 0)
-    i = first + torch.arange(longest, dtype=low.dtype, device=low.device)
+    k = torch.arange(longest, dtype=low.dtype, device=low.device)
+    i = first + k
     x = start + p * bin_size + (i + 0.5) * bin_size / grid
-    on_map = used[:, None, None] & (i < end) & (x >= -1) & (x <= size)
+    on_map = used[:, None, None] & (k < end - first) & (x >= -1) & (x <= size)
 
     x = torch.where(on_map, x, 0).clamp(0, size - 1)
     left = x.floor()

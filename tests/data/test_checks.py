@@ -1017,10 +1017,11 @@ def test_sums_of_compressed_counts(counts, copies):
 
 
 @pytest.mark.parametrize("other", [[], [[40, 30, 43, 30, 43, 33, 40, 33]]])
-@pytest.mark.parametrize("last", [(5, 25), (5, 24)])
+@pytest.mark.parametrize("last", [(5, 25), (5, 24), (20, 25)])
 def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, last):
     content = good()
-    segmentation = [[5, 5, 25, 25, 25, 5, *last], *other]
+    corners = [5, 5, 25, 25, 25, 5] if last[0] == 5 else [5, 5, 25, 5, 5, 25]
+    segmentation = [[*corners, *last], *other]
     content["annotations"][0].update(segmentation=segmentation, bbox=[5, 5, 20, 20])
     for a in content["annotations"]:
         del a["area"]
@@ -1030,11 +1031,25 @@ def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, la
     assert repaired[1]["area"] == 144
 
 
-def test_a_sliver_without_pixels_is_left_out():
+@pytest.mark.parametrize("sliver", [[5, 5, 25, 24, 15, 14.6], [11, 23, 10, 23, 12, 25]])
+def test_a_sliver_without_pixels_is_left_out(sliver):
     content = good()
-    content["annotations"][0].update(segmentation=[[5, 5, 25, 24, 15, 14.6]], bbox=[5, 5, 20, 19])
+    content["annotations"][0].update(segmentation=[sliver])
     checked = annotations.check_content(content)
     assert "mask_empty" in [finding.kind for finding in checked.findings]
+
+
+def test_a_polygon_in_an_image_of_an_absurd_size_is_not_drawn():
+    content = good()
+    for image in content["images"]:
+        image.update(width=2 * 10**9, height=2 * 10**9)
+    far = 10**9
+    for a in content["annotations"]:
+        del a["area"]
+    polygon = [10, 10, far, far, far, far + 3, 10, 13]
+    content["annotations"][0].update(segmentation=[polygon], bbox=[10, 10, far, far])
+    repaired = annotations.check_content(content).repaired["annotations"]
+    assert repaired[0]["area"] == pytest.approx(3 * far, rel=1e-6)
 
 
 @given(st.data())
@@ -1063,9 +1078,10 @@ def test_boxes_and_areas_of_polygons(data):
     areas = {a["id"]: a["area"] for a in repaired["annotations"]}
     for n, p in enumerate(polygons, start=1):
         (drawn,) = mask_util.area(mask_util.frPyObjects([np.ravel(p).tolist()], HEIGHT, WIDTH))
-        # Nothing is left of a sliver when it is drawn.
-        assert (n in areas) == (drawn > 0)
-        if n in areas:
+        if n not in areas:
+            # Nothing is left of a sliver when it is drawn.
+            assert drawn == 0
+        else:
             # The parts of a polygon that crosses itself may cancel.
             area = cv2.contourArea(np.array(p, dtype=np.float32))
             assert areas[n] == pytest.approx(area, abs=0.01) or areas[n] == drawn > 2 * area

@@ -276,6 +276,25 @@ class TestProperties:
         output = op(torch.ones(1, 1, 4, 4), [box], 1, 1.0, 0, True, interpolation="bilinear")
         assert output.item() == pytest.approx(on_map / grid, rel=1e-5)
 
+    def test_the_last_sample_of_a_huge_bin_is_not_lost(self):
+        box = torch.tensor([[-38162495.9, 0, 0.44, 1]])
+        options = ((1, 2), 1.0, 0, False)
+        actual = roi_align(torch.ones(1, 1, 4, 4), [box], *options)
+        expected = roi_align_reference(
+            [torch.ones(1, 1, 4, 4)],
+            F.pad(box, (1, 0)),
+            None,
+            [1.0],
+            1,
+            2,
+            0,
+            False,
+            "bicubic",
+            -0.5,
+        )
+        assert actual[0, 0, 0, 1] > 0
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
+
     @pytest.mark.parametrize("op", [roi_align, through_reference])
     @pytest.mark.parametrize("border", [-0.5, 1000.5])
     @pytest.mark.parametrize("steps", [-3, -2, -1, 1, 2, 3])

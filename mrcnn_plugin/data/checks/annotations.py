@@ -767,9 +767,10 @@ def _check_polygons(
         overhanging = ~far & (overhang > np.maximum(_OVERHANG_PIXELS, _OVERHANG_SHARE * longer))
         empty = (x1 <= 0) | (y1 <= 0) | (x0 >= w) | (y0 >= h)
         relative = (x0 >= 0) & (y0 >= 0) & (x1 <= 1.001) & (y1 <= 1.001) & (np.minimum(w, h) > 8)
-        # A thin one may lie between the centres of pixels. If one crosses itself, its parts may cancel.
-        unsure = (np.minimum(x1 - x0, y1 - y0) < 2) | (area <= 0.1 * (x1 - x0) * (y1 - y0))
-        unsure &= ~empty & ~far & finite & np.isfinite(w)
+        # A small or thin one may lie between the centres of pixels. If one crosses itself, its parts may cancel.
+        unsure = (area < 32) | (area <= 0.3 * (x1 - x0) * (y1 - y0))
+        # pycocotools counts pixels in 32 bits.
+        unsure &= ~empty & ~far & finite & (w * h < 2**32) & (longer < 10**6)
     for n in np.flatnonzero(unsure).tolist():
         polygons = [p for p in chunk[objects[n]]["segmentation"] if len(p) >= 6]
         rles = mask_util.frPyObjects(polygons, int(h[n]), int(w[n]))
