@@ -31,7 +31,7 @@ from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
 from mrcnn_plugin.analysis.fonts import find_fonts
 from mrcnn_plugin.engine import last_test_sets, read_metrics, register_datasets
-from mrcnn_plugin.evaluation import max_detections, results_folder
+from mrcnn_plugin.evaluation import max_detections, results_folder, tasks_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -176,7 +176,8 @@ def plot_test_set(
     images.plot_predictions(dicts, results, metadata, picture("predictions"), min_score)
     limit = max_detections(cfg)
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    evaluated = [coco.evaluate(truth, results, task, limit, sigmas) for task in tasks(cfg, results)]
+    tasks = coco.tasks(results) if results else tasks_of(cfg)
+    evaluated = [coco.evaluate(truth, results, task, limit, sigmas) for task in tasks]
     for one in evaluated:
         charts.plot_precision_recall(
             one, classes, title, picture(f"precision_recall_{coco.TASKS[one.task]}")
@@ -196,13 +197,6 @@ def plot_test_set(
         picture("worst_images"),
     )
     return ap_table(evaluated), pictures
-
-
-def tasks(cfg: CfgNode, results: Sequence[dict[str, Any]]) -> list[str]:
-    if results:
-        return coco.tasks(results)
-    wanted = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-    return [task for task, on in wanted.items() if on]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

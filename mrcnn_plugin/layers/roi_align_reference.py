@@ -65,7 +65,7 @@ def axis_matrix(
 
     # A huge box has very many samples outside of the map, so only those that can lie on it are
     # listed. A margin on either side allows for rounding, and `on_map` decides. Samples close together
-    # are all listed, since rounding can move many of them. The kernels use as many samples at most.
+    # are all listed, since rounding can move many of them. `most` is the limit of the kernels.
     origin, step = start + p * bin_size, bin_size / grid
     precision = torch.finfo(low.dtype)
     margin = 2 + (4 * precision.eps * origin.abs()).clamp(max=64)

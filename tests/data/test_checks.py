@@ -1017,11 +1017,17 @@ def test_sums_of_compressed_counts(counts, copies):
 
 
 @pytest.mark.parametrize("other", [[], [[40, 30, 43, 30, 43, 33, 40, 33]]])
-@pytest.mark.parametrize("last", [(5, 25), (5, 24), (20, 25)])
-def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, last):
+@pytest.mark.parametrize(
+    "crossing",
+    [
+        [5, 5, 25, 25, 25, 5, 5, 25],
+        [5, 5, 25, 25, 25, 5, 5, 24],
+        [5, 5, 25, 5, 5, 25, 20, 25],
+    ],
+)
+def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, crossing):
     content = good()
-    corners = [5, 5, 25, 25, 25, 5] if last[0] == 5 else [5, 5, 25, 5, 5, 25]
-    segmentation = [[*corners, *last], *other]
+    segmentation = [crossing, *other]
     content["annotations"][0].update(segmentation=segmentation, bbox=[5, 5, 20, 20])
     for a in content["annotations"]:
         del a["area"]

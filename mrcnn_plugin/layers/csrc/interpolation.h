@@ -98,8 +98,9 @@ MRCNN_HOST_DEVICE int64_t partition_point(int64_t count, const Predicate& holds)
   return low;
 }
 
-// Returns the band of bin p. A RoI has no samples if one of its coordinates is not finite. Of samples beyond a number
-// that no image needs (2^27 in float), none is used: rounding would put ever more of them at the same position.
+// Returns the band of bin p. A RoI has no samples if one of its coordinates is not finite. A bin uses its first 2^27
+// samples at most (2^56 in double). Rounding puts many samples of a larger bin at one position, and all would be
+// visited.
 template <typename T>
 MRCNN_HOST_DEVICE Band bin_band(const Axis<T>& axis, int64_t p, int64_t size, Interpolation interpolation) {
   Band band{0, 0, 0, 0};
