@@ -1,5 +1,6 @@
-"""The commands of docs/your_data.md, run in their order on photographs."""
+"""The commands of docs/your_data.md, run in their order on generated images."""
 
+import itertools
 import json
 import re
 import runpy
@@ -9,14 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mrcnn_plugin import load_cfg
+from mrcnn_plugin.data import generate_shapes
 from tests.small import ROOT
 
 PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_subset"
 # What makes the training of the page last seconds. The tool writes it into the config.
 SHORT = {
     "INPUT.MIN_SIZE_TRAIN": (96,),
@@ -26,7 +29,6 @@ SHORT = {
     "MODEL.DEVICE": "cpu",
     "TEST.DETECTIONS_PER_IMAGE": 10,
 }
-needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} is not there")
 
 
 def commands(start):
@@ -48,20 +50,23 @@ def folder(tmp_path, monkeypatch):
             MetadataCatalog.remove(name)
 
 
-def copy_photos(folder, **parts):
-    """Writes a JSON file for each part, with so many photographs, and their images."""
-    content = json.loads((PHOTOS / "instances_train.json").read_text())
-    (folder / "images").mkdir()
+def write_data(folder, **parts):
+    """Writes a JSON file for each part, with so many images, and the folder `images` of all of them."""
+    generated = folder / "generated"
+    content = json.loads(Path(generate_shapes(str(generated), sum(parts.values()), 0)).read_text())
+    (generated / "images").rename(folder / "images")
+    for annotation in content["annotations"]:
+        mask = mask_util.decode(annotation["segmentation"])
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        annotation["segmentation"] = [c.ravel().tolist() for c in contours if len(c) > 2]
     images = iter(content["images"])
     for file, number in parts.items():
-        part = [next(images) for _ in range(number)]
+        part = list(itertools.islice(images, number))
         ids = {image["id"] for image in part}
         objects = [a for a in content["annotations"] if a["image_id"] in ids]
         (folder / f"{file}.json").write_text(
             json.dumps({**content, "images": part, "annotations": objects})
         )
-        for image in part:
-            shutil.copy(PHOTOS / "images" / image["file_name"], folder / "images")
 
 
 def run(command, monkeypatch):
@@ -76,9 +81,8 @@ def run(command, monkeypatch):
         assert not end.code, command
 
 
-@needs_photos
 def test_the_commands_lead_from_images_to_pictures(folder, monkeypatch):
-    copy_photos(folder, train=2, val=1)
+    write_data(folder, train=2, val=1)
     page_commands = commands(".venv/bin/python")
     tools = [shlex.split(command)[1] for command in page_commands]
     assert tools[:5] == [
@@ -95,10 +99,9 @@ def test_the_commands_lead_from_images_to_pictures(folder, monkeypatch):
     assert len(list((folder / "predictions").glob("*.png"))) == 3
 
 
-@needs_photos
 def test_labelme_is_converted_as_the_page_says(folder, monkeypatch):
     pytest.importorskip("supervision")
-    copy_photos(folder, train=8)
+    write_data(folder, train=8)
     content = json.loads((folder / "train.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     (folder / "images").rename(folder / "folder")
@@ -111,7 +114,7 @@ def test_labelme_is_converted_as_the_page_says(folder, monkeypatch):
                 "group_id": a["id"],
             }
             for a in content["annotations"]
-            if a["image_id"] == image["id"] and not a["iscrowd"]
+            if a["image_id"] == image["id"]
             for polygon in a["segmentation"]
         ]
         file = {"imagePath": image["file_name"], "shapes": shapes, "flags": {}, "imageData": None}
@@ -122,8 +125,7 @@ def test_labelme_is_converted_as_the_page_says(folder, monkeypatch):
     (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(snippet, {})
     parts = [json.loads((folder / f"{name}.json").read_text()) for name in ("train", "val")]
-    objects = [a for a in content["annotations"] if not a["iscrowd"]]
-    assert sum(len(part["annotations"]) for part in parts) == len(objects)
+    assert sum(len(part["annotations"]) for part in parts) == len(content["annotations"])
     assert not any(a["iscrowd"] for part in parts for a in part["annotations"])
     run(
         "python tools/check_dataset.py train.json folder --val val.json folder",
@@ -131,10 +133,9 @@ def test_labelme_is_converted_as_the_page_says(folder, monkeypatch):
     )
 
 
-@needs_photos
 @pytest.mark.skipif(not shutil.which("datum"), reason="datumaro is not installed")
 def test_one_file_is_split_as_the_page_says(folder, monkeypatch):
-    copy_photos(folder, instances_default=10)
+    write_data(folder, instances_default=10)
     (folder / "export" / "annotations").mkdir(parents=True)
     (folder / "images").rename(folder / "export" / "images")
     (folder / "instances_default.json").rename(
