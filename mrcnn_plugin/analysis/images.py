@@ -129,21 +129,23 @@ def plot_predictions(
             contiguous = metadata.thing_dataset_id_to_contiguous_id[result["category_id"]]
             changed = {"category_id": contiguous, "bbox_mode": BoxMode.XYWH_ABS}
             detections[result["image_id"]].append({**result, **changed})
-    many = np.median([len(d["annotations"]) for d in dicts])
-    full = [d for d in dicts if len(d["annotations"]) >= many]
+    # An image without objects may lack the key.
+    objects = [d.get("annotations", []) for d in dicts]
+    many = np.median([len(one) for one in objects])
+    full = [(d, one) for d, one in zip(dicts, objects, strict=True) if len(one) >= many]
     step = max(1, len(full) // NUM_IMAGES)
     chosen = full[::step][:NUM_IMAGES]
 
     rows = -(-len(chosen) // 2)
     figure = Figure(figsize=(16, 4.2 * rows), layout="constrained")
-    for number, d in enumerate(chosen):
+    for number, (d, one) in enumerate(chosen):
         name = plain(os.path.basename(d["file_name"]), 40)
         titles = (f"{name}: ground truth", f"prediction (score ≥ {min_score:g})")
         drawn = _draw_file(
             d["file_name"],
             *(
                 partial(draw, annotations=shown, names=metadata.thing_classes)
-                for shown in (d["annotations"], detections[d["image_id"]])
+                for shown in (one, detections[d["image_id"]])
             ),
         )
         # Of a file that cannot be drawn, nothing is.

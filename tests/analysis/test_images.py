@@ -123,6 +123,8 @@ def test_an_image_that_cannot_be_drawn_costs_no_other(tmp_path, outcomes, capsys
         }
         for i in (1, 2)
     ]
+    # The key may be missing for an image without objects.
+    dicts.append({"image_id": 3, "file_name": files[3]})
     images.plot_predictions(dicts, [], metadata, picture)
     assert cv2.imread(picture).std() > 10
     assert f"{files[1]} cannot be drawn and is left out" in capsys.readouterr().out
