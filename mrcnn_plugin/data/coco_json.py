@@ -85,6 +85,7 @@ def register_coco_json(
         json_file = _expand(entry[1], f"the json file of {where}")
         image_root = _expand(entry[2], f"the image root of {where}")
         scaled_root = scaled_path(image_root, pixel_range, pixel_range_unit)
+        known = None
         if name in DatasetCatalog:
             metadata: Any = MetadataCatalog.get(name)
             source = metadata.get("coco_json_source", metadata.get("json_file"))
@@ -105,7 +106,7 @@ def register_coco_json(
                 continue
         local, state = _find(json_file, where)
         arguments = (scaled_root, check != "off", masks, state)
-        if name in DatasetCatalog and known == arguments:
+        if known == arguments:
             continue
         inspection = _inspect(local, _shown(json_file), where, check, masks)
         if not _may_be_dir(image_root):
@@ -156,7 +157,9 @@ def register_coco_json(
         usage = Usage(
             train=list(new), test=list(new), check=check, mask_on=None if masks else False
         )
-    first_load = _FirstLoad(usage) if check_on_load else None
+    # The first of them that is loaded has all checked.
+    check_once = functools.cache(functools.partial(check_usage, usage))
+    checked = (*usage.train, *usage.test) if check_on_load else ()
     for name, metadata in new.items():
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
@@ -171,7 +174,7 @@ def register_coco_json(
             name,
             metadata["json_file"],
             metadata["coco_json_root"],
-            first_load,
+            check_once if name in checked else None,
             pixel_range,
             pixel_range_unit,
         )
@@ -217,30 +220,17 @@ def check_entries(entries: Any) -> None:
             )
 
 
-class _FirstLoad:
-    """Checks data sets once, when one of them is loaded."""
-
-    def __init__(self, usage: Usage) -> None:
-        self.usage = usage
-        self.checked = False
-
-    def __call__(self, name: str) -> None:
-        if not self.checked and name in (*self.usage.train, *self.usage.test):
-            check_usage(self.usage)
-            self.checked = True
-
-
 def _load(
     name: str,
     json_file: str,
     image_root: str,
-    first_load: Callable[[str], None] | None,
+    check_once: Callable[[], None] | None,
     pixel_range: Sequence[float],
     pixel_range_unit: str,
 ) -> list[dict[str, Any]]:
     """Loads a data set as Detectron2's `register_coco_instances` does, with images to be scaled."""
-    if first_load is not None:
-        first_load(name)
+    if check_once is not None:
+        check_once()
     dicts = load_coco_json(json_file, image_root, name)
     # Only now, because an absolute file_name replaces the image root.
     for record in dicts:
