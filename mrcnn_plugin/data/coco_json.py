@@ -17,8 +17,7 @@ from detectron2.utils.file_io import PathManager
 from ..config import hint_at, read_yaml
 from ..renamed import VALUES
 from .checks import Usage, check_usage, check_values
-from .checks.inspection import Inspection, inspect_json
-from .checks.read import keypoint_connections, keypoint_names, read_categories, read_content
+from .checks.inspection import Inspection, inspect_json, read_json
 from .keypoints import find_flip_pairs
 from .pixels import check_pixel_range, scaled_path
 
@@ -253,19 +252,9 @@ def _inspect(local: str, shown: str, where: str, check: str, masks: bool) -> Ins
     try:
         if check != "off":
             return inspect_json(local, shown, where, masks=masks)
-        content, _ = read_content(local, shown, where)
+        return read_json(local, shown, where)[0]
     except OSError as error:
         raise _unreadable(shown, where, error) from error
-    categories = read_categories(content, shown, where)
-    return Inspection(
-        local,
-        categories,
-        keypoint_names(content["categories"]),
-        keypoint_connections(content["categories"]),
-        {},
-        findings=[],
-        images=[],
-    )
 
 
 def _unreadable(shown: str, where: str, error: OSError) -> FileNotFoundError:

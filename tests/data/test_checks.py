@@ -515,7 +515,7 @@ def test_a_few_useless_objects_are_left_out_and_more_are_refused(sets, field, va
     assert len(said) == 1 and "1 of 120" in said[0] and "left out" in said[0]
     left = [a for d in DatasetCatalog.get("my_val") for a in d["annotations"]]
     assert len(left) == 119
-    counted = annotations.check_content(copy.deepcopy(data)).objects
+    counted = annotations.check_content(copy.deepcopy(data))[0].objects
     assert sum(number * count for number, count in counted.items()) == 119
     for index in (17, 27):
         data["annotations"][index][field] = value
@@ -1032,7 +1032,7 @@ def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, cr
     for a in content["annotations"]:
         del a["area"]
     mask = mask_util.merge(mask_util.frPyObjects(segmentation, HEIGHT, WIDTH))
-    repaired = annotations.check_content(content).repaired["annotations"]
+    repaired = annotations.check_content(content)[1]["annotations"]
     assert repaired[0]["area"] == mask_util.area(mask)
     assert repaired[1]["area"] == 144
 
@@ -1041,7 +1041,7 @@ def test_an_object_whose_corners_cross_over_has_the_area_that_is_drawn(other, cr
 def test_a_sliver_without_pixels_is_left_out(sliver):
     content = good()
     content["annotations"][0].update(segmentation=[sliver])
-    checked = annotations.check_content(content)
+    checked, _ = annotations.check_content(content)
     assert "mask_empty" in [finding.kind for finding in checked.findings]
 
 
@@ -1054,7 +1054,7 @@ def test_a_polygon_in_an_image_of_an_absurd_size_is_not_drawn():
         del a["area"]
     polygon = [10, 10, far, far, far, far + 3, 10, 13]
     content["annotations"][0].update(segmentation=[polygon], bbox=[10, 10, far, far])
-    repaired = annotations.check_content(content).repaired["annotations"]
+    repaired = annotations.check_content(content)[1]["annotations"]
     assert repaired[0]["area"] == pytest.approx(3 * far, rel=1e-6)
 
 
@@ -1080,7 +1080,7 @@ def test_boxes_and_areas_of_polygons(data):
                 "segmentation": [np.ravel(p).tolist()],
             }
         )
-    repaired = annotations.check_content(content).repaired
+    _, repaired = annotations.check_content(content)
     areas = {a["id"]: a["area"] for a in repaired["annotations"]}
     for n, p in enumerate(polygons, start=1):
         (drawn,) = mask_util.area(mask_util.frPyObjects([np.ravel(p).tolist()], HEIGHT, WIDTH))

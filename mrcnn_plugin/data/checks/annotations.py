@@ -52,31 +52,35 @@ class Finding:
     hint: str = ""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Checked:
-    """The result of :func:`check_content`.
+    """What :func:`check_content` finds out.
 
     Attributes:
         findings: the faults, kind by kind.
-        repaired: the content with what can be repaired repaired, and without the objects that cannot be used; None
-            where nothing had to change.
         images: (file name, width, height) of each image that has all three. Sizes are in px.
         objects: number of objects -> number of images with as many; images without any are left out.
         crowded: (number of objects, image id) of the images with the most objects, most first; as many as examples.
         images_of_category: category id -> number of images with an object of it.
     """
 
-    findings: list[Finding]
-    repaired: dict[str, Any] | None
-    images: list[tuple[str, int, int]]
-    objects: dict[int, int]
-    crowded: list[tuple[int, Any]]
-    images_of_category: dict[int, int]
+    findings: list[Finding] = field(default_factory=list)
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    objects: dict[int, int] = field(default_factory=dict)
+    crowded: list[tuple[int, Any]] = field(default_factory=list)
+    images_of_category: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
-class _Findings:
-    limit: int
+class Findings:
+    """Collects faults.
+
+    Attributes:
+        limit: how many examples of a kind are kept; None for all.
+        found: kind -> its faults.
+    """
+
+    limit: int | None
     found: dict[str, Finding] = field(default_factory=dict)
 
     def add(
@@ -87,34 +91,40 @@ class _Findings:
         if items:
             finding = self.found.setdefault(kind, Finding(kind, 0, total, []))
             finding.count += len(items)
-            room = self.limit - len(finding.examples)
-            finding.examples += [describe(item) for item in items[: max(room, 0)]]
+            room = self.limit and max(self.limit - len(finding.examples), 0)
+            finding.examples += [describe(item) for item in items[:room]]
         return items
 
 
-def check_content(content: dict[str, Any], *, masks: bool = True, limit: int = 5) -> Checked:
+def check_content(
+    content: dict[str, Any], *, masks: bool = True, limit: int | None = 5
+) -> tuple[Checked, dict[str, Any] | None]:
     """Checks the content of a COCO JSON file whose categories are known to be well formed.
 
     Args:
         content: an object with the lists `images` and `categories`, and in general `annotations`. It is not changed.
         masks: whether masks are of interest. If not, faulty segmentations do no harm: the repaired copy has none.
-        limit: how many examples of a kind are kept.
+        limit: how many examples of a kind are kept; None for all.
+
+    Returns:
+        What was found out, and the content with what can be repaired repaired, and without the objects that cannot be
+        used; None where nothing had to change.
     """
     return _Checker(content, masks, limit).check()
 
 
 class _Checker:
-    def __init__(self, content: dict[str, Any], masks: bool, limit: int) -> None:
+    def __init__(self, content: dict[str, Any], masks: bool, limit: int | None) -> None:
         self.content = content
         self.masks = masks
-        self.findings = _Findings(limit)
+        self.findings = Findings(limit)
         # Changes of annotations, by index: new values, and fields to be deleted.
         self.changes: dict[int, dict[str, Any]] = {}
         self.left_out: set[int] = set()
         self.objects_of_image: Counter[int] = Counter()
         self.pairs: set[tuple[Any, int]] = set()
 
-    def check(self) -> Checked:
+    def check(self) -> tuple[Checked, dict[str, Any] | None]:
         self.check_categories()
         self.check_images()
         if "annotations" not in self.content:
@@ -126,14 +136,14 @@ class _Checker:
             )
         else:
             self.check_annotations(self.content["annotations"])
-        return Checked(
-            list(self.findings.found.values()),
-            self.repaired(),
-            self.usable_images,
-            dict(Counter(self.objects_of_image.values())),
-            self.crowded_images(),
-            self.count_images_of_categories(),
+        checked = Checked(
+            findings=list(self.findings.found.values()),
+            images=self.usable_images,
+            objects=dict(Counter(self.objects_of_image.values())),
+            crowded=self.crowded_images(),
+            images_of_category=self.count_images_of_categories(),
         )
+        return checked, self.repaired()
 
     # Categories
 

@@ -16,12 +16,12 @@ from typing import Any
 import portalocker
 from iopath.common.file_io import file_lock, get_cache_dir
 
-from .annotations import Finding, check_content
+from .annotations import Checked, Finding, Findings, check_content
 from .images import Facts, is_deep, look_at_images
 from .read import keypoint_connections, keypoint_names, read_categories, read_content
 
 # To be raised with every change of what is found or how it is stored.
-_VERSION = 7
+_VERSION = 8
 # How long the headers of the images of a data set are read, in s. What is missing is done at the next start.
 SECONDS_FOR_HEADERS = 60.0
 # How long images are decoded that were not seen before, in s. The others are not decoded, unless all are to be.
@@ -30,31 +30,33 @@ SECONDS_TO_DECODE = 10.0
 logger = logging.getLogger("detectron2.mrcnn_plugin.data")
 
 
-@dataclass
-class Inspection:
-    """What is known of a COCO JSON file.
+@dataclass(kw_only=True)
+class Inspection(Checked):
+    """What is known of a COCO JSON file: what its content says, and what its checks found out.
 
     Attributes:
         json_file: the file to be used: the file itself, or its repaired copy.
         categories: category id -> name, sorted by id.
         keypoints: the names of the keypoints, if the categories have them and agree.
         connections: the names of the keypoints that the skeleton connects, if the categories have one and agree.
-        images_of_category: category id -> number of images with an object of it.
-        findings: the faults in its content.
-        images: (file name, width, height) of its images, in px.
-        objects: number of objects -> number of images with as many; images without any are left out.
-        crowded: (number of objects, image id) of the images with the most, most first; as many as examples.
     """
 
     json_file: str
     categories: dict[int, str]
     keypoints: list[str]
     connections: list[tuple[str, str]]
-    images_of_category: dict[int, int]
-    findings: list[Finding]
-    images: list[tuple[str, int, int]]
-    objects: dict[int, int] = dataclasses.field(default_factory=dict)
-    crowded: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+
+
+def read_json(path: str, shown: str, where: str) -> tuple[Inspection, dict[str, Any], bool]:
+    """Reads a COCO JSON file without checks. Returns what is known of it so, and what :func:`read_content` returns."""
+    content, readable = read_content(path, shown, where)
+    inspection = Inspection(
+        json_file=path,
+        categories=read_categories(content, shown, where),
+        keypoints=keypoint_names(content["categories"]),
+        connections=keypoint_connections(content["categories"]),
+    )
+    return inspection, content, readable
 
 
 def inspect_json(
@@ -87,50 +89,39 @@ def inspect_json(
         if (
             limit is not None
             and stored.get("source") == source
-            and os.path.isfile(stored["json_file"])
+            and os.path.isfile(stored["inspection"]["json_file"])
         ):
-            return Inspection(
-                json_file=stored["json_file"],
-                categories=dict(stored["categories"]),
-                keypoints=stored["keypoints"],
-                connections=[(one, other) for one, other in stored["connections"]],
-                images_of_category=dict(stored["images_of_category"]),
-                findings=[Finding(**finding) for finding in stored["findings"]],
-                images=[(name, width, height) for name, width, height in stored["images"]],
-                objects=dict(stored["objects"]),
-                crowded=[(number, id) for number, id in stored["crowded"]],
-            )
-        content, readable = read_content(path, shown, where)
-        categories = read_categories(content, shown, where)
-        checked = check_content(content, masks=masks, limit=10**9 if limit is None else limit)
-        json_file = path
-        if checked.repaired is not None or not readable:
-            json_file = os.path.join(_folder(), f"{base}-{key}.json")
+            return _from_json(stored["inspection"])
+        inspection, content, readable = read_json(path, shown, where)
+        checked, repaired = check_content(content, masks=masks, limit=limit)
+        inspection = dataclasses.replace(inspection, **vars(checked))
+        if repaired is not None or not readable:
+            inspection.json_file = copy = os.path.join(_folder(), f"{base}-{key}.json")
             try:
-                _write(json_file, content if checked.repaired is None else checked.repaired)
+                _write(copy, content if repaired is None else repaired)
             except OSError as error:
                 raise ValueError(
-                    f"{where}: {shown} has to be repaired, but the repaired copy {json_file} cannot "
-                    f"be written: {error}. Set $FVCORE_CACHE to a folder that can be written to."
+                    f"{where}: {shown} has to be repaired, but the repaired copy {copy} cannot be written: {error}. "
+                    f"Set $FVCORE_CACHE to a folder that can be written to."
                 ) from error
-        inspection = Inspection(
-            json_file=json_file,
-            categories=categories,
-            keypoints=keypoint_names(content["categories"]),
-            connections=keypoint_connections(content["categories"]),
-            images_of_category=checked.images_of_category,
-            findings=checked.findings,
-            images=checked.images,
-            objects=checked.objects,
-            crowded=checked.crowded,
-        )
         if limit is not None:
-            stored = {**dataclasses.asdict(inspection), "source": source}
-            for field in ("categories", "images_of_category", "objects"):
-                # The keys of JSON are texts.
-                stored[field] = list(stored[field].items())
-            _remember(cache, stored)
+            _remember(cache, {"source": source, "inspection": _to_json(inspection)})
         return inspection
+
+
+# The keys of JSON are texts.
+_NUMBERED = ("categories", "images_of_category", "objects")
+
+
+def _to_json(inspection: Inspection) -> dict[str, Any]:
+    fields = dataclasses.asdict(inspection)
+    return {**fields, **{name: list(fields[name].items()) for name in _NUMBERED}}
+
+
+def _from_json(fields: dict[str, Any]) -> Inspection:
+    fields = {**fields, **{name: dict(fields[name]) for name in _NUMBERED}}
+    fields["findings"] = [Finding(**finding) for finding in fields["findings"]]
+    return Inspection(**fields)
 
 
 def inspect_images(
@@ -171,13 +162,10 @@ def inspect_images(
         if new:
             _remember(cache, {"facts": {**stored, **new}})
 
-    findings: dict[str, Finding] = {}
+    findings = Findings(limit)
 
     def add(kind: str, example: str) -> None:
-        finding = findings.setdefault(kind, Finding(kind, 0, len(images), []))
-        finding.count += 1
-        if limit is None or len(finding.examples) < limit:
-            finding.examples.append(example)
+        findings.add(kind, [example], len(images), str)
 
     turned = 0
     for file_name, width, height in images:
@@ -206,24 +194,21 @@ def inspect_images(
         if min(new_height, new_width) < 1:
             add("file_thin", f"{path} of {size} becomes {new_width} x {new_height}")
     if turned:
-        findings["file_size"].hint = (
+        findings.found["file_size"].hint = (
             f"Width and height are swapped in {turned} of them: what wrote the JSON file may have ignored EXIF, or "
             f"written them in the wrong order."
         )
-    if "file_missing" in findings:
-        findings["file_missing"].hint = _hint_of_missing(
-            [
-                name
-                for name, _, _ in images
-                if (f := facts[os.path.join(root, name)]) and f.fault == "file_missing"
-            ],
-            root,
+    if "file_missing" in findings.found:
+        first = next(
+            name
+            for name, _, _ in images
+            if (f := facts[os.path.join(root, name)]) and f.fault == "file_missing"
         )
-    return list(findings.values())
+        findings.found["file_missing"].hint = _hint_of_missing(first, root)
+    return list(findings.found.values())
 
 
-def _hint_of_missing(names: Sequence[str], root: str) -> str:
-    name = names[0]
+def _hint_of_missing(name: str, root: str) -> str:
     if not name.isascii() and os.fsencode("é") != "é".encode():
         return "Names are not ASCII, and the locale is not UTF-8: set PYTHONUTF8=1, or LC_ALL to C.UTF-8."
     if name != name.strip():
