@@ -29,7 +29,6 @@ from unittest import mock
 
 import matplotlib
 import torch
-import torch.nn.functional as F
 import torchvision
 from tabulate import tabulate
 from torch import Tensor
@@ -218,30 +217,6 @@ def least_traffic(case: Case) -> dict[str, int]:
         "forward": read + case.grad.nbytes,
         "backward": case.features.nbytes + case.grad.nbytes,
     }
-
-
-def grid_sample_roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
-    """Pools [K, C, size, size] with 2 x 2 bicubic samples per bin, as one would without the package."""
-    height, width = features.shape[2:]
-    pooled = features.new_empty(len(boxes), features.shape[1], size, size)
-    steps = (torch.arange(2 * size, device=boxes.device) + 0.5) / (2 * size)
-    for image in range(features.shape[0]):
-        indices = (boxes[:, 0] == image).nonzero()[:, 0]
-        x1, y1, x2, y2 = (boxes[indices, 1:] * scale - 0.5).T[..., None]
-        # For grid_sample, -1 and 1 are the centres of the corner pixels.
-        x = (x1 + (x2 - x1) * steps).clamp(0, width - 1) * 2 / (width - 1) - 1
-        y = (y1 + (y2 - y1) * steps).clamp(0, height - 1) * 2 / (height - 1) - 1
-        for k, grid_x, grid_y in zip(indices.tolist(), x, y, strict=True):
-            grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), dim=-1)
-            samples = F.grid_sample(
-                features[image : image + 1],
-                grid[None],
-                mode="bicubic",
-                padding_mode="border",
-                align_corners=True,
-            )
-            pooled[k] = F.avg_pool2d(samples, 2)[0]
-    return pooled
 
 
 def milliseconds(functions: Functions, seconds: float, device: str) -> dict[str, float]:
@@ -471,7 +446,7 @@ def growth_with_threads(seconds: float) -> list[Row]:
 
 
 def others(device: str, seconds: float) -> list[Row]:
-    """Measures other layouts, dtypes and shapes, and RoIAlign as one would write it without us."""
+    """Measures other layouts, dtypes and shapes."""
     rows = []
     count, low, high, stride = LEVELS[1]
     for name, options in {
@@ -492,19 +467,6 @@ def others(device: str, seconds: float) -> list[Row]:
     one.boxes = torch.tensor([[0.0, 40.0, 50.0, 200.0, 180.0]], device=device)
     row = {"what": "one box on a map of 25 x 38, forward"}
     rows.append(timed(row, one.forward(), seconds, device))
-    for level in LEVELS:
-        case = Case(*level, 7, device)
-        sizes = (case.size, case.scale)
-        ours = roi_align(case.features, case.boxes, *sizes, 2, True, a=-0.75)
-        torch.testing.assert_close(
-            grid_sample_roi_align(case.features, case.boxes, *sizes), ours, atol=1e-3, rtol=0
-        )
-        pair = {
-            "ours": lambda c=case, s=sizes: roi_align(c.features, c.boxes, *s, 2, True, a=-0.75),
-            "theirs": lambda c=case, s=sizes: grid_sample_roi_align(c.features, c.boxes, *s),
-        }
-        row = {"what": f"bicubic grid_sample, 2 x 2 samples, stride {level[3]}, forward"}
-        rows.append(timed(row, pair, seconds, device))
     return rows
 
 
