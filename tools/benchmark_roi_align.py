@@ -27,9 +27,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import matplotlib
 import torch
 import torchvision
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 from torch.autograd import DeviceType
@@ -38,7 +44,9 @@ from torch.profiler import ProfilerActivity, profile
 import mrcnn_plugin
 from mrcnn_plugin.engine import processor
 from mrcnn_plugin.layers import roi_align
+from mrcnn_plugin.layers.roi_align import pool
 from mrcnn_plugin.layers.roi_align_reference import axis_matrix
+from mrcnn_plugin.modeling import MultiscaleROIPooler
 
 IMAGE_HEIGHT, IMAGE_WIDTH, BATCH, CHANNELS = 800, 1216, 2, 256
 # The number of boxes, their shortest and longest side in pixels, and the stride of the map.
@@ -487,10 +495,6 @@ def layouts(device: str, seconds: float) -> list[Row]:
 
 def pooler_of(pooler_type: str, size: int) -> Any:
     """Returns one of our poolers, or Detectron2's for the type ROIAlignV2."""
-    from detectron2.modeling.poolers import ROIPooler
-
-    from mrcnn_plugin.modeling import MultiscaleROIPooler
-
     pooler = MultiscaleROIPooler if pooler_type in OUR_POOLERS else ROIPooler
     return pooler(size, [1 / stride for stride in STRIDES], 0, pooler_type)
 
@@ -511,21 +515,17 @@ def pooler_passes(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -
 
 def operator_of(pooler: Any, boxes: list[Any], pyramids: list[list[Tensor]]) -> Callable[[], Any]:
     """Returns only the calls of the operator that our pooler makes."""
-    from mrcnn_plugin.modeling import poolers
-
     calls = []
     for maps in pyramids:
-        with mock.patch.object(poolers, "pool", wraps=poolers.pool) as pool:
+        with mock.patch("mrcnn_plugin.modeling.poolers.pool", wraps=pool) as spy:
             pooler(maps, boxes)
-        calls.append(partial(poolers.pool, *pool.call_args.args))
+        calls.append(partial(pool, *spy.call_args.args))
     return in_turn(calls)
 
 
 @torch.enable_grad()
 def pooler_cases(device: str, seconds: float) -> list[Row]:
     """Measures our poolers and Detectron2's in one set of turns, so that both have the same opponent."""
-    from detectron2.structures import Boxes
-
     rows = []
     for size, count, images in POOLINGS[device]:
         generator = torch.Generator().manual_seed(0)
@@ -563,10 +563,6 @@ def pooler_cases(device: str, seconds: float) -> list[Row]:
 
 def mask_rcnn(device: str) -> Any:
     """Returns a stock R50-FPN. Its weights are random, so batch normalisation is used everywhere."""
-    from detectron2 import model_zoo
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
-
     cfg = get_cfg()
     name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
     cfg.merge_from_file(model_zoo.get_config_file(name))
@@ -581,8 +577,6 @@ def mask_rcnn(device: str) -> Any:
 
 def training_batch(device: str, objects: int = 16) -> list[dict[str, Any]]:
     """Returns random images. The masks of their objects fill their boxes."""
-    from detectron2.structures import BitMasks, Boxes, Instances
-
     generator = torch.Generator().manual_seed(0)
     size = (IMAGE_HEIGHT, IMAGE_WIDTH)
     batch = []
@@ -611,8 +605,6 @@ def peak_memory(function: Callable[[], Any]) -> float:
 
 def model_cases(device: str, seconds: float) -> list[Row]:
     """Measures a training iteration and inference of Mask R-CNN. Only the poolers differ."""
-    from detectron2.utils.events import EventStorage
-
     model, batch = mask_rcnn(device), training_batch(device)
     heads = model.roi_heads
     half = torch.float16 if device == "cuda" else torch.bfloat16
@@ -843,9 +835,6 @@ def plot_growth(axis: Any, name: str, rows: list[Row]) -> None:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     bars, growth = bar_panels(report), report.get("growth", {})
     drawings = [partial(plot_bars, title=title, series=series) for title, series in bars.items()]
     drawings += [partial(plot_growth, name=name, rows=rows) for name, rows in growth.items()]
@@ -853,8 +842,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
         return
     columns = min(len(drawings), 3)
     lines = math.ceil(len(drawings) / columns)
-    size = (6 * columns, 4 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=(6 * columns, 4 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(drawings) :]:
         axis.set_axis_off()
     for axis, draw in zip(axes.flat, drawings, strict=False):
