@@ -7,14 +7,13 @@ import sys
 import threading
 import time
 import traceback
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.utils.data import dataloader
 
@@ -163,19 +162,18 @@ class BestModel(hooks.BestCheckpointer):
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        metric = best_metric(cfg)
-        checkpointer = _BestCheckpointer(model, cfg.OUTPUT_DIR, tags_last=False)
-        super().__init__(cfg.TEST.EVAL_PERIOD, checkpointer, metric)
-        checkpointer.metric, checkpointer.test_set = metric, cfg.DATASETS.TEST[0]
+        # The parent calls nothing but `save`.
+        super().__init__(cfg.TEST.EVAL_PERIOD, SimpleNamespace(save=self._save), best_metric(cfg))
+        self._writer = FittingCheckpointer(model, cfg.OUTPUT_DIR, tags_last=False)
+        self._test_set = cfg.DATASETS.TEST[0]
         self._file = os.path.join(cfg.OUTPUT_DIR, f"{self._file_prefix}.pth")
 
     def before_train(self) -> None:
-        self._checkpointer.last_iteration = self.trainer.max_iter - 1
         if self.trainer.start_iter == 0 or not os.path.isfile(self._file):
             return
         try:
             saved = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
-            wanted = (self._val_metric, self._checkpointer.test_set)
+            wanted = (self._val_metric, self._test_set)
             found = (saved["metric"], saved["test_set"])
             if found == wanted:
                 self.best_metric, self.best_iter = saved["value"], saved["iteration"]
@@ -190,7 +188,21 @@ class BestModel(hooks.BestCheckpointer):
             logger.warning("%s cannot be read, and will be replaced: %s", self._file, error)
 
     def _update_best(self, val: float, iteration: int) -> bool:
-        return bool(super()._update_best(val, min(iteration, self.trainer.max_iter - 1)))
+        return bool(super()._update_best(val, self._done(iteration)))
+
+    def _save(self, name: str, iteration: int) -> None:
+        value, _ = self.trainer.storage.latest()[self._val_metric]
+        self._writer.save(
+            name,
+            metric=self._val_metric,
+            value=float(value),
+            iteration=self._done(iteration),
+            test_set=self._test_set,
+        )
+
+    def _done(self, iteration: int) -> int:
+        # Detectron2 gives the evaluation after the last iteration the number of the next one.
+        return min(iteration, self.trainer.max_iter - 1)
 
     def after_train(self) -> None:
         super().after_train()
@@ -202,24 +214,6 @@ class BestModel(hooks.BestCheckpointer):
                 self.best_metric,
                 self._file,
             )
-
-
-class _BestCheckpointer(FittingCheckpointer):
-    metric = ""
-    test_set = ""
-    last_iteration = 0
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        value, iteration = get_event_storage().latest()[self.metric]
-        # Detectron2 gives the evaluation after the last iteration the number of the next one.
-        iteration = min(iteration, self.last_iteration)
-        super().save(
-            name,
-            metric=self.metric,
-            value=float(value),
-            iteration=iteration,
-            test_set=self.test_set,
-        )
 
 
 def best_metric(cfg: CfgNode) -> str:
