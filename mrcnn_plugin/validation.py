@@ -435,44 +435,41 @@ def _parts(cfg: CfgNode, *, train: bool) -> set[str]:
     project may give them other values.
     """
     model = cfg.MODEL
-    architecture = model.META_ARCHITECTURE
-    parts = {"all"}
-    parts |= {"train"} if train else set()
-    parts |= {"augmentation"} if cfg.TEST.AUG.ENABLED else set()
-    parts |= {"crop"} if train and cfg.INPUT.CROP.ENABLED else set()
-    parts |= {"gradient clipping"} if train and cfg.SOLVER.CLIP_GRADIENTS.ENABLED else set()
-    backbone = model.BACKBONE.NAME
-    if _is_known(BACKBONE_REGISTRY, backbone):
-        parts |= {"ResNet"} if "resnet" in backbone else set()
-        parts |= {"FPN"} if "fpn" in backbone else set()
-    segments = architecture in ("PanopticFPN", "SemanticSegmentor")
-    parts |= {"semantic segmentation"} if segments else set()
-    if architecture == "RetinaNet":
-        return parts | {"RetinaNet", "anchors"}
-    if architecture not in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"):
-        return parts
-    proposals = model.PROPOSAL_GENERATOR.NAME
-    parts |= {"proposals"} if proposals != "PrecomputedProposals" else set()
-    parts |= {"RPN", "anchors"} if _is_known(PROPOSAL_GENERATOR_REGISTRY, proposals) else set()
-    if "RPN" in parts:
-        parts |= {"RPN head"} if _is_known(RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME) else set()
-    if architecture == "ProposalNetwork":
-        return parts
-    parts |= {"ROI heads"}
-    if _is_known(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME):
-        heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
-        parts |= {"known ROI heads"}
-        parts |= {"cascade"} if _derives(heads, CascadeROIHeads) else set()
-        parts |= {"any box head"} if _derives(heads, StandardROIHeads) else set()
-        parts |= {"any mask head"} if model.MASK_ON else set()
-        parts |= {"any keypoint head"} if model.KEYPOINT_ON else set()
-        for known, part, node, registry in (
-            ("box head", "any box head", "ROI_BOX_HEAD", ROI_BOX_HEAD_REGISTRY),
-            ("masks", "any mask head", "ROI_MASK_HEAD", ROI_MASK_HEAD_REGISTRY),
-            ("keypoints", "any keypoint head", "ROI_KEYPOINT_HEAD", ROI_KEYPOINT_HEAD_REGISTRY),
-        ):
-            parts |= {known} if part in parts and _is_known(registry, model[node].NAME) else set()
-    return parts
+    architecture, backbone = model.META_ARCHITECTURE, model.BACKBONE.NAME
+    of_backbone = backbone if _is_known(BACKBONE_REGISTRY, backbone) else ""
+    has_heads = architecture in ("GeneralizedRCNN", "PanopticFPN")
+    has_proposals = has_heads or architecture == "ProposalNetwork"
+    rpn = has_proposals and _is_known(PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME)
+    known = has_heads and _is_known(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
+    heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME) if known else None
+    box = _derives(heads, StandardROIHeads)
+    mask, keypoint = known and model.MASK_ON, known and model.KEYPOINT_ON
+    parts = {
+        "all": True,
+        "train": train,
+        "augmentation": cfg.TEST.AUG.ENABLED,
+        "crop": train and cfg.INPUT.CROP.ENABLED,
+        "gradient clipping": train and cfg.SOLVER.CLIP_GRADIENTS.ENABLED,
+        "ResNet": "resnet" in of_backbone,
+        "FPN": "fpn" in of_backbone,
+        "semantic segmentation": architecture in ("PanopticFPN", "SemanticSegmentor"),
+        "RetinaNet": architecture == "RetinaNet",
+        "anchors": rpn or architecture == "RetinaNet",
+        "proposals": has_proposals and model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals",
+        "RPN": rpn,
+        "RPN head": rpn and _is_known(RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME),
+        "ROI heads": has_heads,
+        "known ROI heads": known,
+        "cascade": _derives(heads, CascadeROIHeads),
+        "any box head": box,
+        "box head": box and _is_known(ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME),
+        "any mask head": mask,
+        "masks": mask and _is_known(ROI_MASK_HEAD_REGISTRY, model.ROI_MASK_HEAD.NAME),
+        "any keypoint head": keypoint,
+        "keypoints": keypoint
+        and _is_known(ROI_KEYPOINT_HEAD_REGISTRY, model.ROI_KEYPOINT_HEAD.NAME),
+    }
+    return {part for part, is_there in parts.items() if is_there}
 
 
 def _is_known(registry: Registry, name: str) -> bool:
