@@ -1,4 +1,5 @@
-"""What the results of an evaluation say: numbers (`coco`), charts (`charts`) and drawn images (`images`).
+"""Pictures and numbers: of a data set (`dataset`), and of the results of an evaluation.
 
-Their texts have the fonts that class names need (`fonts`).
+Of results there are numbers (`coco`), charts (`charts`) and drawn images (`images`). All texts have the fonts that
+class names need (`fonts`).
 """

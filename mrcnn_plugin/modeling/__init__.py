@@ -1,6 +1,6 @@
 """The components that Detectron2 builds from a config. Importing this package registers them."""
 
-from . import analysis  # noqa: F401
+from . import flops  # noqa: F401
 from .backbone import PAFPN, BiFPN, UpsampleFPN
 from .poolers import MultiscaleROIPooler
 from .proposal_generator import MRCNNFocalRPN
