@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -71,6 +71,7 @@ def register_coco_json(
     """
     check_entries(entries)
     check_values(check, usage.allow if usage else ())
+    scale = functools.partial(scaled_path, limits=pixel_range, unit=pixel_range_unit)
     new: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
     for index, entry in enumerate(entries):
@@ -83,7 +84,7 @@ def register_coco_json(
             continue
         json_file = _expand(entry[1], f"the json file of {where}")
         image_root = _expand(entry[2], f"the image root of {where}")
-        scaled_root = scaled_path(image_root, pixel_range, pixel_range_unit)
+        scaled_root = scale(image_root)
         known = None
         if name in DatasetCatalog:
             metadata: Any = MetadataCatalog.get(name)
@@ -112,41 +113,20 @@ def register_coco_json(
             raise FileNotFoundError(
                 f"{where}: the image root {_shown(image_root)} is no directory."
             )
-        categories = inspection.categories
+        others = _metadata_of_others(name)
         new[name] = {
             # A file that needed no repair keeps its name, which may be a remote one.
             "json_file": json_file if inspection.json_file == local else inspection.json_file,
             "image_root": scaled_root,
             "evaluator_type": "coco",
-            # As Detectron2 sets them when it loads the data set.
-            "thing_classes": list(categories.values()),
-            "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(categories)},
             # Not Detectron2's: what the entry names, and where the file lies.
             "coco_json_source": json_file,
             "coco_json_local": local,
             "coco_json_root": image_root,
             "coco_json_arguments": arguments,
+            **_metadata_of_file(inspection, others),
         }
-        if inspection.images_of_category:
-            # For MODEL.ROI_BOX_HEAD.USE_FED_LOSS.
-            new[name]["class_image_count"] = [
-                {"id": id, "image_count": count}
-                for id, count in sorted(inspection.images_of_category.items())
-            ]
-        if inspection.keypoints:
-            new[name]["keypoint_names"] = inspection.keypoints
-            # Pairs that other code has given stay; Detectron2 would not let others replace them.
-            others = _metadata_of_others(name)
-            if "keypoint_flip_map" not in others:
-                new[name]["keypoint_flip_map"] = find_flip_pairs(inspection.keypoints)
-            if inspection.connections and "keypoint_connection_rules" not in others:
-                # Detectron2 draws each connection in a colour.
-                colors = colormap(rgb=True).astype(int).tolist()
-                new[name]["keypoint_connection_rules"] = [
-                    (*pair, tuple(color))
-                    for pair, color in zip(inspection.connections, itertools.cycle(colors))
-                ]
-        for key, value in _metadata_of_others(name).items():
+        for key, value in others.items():
             if key in new[name] and _differ(new[name][key], value):
                 raise ValueError(
                     f"{where}: other code has set {key!r} of this data set's metadata to {value!r}, but "
@@ -174,13 +154,39 @@ def register_coco_json(
             metadata["json_file"],
             metadata["coco_json_root"],
             check_once if name in checked else None,
-            pixel_range,
-            pixel_range_unit,
+            scale,
         )
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(
             **metadata, coco_json_keys=["name", "coco_json_keys", *metadata]
         )
+
+
+def _metadata_of_file(inspection: Inspection, others: Container[str]) -> dict[str, Any]:
+    """What a JSON file says of its categories. Of some keys, the values of `others` stay."""
+    categories, keypoints = inspection.categories, inspection.keypoints
+    metadata: dict[str, Any] = {
+        # As Detectron2 sets them when it loads the data set.
+        "thing_classes": list(categories.values()),
+        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(categories)},
+    }
+    if inspection.images_of_category:
+        # For MODEL.ROI_BOX_HEAD.USE_FED_LOSS.
+        counts = sorted(inspection.images_of_category.items())
+        metadata["class_image_count"] = [{"id": id, "image_count": n} for id, n in counts]
+    if keypoints:
+        metadata["keypoint_names"] = keypoints
+        # Pairs that other code has given stay; Detectron2 would not let others replace them.
+        if "keypoint_flip_map" not in others:
+            metadata["keypoint_flip_map"] = find_flip_pairs(keypoints)
+        if inspection.connections and "keypoint_connection_rules" not in others:
+            # Detectron2 draws each connection in a colour.
+            colors = itertools.cycle(colormap(rgb=True).astype(int).tolist())
+            metadata["keypoint_connection_rules"] = [
+                (*pair, tuple(color))
+                for pair, color in zip(inspection.connections, colors, strict=False)
+            ]
+    return metadata
 
 
 def _metadata_of_others(name: str) -> dict[str, Any]:
@@ -224,8 +230,7 @@ def _load(
     json_file: str,
     image_root: str,
     check_once: Callable[[], None] | None,
-    pixel_range: Sequence[float],
-    pixel_range_unit: str,
+    scale: Callable[[str], str],
 ) -> list[dict[str, Any]]:
     """Loads a data set as Detectron2's `register_coco_instances` does, with images to be scaled."""
     if check_once is not None:
@@ -233,7 +238,7 @@ def _load(
     dicts = load_coco_json(json_file, image_root, name)
     # Only now, because an absolute file_name replaces the image root.
     for record in dicts:
-        record["file_name"] = scaled_path(record["file_name"], pixel_range, pixel_range_unit)
+        record["file_name"] = scale(record["file_name"])
     return dicts
 
 
