@@ -43,7 +43,7 @@ from .data.coco_json import check_entries
 from .evaluation import results_folder
 from .modeling.backbone.pyramid import check_pyramid
 from .modeling.poolers import POOLER_TYPES
-from .modeling.unused_keys import is_ours
+from .modeling.unused_keys import is_ours, pooler_types
 
 # The values of INPUT.FORMAT, which are modes of Pillow and two that Detectron2 adds.
 _CHANNELS = {
@@ -696,13 +696,7 @@ def _check_roi_heads(cfg: CfgNode, parts: set[str]) -> None:
             "MODEL.ROI_BOX_HEAD.NUM_FC and MODEL.ROI_BOX_HEAD.NUM_CONV are 0; the box head needs a layer, so one of "
             "them must be at least 1."
         )
-    nodes = ["ROI_BOX_HEAD"]
-    # Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
-    if not _derives(ROI_HEADS_REGISTRY.get(name), Res5ROIHeads):
-        nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON
-        nodes += ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
-    for node in nodes:
-        pooler = cfg.MODEL[node].POOLER_TYPE
+    for node, pooler in pooler_types(cfg).items():
         if pooler in POOLER_TYPES and not is_ours(ROI_HEADS_REGISTRY, name):
             raise ValueError(
                 f"MODEL.{node}.POOLER_TYPE is {pooler!r}, which the MODEL.ROI_HEADS.NAME {name!r} does not know; set "

@@ -61,12 +61,7 @@ def _bicubic_pooler(cfg: CfgNode) -> str:
     reason = _roi_heads(cfg)
     if reason:
         return reason
-    nodes = ["ROI_BOX_HEAD"]
-    # Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
-    if not issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), Res5ROIHeads):
-        nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON
-        nodes += ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
-    types = {node: cfg.MODEL[node].POOLER_TYPE for node in nodes}
+    types = pooler_types(cfg)
     # ROIAlignBilinear has no parameter.
     return "" if "ROIAlignBicubic" in types.values() else f"POOLER_TYPE of the heads is {types!r}"
 
@@ -126,3 +121,14 @@ def is_ours(registry: Registry, name: str) -> bool:
     component = registry.get(name)
     classes = getattr(component, "__mro__", (component,))
     return any(c.__module__.startswith("mrcnn_plugin.") for c in classes)
+
+
+def pooler_types(cfg: CfgNode) -> dict[str, str]:
+    """The `POOLER_TYPE` of each head that has a pooler, by the head's node."""
+    nodes = ["ROI_BOX_HEAD"]
+    heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    # Res5ROIHeads have one pooler, that of ROI_BOX_HEAD.
+    if not (isinstance(heads, type) and issubclass(heads, Res5ROIHeads)):
+        nodes += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON
+        nodes += ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
+    return {node: cfg.MODEL[node].POOLER_TYPE for node in nodes}
