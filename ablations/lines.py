@@ -14,13 +14,15 @@ from detectron2.config import CfgNode
 
 import mrcnn_plugin
 from mrcnn_plugin import renamed
-from mrcnn_plugin.config import leaves
+from mrcnn_plugin.config import KEYS, leaves
 
 from .cells import NOT_SETTINGS
 from .scenes import DATASETS
 
 Line = dict[str, Any]
 Settings = dict[str, Any]  # KEY.SUBKEY -> value
+
+_OWN_KEYS = {key.name for key in KEYS}
 
 # Older results have these data sets under the names on the left.
 _DATASETS = {name.removeprefix("ablations_"): name for name in DATASETS}
@@ -38,25 +40,17 @@ _NOT_OF_RETINANET = (
 
 def settings_of(cfg: CfgNode) -> Settings:
     """All keys of this package, whose defaults may change, and of Detectron2 those changed."""
-    own_keys, defaults = _own_keys(), _defaults()
+    defaults = _defaults()
     return {
         key: value
         for key, value in sorted(flat(cfg).items())
-        if key not in NOT_SETTINGS and (key in own_keys or value != defaults[key])
+        if key not in NOT_SETTINGS and (key in _OWN_KEYS or value != defaults[key])
     }
 
 
 @cache
 def _defaults() -> Settings:
     return flat(mrcnn_plugin.get_cfg())
-
-
-@cache
-def _own_keys() -> Settings:
-    # The keys are added to empty nodes: where DETECTRON2_ENV_MODULE is set, Detectron2's config has them already.
-    own = CfgNode({"DATASETS": {}, "MODEL": {"FPN": {}, "RPN": {}, "ROI_BOX_HEAD": {}}})
-    mrcnn_plugin.add_mrcnn_config(own)
-    return flat(own)
 
 
 def flat(node: CfgNode) -> Settings:
