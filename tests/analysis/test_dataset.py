@@ -7,7 +7,7 @@ from detectron2.structures import BoxMode
 from matplotlib.figure import Figure
 
 from mrcnn_plugin.analysis import dataset
-from mrcnn_plugin.data.checks.annotations import Finding
+from mrcnn_plugin.data.checks.annotations import Finding, check_content
 from mrcnn_plugin.data.statistics import Statistics
 from tests.small import full_config
 
@@ -302,3 +302,15 @@ def test_findings_name_their_images():
     many = [Finding("crowd", 99, 99, [f"annotation {i} of image {i}" for i in range(99)])]
     found = dataset.find_images(many, [record(i) for i in range(99)])
     assert [index for index, _ in found] == list(range(8))
+
+
+def test_a_fault_in_an_image_with_a_long_id_is_shown():
+    id = "the-name-of-a-field-campaign-its-camera-and-the-frame-0001"
+    content = {
+        "images": [{"id": id, "file_name": "a.png", "height": 50, "width": 50}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": id, "category_id": 1, "bbox": [40, 5, 30, 30]}],
+    }
+    findings = check_content(content, masks=False)[0].findings
+    ((index, text),) = dataset.find_images(findings, [record("other"), record(id)])
+    assert index == 1 and text.startswith("bbox_overhang: annotation 1")

@@ -278,11 +278,11 @@ class _Checker:
     def shown(self, i: int, *keys: str) -> str:
         annotation = self.annotations[i]
         named = (
-            f"annotation {annotation['id']!r:.40}" if "id" in annotation else f"annotations[{i}]"
+            f"annotation {annotation['id']!r:.100}" if "id" in annotation else f"annotations[{i}]"
         )
         if "image_id" in annotation and "image_id" not in keys:
             image = annotation["image_id"]
-            named += f" of image {image!r:.40}"
+            named += f" of image {image!r:.100}"
         values = ", ".join(f"{k} {_short(annotation[k])}" for k in keys if k in annotation)
         return f"{named}: {values}" if values else named
 
