@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ OBJECTS = [(1, 3, A), (1, 7, B), (2, 3, C), (2, 7, A)]
 PERFECT = [(*one, 0.9 - 0.1 * n) for n, one in enumerate(OBJECTS)]
 
 both = pytest.mark.parametrize("task", ["bbox", "segm"])
+
+
+def grid(number):
+    return [(10 * (n % 10), 10 * (n // 10), 8, 8) for n in range(number)]
 
 
 def confusion(truth, found, task="segm", min_score=0.5):
@@ -102,6 +107,16 @@ def test_detections_of_low_scores_do_not_count(score, counts):
 
 
 @both
+def test_objects_of_any_size_and_any_number_of_detections_match(task):
+    truth = ground_truth([(1, 3, box) for box in grid(100)])
+    for one in truth.anns.values():
+        one["area"] = 1e6
+    large = (1, 3, (0, 0, 100, 100), 0.95)
+    found = results(*[large] * 201, *[(1, 3, box, 0.9) for box in grid(100)])
+    assert confusion(truth, found, task) == [[100, 0, 0, 0], [0] * 4, [0] * 4, [201, 0, 0, 0]]
+
+
+@both
 def test_detections_in_a_crowd_of_their_class_do_not_count(task):
     truth = ground_truth([(1, 3, B, True), (1, 7, A)])
     inside = (55, 12, 10, 10)
@@ -121,6 +136,59 @@ def test_a_class_without_objects():
     # COCO leaves it out of the mean.
     assert evaluated.ap() == pytest.approx(100)
     assert math.isnan(evaluated.ap(size="large"))
+
+
+def test_objects_on_the_border_of_two_sizes_count_for_both():
+    truth = ground_truth([(1, 3, (0, 0, 32, 32)), (1, 7, (0, 0, 96, 96))])
+    assert coco.evaluate(truth, [], "bbox").num_objects.tolist() == [
+        [1, 1, 1, 0],
+        [1, 0, 1, 1],
+        [0] * 4,
+    ]
+
+
+@pytest.mark.parametrize("max_detections, ap", [(100, 100), (20, 95)])
+def test_only_so_many_detections_of_an_image_count(max_detections, ap):
+    truth = ground_truth([(1, 3, box) for box in grid(21)])
+    found = results(*[(1, 3, box, 0.9 - 0.01 * n) for n, box in enumerate(grid(21))])
+    evaluated = coco.evaluate(truth, found, "bbox", max_detections)
+    assert evaluated.ap() == pytest.approx(ap, abs=0.1)
+
+
+def test_of_keypoints_20_detections_count_with_the_sigmas_of_coco():
+    content = ground_truth([(1, 3, box) for box in grid(21)]).dataset
+    found = results(*[(1, 3, box, 0.9 - 0.01 * n) for n, box in enumerate(grid(21))])
+    for one, detection in zip(content["annotations"], found, strict=True):
+        x, y, *_ = one["bbox"]
+        one["area"] = 2000.0
+        one["keypoints"] = detection["keypoints"] = [x, y, 2] * 17
+        one["num_keypoints"] = 17
+    truth = coco._subset(SimpleNamespace(dataset=content), content["annotations"])
+    assert coco.evaluate(truth, found, "keypoints").ap() == pytest.approx(95, abs=0.1)
+
+
+def test_the_size_of_keypoints_is_that_of_their_box():
+    content = ground_truth([(1, 3, (0, 0, 40, 40))]).dataset
+    content["annotations"][0].update(keypoints=[5, 5, 2] * 17, num_keypoints=17)
+    # A false one of a large box, whose keypoints are on a medium part of it.
+    found = results((1, 3, (0, 0, 40, 40), 0.5), (1, 3, (0, 0, 100, 100), 0.9))
+    for detection, low, high in zip(found, (5, 50), (5, 90), strict=True):
+        detection["keypoints"] = [low, low, 2] * 16 + [high, high, 2]
+    truth = coco._subset(SimpleNamespace(dataset=content), content["annotations"])
+    evaluated = coco.evaluate(truth, found, "keypoints")
+    assert evaluated.ap(size="medium") == pytest.approx(100)
+    assert evaluated.ap() == pytest.approx(50)
+
+
+def test_the_order_in_the_file_does_not_matter():
+    truth = ground_truth(OBJECTS, categories=(9, 3, 7))
+    truth.imgs = dict(reversed(truth.imgs.items()))
+    assert coco.class_names(truth) == ["class 3", "class 7", "class 9"]
+    assert confusion(truth, results(*PERFECT)) == [[2, 0, 0, 0], [0, 2, 0, 0], [0] * 4, [0] * 4]
+
+
+def test_boxes_are_there_without_results():
+    assert coco.tasks([]) == ["bbox"]
 
 
 def test_the_iou_of_masks_is_not_that_of_boxes():
@@ -285,6 +353,9 @@ def test_results_of_another_data_set(key):
     found = results(*PERFECT)
     found[1][key] = 50
     with pytest.raises(ValueError, match=f"r.json has 1 values of {key} .* the first 50"):
+        coco.check_results(truth, found, "r.json")
+    found[0][key], found[2][key] = "a text", 50
+    with pytest.raises(ValueError, match=f"r.json has 2 values of {key} .* the first 'a text'"):
         coco.check_results(truth, found, "r.json")
 
 
