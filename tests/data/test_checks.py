@@ -293,6 +293,11 @@ REFUSED = [
     (changed_rle(lambda a: a["segmentation"].update(counts=[1, -1])), ["malformed RLE"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="né")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts=[2.5, 3])), ["malformed RLE"]),
+    (changed_rle(lambda a: a["segmentation"].update(counts="d1")), ["RLE counts do not sum"]),
+    # Their sums are right: one begins with -1, one has a number of 14 groups of bits, and one a blank.
+    (changed_rle(lambda a: a["segmentation"].update(counts="OQ[2")), ["corrupt"]),
+    (changed_rle(lambda a: a["segmentation"].update(counts="P[R" + 10 * "P" + "0")), ["corrupt"]),
+    (changed_rle(lambda a: a["segmentation"].update(counts="P[ ")), ["corrupt"]),
     (changed_rle(lambda a: a.update(segmentation=[a["segmentation"]])), ["list of RLE"]),
     (changed_rle(no_pixel), ["empty segmentation"]),
     # Boxes
@@ -306,6 +311,7 @@ REFUSED = [
     (each("bbox", lambda a: [*a["bbox"][:2], 0, 0]), ["bbox of no width", "bbox_empty"]),
     (each("bbox", negative_box), ["negative width"]),
     (one("bbox", negative_box), ["negative width", "annotation 3"]),
+    (one("bbox", [20, 20, -5, 10]), ["negative width", "[20, 20, -5, 10]"]),
     (each("bbox", corner_box), ["bbox", "contradicts", "look like [x1, y1, x2, y2]", "box_mask"]),
     (each("segmentation", lambda a: [[v / 60 for v in polygon(a)]]), ["segmentation within [0, 1]"]),
     (each("bbox", relative_box), ["bbox within [0, 1]", "bbox_relative"]),
@@ -317,6 +323,7 @@ REFUSED = [
     (one("category_id", [1]), ["category_id [1]"]),
     (each("image_id", lambda a: str(a["image_id"])), ["image_id '1'", "image_id_unknown"]),
     (one("image_id", 77), ["image_id 77"]),
+    (one("image_id", [1]), ["image_id [1]"]),
     (one("image_id", None), ["no image_id"]),
     (one("iscrowd", 2), ["iscrowd 2"]),
     (each("iscrowd", "0"), ["text as iscrowd", "'0'", "iscrowd_text"]),
@@ -339,6 +346,7 @@ REFUSED = [
     (image("width", "60"), ["'60'", "positive integers"]),
     (image("width", 0), ["width 0"]),
     (image("width", NAN), ["width nan"]),
+    (image("width", 60.5), ["width 60.5", "positive integers"]),
     (image("file_name", None), ["no file_name"]),
     (image("file_name", 5), ["no file_name", "5"]),
     (image("id", None), ["no id"]),
@@ -380,6 +388,7 @@ SAID = [
     (one("area", NAN), ["area that is no number"]),
     (each("area", lambda a: a["area"] / 2400), ["area that contradicts"]),
     (each("iscrowd", None), ["have no iscrowd"]),
+    (lambda d: d["annotations"][2].update(iscrowd=None), ["1 of 6", "have no iscrowd"]),
     (each("iscrowd", lambda a: a["id"] % 2), ["3 of 6 annotations have iscrowd 1"]),
     (each("id", None), ["have no id"]),
     (each("id", lambda a: f"a{a['id']}"), ["id that is no integer"]),
@@ -466,6 +475,22 @@ def test_uncompressed_rle_and_text_ids_are_good(sets):
     assert ap_of_ground_truth() == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
 
 
+def test_ids_of_images_may_be_floats_of_the_same_number(sets):
+    data = good()
+    for i in data["images"]:
+        i["id"] = float(i["id"])
+    assert sets.check(data, data) == []
+    assert ap_of_ground_truth() == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
+
+
+def test_ignore_may_be_null(sets):
+    data = good()
+    data["annotations"][2]["ignore"] = None
+    assert sets.check(data, data) == []
+    # Detectron2 refuses anything but 0.
+    assert sum(len(d["annotations"]) for d in DatasetCatalog.get("my_train")) == 6
+
+
 def test_areas_of_many_rle(sets):
     data = with_rle(many(50))
     each("area", None)(data)
@@ -482,9 +507,12 @@ def test_box_only_data_train_without_masks(sets):
         assert sum(len(d["annotations"]) for d in DatasetCatalog.get("my_train")) == 6
 
 
-def test_without_masks_a_faulty_segmentation_does_no_harm(sets):
+@pytest.mark.parametrize(
+    "segmentation", ["[[1, 2, 3]]", [[5, 5, 9, 9]], [[5, 5, 9, 9, 5, 5]], {"size": 1}]
+)
+def test_without_masks_a_faulty_segmentation_does_no_harm(sets, segmentation):
     data = good()
-    each("segmentation", lambda a: "[[1, 2, 3]]")(data)
+    each("segmentation", lambda a: segmentation)(data)
     assert sets.check(data, MODEL__MASK_ON=False) == []
     assert sum(len(d["annotations"]) for d in DatasetCatalog.get("my_train")) == 6
 
@@ -522,6 +550,254 @@ def test_a_few_useless_objects_are_left_out_and_more_are_refused(sets, field, va
     assert f"add '{kind}' to DATASETS.ALLOW" in sets.refused(good(), data)
     said = sets.check(good(), data, DATASETS__ALLOW=[kind])
     assert "3 of 120" in said[0]
+
+
+def kinds(content, **options):
+    """kind -> how often it is found."""
+    findings = annotations.check_content(content, **options).findings
+    return {finding.kind: finding.count for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ([50, 10, 12, 10], None),  # 2 px beyond
+        ([50, 10, 13, 10], "bbox_overhang"),
+        ([10, 33, 10, 10], "bbox_overhang"),
+        ([-3, 10, 10, 10], "bbox_overhang"),
+        ([10, -3, 10, 10], "bbox_overhang"),
+        ([60, 10, 10, 10], "bbox_outside"),
+        ([10, 40, 10, 10], "bbox_outside"),
+        ([-10, 10, 10, 10], "bbox_outside"),
+        ([10, -10, 10, 10], "bbox_outside"),
+    ],
+)
+def test_boxes_may_reach_a_little_outside_of_the_image(box, kind):
+    content = good()
+    content["annotations"][0]["bbox"] = box
+    found = {k: count for k, count in kinds(content).items() if k.startswith("bbox")}
+    assert found == ({kind: 1} if kind else {})
+
+
+@pytest.mark.parametrize(
+    ("polygon", "kind"),
+    [
+        ([50, 10, 62, 10, 62, 20], None),
+        ([50, 10, 63, 10, 63, 20], "segmentation_overhang"),
+        ([10, 33, 20, 33, 20, 43], "segmentation_overhang"),
+        ([-3, 10, 10, 10, 10, 20], "segmentation_overhang"),
+        ([10, -3, 10, 10, 20, 10], "segmentation_overhang"),
+        ([60, 10, 70, 10, 70, 20], "mask_empty"),
+        ([10, 40, 20, 40, 20, 50], "mask_empty"),
+        ([-10, 10, 0, 10, 0, 20], "mask_empty"),
+        ([10, 10, 121, 10, 121, 20], "segmentation_far"),
+    ],
+)
+def test_masks_may_reach_a_little_outside_of_the_image(polygon, kind):
+    content = good()
+    content["annotations"][0]["segmentation"] = [polygon]
+    found = kinds(content)
+    found.pop("box_mask", None)
+    found.pop("area_odd", None)
+    assert found == ({kind: 1} if kind else {})
+
+
+def test_in_a_large_image_more_may_be_outside():
+    content = good()
+    for i in content["images"]:
+        i.update(width=1000, height=500)
+    for beyond, kind in ((20, {}), (21, {"bbox_overhang": 1, "segmentation_overhang": 1})):
+        content["annotations"][0].update(
+            bbox=[900, 100, 100 + beyond, 50],
+            segmentation=[[900, 100, 1000 + beyond, 100, 1000 + beyond, 150, 900, 150]],
+            area=50 * (100 + beyond),
+        )
+        assert kinds(content) == kind
+
+
+def test_it_makes_no_difference_where_the_file_is_divided(monkeypatch):
+    content = many(3)
+    for n, a in enumerate(content["annotations"]):
+        a["area"] *= 5
+        a["iscrowd"] = "0" if n % 2 else 0
+        a["bbox"] = corner_box(a) if n % 3 else a["bbox"]
+    content["annotations"].append({**content["annotations"][0], "id": 99})
+    whole = annotations.check_content(content)
+    assert {"area_odd", "iscrowd_text", "box_mask", "object_twice"} <= set(kinds(content))
+    monkeypatch.setattr(annotations, "_CHUNK", 4)
+    assert annotations.check_content(content) == whole
+
+
+def test_crowds_may_have_other_masks_than_objects(sets):
+    data = good()
+    crowd = data["annotations"][0]
+    # As those of COCO, which trains with polygons.
+    crowd.update(iscrowd=1, segmentation=with_rle(good())["annotations"][0]["segmentation"])
+    for said in (sets.check(data, data, INPUT__MASK_FORMAT="polygon"), sets.check(data)):
+        assert all("have iscrowd 1" in line for line in said)
+    for segmentation in ([], {}):
+        crowd["segmentation"] = segmentation
+        # Nothing is trained on crowds, but an evaluation reads their masks.
+        assert all("have iscrowd 1" in line for line in sets.check(data))
+        assert "1 of 6 annotations of crowds have no mask" in sets.refused(good(), data)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1, 1], [0.2, 0.2, 0.8, 0.8]])
+def test_a_box_as_large_as_the_image_may_be_a_share_of_it(box):
+    content = good()
+    each("bbox", box)(content)
+    assert kinds(content)["bbox_relative"] == 6
+
+
+def test_boxes_of_no_size_are_no_share_of_the_image():
+    content = good()
+    each("bbox", [0, 0, 0, 0])(content)
+    assert kinds(content) == {"bbox_empty": 6, "no_objects": 1}
+
+
+def rectangles():
+    """Objects that are not as high as wide."""
+    content = good()
+    for a in content["annotations"]:
+        x, y, side, _ = a["bbox"]
+        a["bbox"] = [x, y, side, side - 5]
+        a["segmentation"] = [[x, y, x + side, y, x + side, y + side - 5, x, y + side - 5]]
+        a["area"] = side * (side - 5)
+    return content
+
+
+def centre_box(a):
+    x, y, w, h = a["bbox"]
+    return [x + w / 2, y + h / 2, w, h]
+
+
+def share(box):
+    return [v / s for v, s in zip(box, [WIDTH, HEIGHT] * 2, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (corner_box, "[x1, y1, x2, y2]"),
+        (centre_box, "[centre x, centre y, width, height]"),
+        (lambda a: [a["bbox"][i] for i in (1, 0, 3, 2)], "[y, x, height, width]"),
+        (lambda a: share(a["bbox"]), "[x, y, width, height] as shares of the image's size"),
+        (lambda a: share(corner_box(a)), "[x1, y1, x2, y2] as shares of the image's size"),
+        (
+            lambda a: share(centre_box(a)),
+            "[centre x, centre y, width, height] as shares of the image's size",
+        ),
+        (lambda a: [a["bbox"][0], a["bbox"][1] + 9, *a["bbox"][2:]], None),
+    ],
+)
+def test_how_boxes_that_contradict_their_masks_are_probably_meant(change, what):
+    content = rectangles()
+    each("bbox", change)(content)
+    (finding,) = [f for f in annotations.check_content(content).findings if f.kind == "box_mask"]
+    assert finding.hint == (f"They look like {what}." if what else "")
+
+
+def test_only_boxes_that_can_be_compared_contradict_their_masks():
+    content = good()
+    thin, crowd, empty, *_ = content["annotations"]
+    thin.update(bbox=[5, 5, 40, 1], segmentation=[[5, 5, 45, 5, 45, 8, 5, 8]], area=40)
+    crowd.update(bbox=[0, 0, 5, 5], iscrowd=1)
+    empty.update(bbox=[40, 20, 0, 15])
+    assert "box_mask" not in kinds(content)
+    content["annotations"][3].update(bbox=[0, 0, 5, 5])
+    (finding,) = [f for f in annotations.check_content(content).findings if f.kind == "box_mask"]
+    assert finding.examples == ["annotation 4 of image 2: bbox [0, 0, 5, 5]"]
+    assert (finding.count, finding.total) == (1, 3)
+
+
+@pytest.mark.parametrize(("masks", "area"), [(True, 50), (False, 100)])
+def test_a_missing_area_is_that_of_the_mask_or_else_of_the_box(masks, area):
+    content = good()
+    content["annotations"][0]["segmentation"] = [[5, 5, 15, 5, 15, 15]]
+    del content["annotations"][0]["area"]
+    repaired = annotations.check_content(content, masks=masks).repaired
+    assert repaired["annotations"][0]["area"] == area
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "least", "most"),
+    [
+        ([square(40, 20, 15)], 113, 450),
+        ([[40, 20, 55, 20, 55, 35]], 57, 450),  # half of its box
+        (None, 2, 450),  # a mask that is not known
+    ],
+)
+def test_areas_may_be_those_of_masks_or_of_boxes(segmentation, least, most):
+    content = good()
+    one("segmentation", segmentation)(content)
+    for area, odd in ((least - 1, 1), (least, 0), (most, 0), (most + 1, 1)):
+        content["annotations"][2]["area"] = area
+        assert kinds(content).get("area_odd", 0) == odd
+    # Small ones may differ.
+    content["annotations"][0]["area"] = 1
+    findings = {f.kind: f for f in annotations.check_content(content).findings}
+    assert (findings["area_odd"].count, findings["area_odd"].total) == (1, 4)
+
+
+def test_an_area_of_zero_is_no_contradiction_too():
+    content = good()
+    each("area", 0)(content)
+    assert kinds(content) == {"area_zero": 6}
+
+
+def test_objects_with_other_masks_are_no_copies():
+    content = good()
+    first = content["annotations"][0]
+    content["annotations"] += [
+        {**first, "id": 7, "segmentation": [[5, 5, 15, 5, 15, 15]]},
+        {**first, "id": 8, "category_id": 2},
+        {**first, "id": 9, "image_id": 2, "category_id": 2},
+    ]
+    assert kinds(content) == {}
+    content["annotations"].append({**first, "id": 10})
+    assert kinds(content) == {"object_twice": 1}
+
+
+def test_what_only_some_objects_have_is_no_share_of_the_image():
+    content = good()
+    for a in content["annotations"][:3]:
+        a.update(bbox=relative_box(a), segmentation=[[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]])
+    some = kinds(content)
+    for a in content["annotations"][3:4]:
+        a.update(bbox=relative_box(a), segmentation=[[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]])
+    found = kinds(content)
+    for kind in ("bbox_relative", "segmentation_relative"):
+        assert kind not in some and found[kind] == 4
+
+
+def test_few_boxes_do_not_say_how_all_are_meant():
+    content = rectangles()
+    each("bbox", lambda a: corner_box(a) if a["id"] % 3 else [0, 0, 4, 4])(content)
+    (finding,) = [f for f in annotations.check_content(content).findings if f.kind == "box_mask"]
+    assert (finding.count, finding.hint) == (6, "")
+
+
+def test_sizes_of_images_are_integers_in_the_copy():
+    content = good()
+    image("width", 60.0)(content)
+    size = annotations.check_content(content).repaired["images"][1]
+    assert (type(size["width"]), size["width"], size["height"]) == (int, WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("short", [[], [51, 21], [51, 21, 52, 22]])
+def test_a_small_mask_at_the_right_edge_has_pixels(short):
+    content = good()
+    small = [50, 20, 55, 20, 55, 25]
+    content["annotations"][2].update(segmentation=[short, small], bbox=[50, 20, 5, 5], area=12)
+    assert kinds(content) == {"polygon_short": 1}
+
+
+def test_annotations_of_no_image_or_category_are_not_in_the_copy():
+    content = good()
+    one("image_id", 77, index=0)(content)
+    one("category_id", 7, index=1)(content)
+    repaired = annotations.check_content(content).repaired
+    assert [a["id"] for a in repaired["annotations"]] == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -1186,6 +1462,7 @@ def crowd_with(**fields):
         (lambda data: None, [], [2] * 6),
         (each("num_keypoints", None), ["6 of 6", "have no num_keypoints"], [2] * 6),
         (one("keypoints", [0] * 6, 0), ["1 of 6", "num_keypoints 2"], [0, 2, 2, 2, 2, 2]),
+        (one("keypoints", [7, 7, 0, 9, 9, 1], 0), ["num_keypoints 2"], [1, 2, 2, 2, 2, 2]),
         (each("num_keypoints", 0), ["6 of 6", "num_keypoints 0", "v above 0"], [2] * 6),
         (each("num_keypoints", lambda a: "2"), ["6 of 6", "num_keypoints '2'"], [2] * 6),
         (
