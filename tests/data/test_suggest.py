@@ -12,6 +12,7 @@ from PIL import Image
 
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.config import find_own_keys
+from mrcnn_plugin.data import suggest as module
 from mrcnn_plugin.data.statistics import Statistics
 from mrcnn_plugin.data.suggest import suggest_config, to_yaml
 from tests.small import CONFIGS
@@ -210,7 +211,8 @@ def test_evaluation():
     large = suggest(make(100), val=make(10_000)).cfg
     assert large.TEST.EVAL_PERIOD == large.SOLVER.MAX_ITER
     assert large.SOLVER.CHECKPOINT_PERIOD == large.SOLVER.MAX_ITER / 10
-    assert suggest(make(60_000)).cfg.SOLVER.CHECKPOINT_PERIOD <= 5000
+    long = suggest(make(2), opts=["SOLVER.MAX_ITER", 90_000]).cfg
+    assert long.SOLVER.CHECKPOINT_PERIOD == 5000
     alone = suggest(make(100)).cfg
     assert alone.DATASETS.TEST == () and alone.TEST.EVAL_PERIOD == 0
     assert alone.SOLVER.CHECKPOINT_PERIOD == cfg.SOLVER.CHECKPOINT_PERIOD
@@ -221,6 +223,10 @@ def test_detections_of_an_image():
     cfg = suggest(make(3), val=make(1, sizes=[30] * 700)).cfg
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 1050
     assert cfg.MODEL.RPN.PRE_NMS_TOPK_TEST == cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 2100
+    # There are no fewer proposals than those of the base.
+    few = suggest(make(3), val=make(1)).cfg.MODEL.RPN
+    given = load_cfg(str(CONFIGS / "mask_rcnn_focal.yaml")).MODEL.RPN
+    assert few.POST_NMS_TOPK_TEST == given.POST_NMS_TOPK_TEST == 1000
 
 
 def test_only_images_of_rare_classes_are_repeated():
@@ -232,7 +238,8 @@ def test_only_images_of_rare_classes_are_repeated():
     )
     assert set(factors[:58].tolist()) == {1.0}
     assert factors[58:].tolist() == pytest.approx([(52 / 10 / 2) ** 0.5] * 2, rel=1e-3)
-    assert suggest(dicts[:58]).cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+    # A class without images is not rare.
+    assert suggest(dicts[:58], names="abcd").cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
 
 
 def test_masks():
@@ -241,8 +248,20 @@ def test_masks():
     assert both.INPUT.MASK_FORMAT == "bitmask" and both.MODEL.MASK_ON
     none = suggest(make(2, mask=None)).cfg
     assert none.MODEL.MASK_ON is False and none.MODEL.ROI_HEADS.NUM_CLASSES == 2
-    retinanet = suggest(make(2, mask=None), base="retinanet_R_50_PAFPN_1x.yaml", names="abc").cfg
-    assert retinanet.MODEL.RETINANET.NUM_CLASSES == 3
+    retinanet = suggest(make(2), base="retinanet_R_50_PAFPN_1x.yaml", names="abc")
+    assert retinanet.cfg.MODEL.RETINANET.NUM_CLASSES == 3
+    assert all("MASK" not in line.key for line in retinanet.lines)
+
+
+def test_a_training_set_that_is_evaluated_is_one_data_set():
+    train = Statistics.of(make(2), "ab")
+    cfg = load_cfg(str(CONFIGS / "mask_rcnn_focal.yaml"))
+    suggestion = suggest_config(cfg, {}, train, train, ENTRIES[:1] * 2, (), "./output/my")
+    node = suggestion.cfg.DATASETS
+    assert node.COCO_JSON == [["my_train", *ENTRIES[0]]]
+    assert node.TRAIN == node.TEST == ("my_train",)
+    (line,) = [line for line in suggestion.lines if line.key == "DATASETS.TEST"]
+    assert "AP is higher than on new images" in line.reason
 
 
 @pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
@@ -274,6 +293,24 @@ class TestPixelRange:
         node = suggest(make(2), deep=self.images(tmp_path, 60_000, 3000)).cfg.INPUT
         assert (node.PIXEL_RANGE_UNIT, node.PIXEL_RANGE) == ("percentile", [0.1, 99.9])
 
+    def test_follows_from_images_all_over_the_data_set(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "_IMAGES_FOR_PIXELS", 2)
+        deep = self.images(tmp_path, 1000, 4000, 3000)
+        node = suggest(make(2), deep=deep).cfg.INPUT
+        assert node.PIXEL_RANGE == pytest.approx([101, 2997], abs=1)
+
+    def test_follows_from_pixels_that_are_numbers(self, tmp_path):
+        (path,) = self.images(tmp_path, 4000)
+        pixels = np.asarray(Image.open(path)).astype(np.float32)
+        pixels[:2, 0] = np.nan, np.inf
+        paths = [str(tmp_path / name) for name in ("some.tif", "none.tif", "grey.png")]
+        Image.fromarray(pixels).save(paths[0])
+        Image.fromarray(np.full_like(pixels, np.nan)).save(paths[1])
+        Image.new("L", (64, 64)).save(paths[2])
+        node = suggest(make(2), deep=paths).cfg.INPUT
+        assert node.PIXEL_RANGE_UNIT == "value"
+        assert node.PIXEL_RANGE == pytest.approx([104, 3996], abs=1)
+
     def test_of_images_that_are_black(self, tmp_path):
         node = suggest(make(2), deep=self.images(tmp_path, 100, 100)).cfg.INPUT
         assert node.PIXEL_RANGE_UNIT == "percentile"
@@ -287,10 +324,23 @@ class TestWhatTheUserHasSet:
         assert cfg.SOLVER.MAX_ITER == 50 * 100 / 4
         assert cfg.INPUT.MIN_SIZE_TRAIN == (128, 160)
         assert cfg.INPUT.MIN_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 160
+        assert cfg.INPUT.MAX_SIZE_TEST == 160
         cfg = suggest(make(100), opts=["INPUT.MIN_SIZE_TEST", 0]).cfg
         assert cfg.INPUT.MIN_SIZE_TEST == 0 and max(cfg.INPUT.MIN_SIZE_TRAIN) == 256
+        assert cfg.INPUT.MAX_SIZE_TRAIN == 256
+        cfg = suggest(make(100), opts=["INPUT.MIN_SIZE_TEST", 3000]).cfg
+        assert cfg.INPUT.MAX_SIZE_TEST == 3000
         shorter = suggest(make(100), val=make(10), opts=["SOLVER.MAX_ITER", 90]).cfg
         assert shorter.SOLVER.STEPS == (60, 80) and shorter.TEST.EVAL_PERIOD == 9
+        shortest = suggest(make(100), val=make(10), opts=["SOLVER.MAX_ITER", 9]).cfg
+        assert shortest.SOLVER.CHECKPOINT_PERIOD == shortest.TEST.EVAL_PERIOD == 1
+
+    def test_is_not_lost_in_the_config_that_was_given(self):
+        cfg = load_cfg(str(CONFIGS / "mask_rcnn_focal.yaml"))
+        before = cfg.dump()
+        train = Statistics.of(make(2), "ab")
+        suggestion = suggest_config(cfg, {}, train, None, ENTRIES[:1], (), "./output/my")
+        assert cfg.dump() == before != suggestion.cfg.dump()
 
     def test_and_what_the_data_suggest_stands_in_the_comment(self, tmp_path):
         mine = tmp_path / "mine.yaml"
@@ -313,6 +363,8 @@ class TestWhatTheUserHasSet:
         assert "# TEST.DETECTIONS_PER_IMAGE is 100, as mine.yaml sets it.\n" in text
         assert "\nTEST:" not in text and "\n# TEST:\n" in text
         assert "  # SOLVER.WEIGHT_DECAY is 0.5, as --opts sets it.\n  WEIGHT_DECAY: 0.5\n" in text
+        own = suggest(make(100), opts=["SOLVER.IMS_PER_BATCH", 4])
+        assert "4, as --opts sets it. The data suggest 16." in to_yaml(own, str(mine), "A header.")
         written = tmp_path / "written.yaml"
         written.write_text(text)
         assert load_cfg(str(written)) == suggestion.cfg
@@ -331,6 +383,8 @@ class TestWhatTheUserHasSet:
             one.SOLVER.IMS_PER_BATCH,
             one.SOLVER.BASE_LR,
         )
+        cfg = suggest(make(99), opts=["SOLVER.REFERENCE_WORLD_SIZE", 0]).cfg
+        assert cfg.SOLVER.IMS_PER_BATCH == one.SOLVER.IMS_PER_BATCH
 
     def test_a_pixel_range_keeps_its_unit(self, tmp_path):
         deep = TestPixelRange().images(tmp_path, 60_000, 3000)
