@@ -272,6 +272,16 @@ OURS = [
         "MRCNNFocalROIHeads",
     ),
     (
+        (
+            *(HEADS, "StandardROIHeads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
+            *("MODEL.MASK_ON", "False", *KEYPOINTS, "17"),
+            *("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignBicubic"),
+        ),
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE",
+        "'ROIAlignBicubic'",
+        "MRCNNFocalROIHeads",
+    ),
+    (
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignCubic"),
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
         "'ROIAlignCubic'",
@@ -287,6 +297,15 @@ OURS = [
         (HEADS, "MRCNNFocalRes5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", "['p4']"),
         "MODEL.ROI_HEADS.IN_FEATURES",
         "['p4']",
+        "must be ['res4']",
+    ),
+    (
+        (
+            *(*C4, "MODEL.RESNETS.OUT_FEATURES", "['res4', 'res5']"),
+            *("MODEL.ROI_HEADS.IN_FEATURES", "['res4', 'res5']"),
+        ),
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "['res4', 'res5']",
         "must be ['res4']",
     ),
     ((*C4, *KEYPOINTS, "17"), "MODEL.KEYPOINT_ON", "is True", "must be False"),
@@ -328,6 +347,12 @@ OURS = [
     (
         (*RETINANET, "MODEL.MASK_ON", "True"),
         "MODEL.MASK_ON",
+        "is True",
+        "must be False",
+    ),
+    (
+        (*RETINANET, *KEYPOINTS, "17"),
+        "MODEL.KEYPOINT_ON",
         "is True",
         "must be False",
     ),
@@ -401,6 +426,7 @@ STOCK = [
         "channel of INPUT.FORMAT 'BGR', 3",
     ),
     (("MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"), "MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]", "above 0"),
+    (("MODEL.PIXEL_STD", "[1.0]"), "MODEL.PIXEL_STD", "[1.0]", "channel of INPUT.FORMAT 'BGR', 3"),
     (("INPUT.FORMAT", "L"), "MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]", "INPUT.FORMAT 'L', 1"),
     (("INPUT.FORMAT", "GRAY"), "INPUT.FORMAT", "'GRAY'", "'L'"),
     (("INPUT.MASK_FORMAT", "polygons"), "INPUT.MASK_FORMAT", "'polygons'", "'polygon', 'bitmask'"),
@@ -435,6 +461,12 @@ STOCK = [
     ),
     ((*CROP, "INPUT.CROP.TYPE", "random"), "INPUT.CROP.TYPE", "'random'", "'relative_range'"),
     ((*CROP, "INPUT.CROP.SIZE", "[300, 300]"), "INPUT.CROP.SIZE", "[300, 300]", "at most 1"),
+    (
+        (*CROP, "INPUT.CROP.TYPE", "relative_range", "INPUT.CROP.SIZE", "[300, 300]"),
+        "INPUT.CROP.SIZE",
+        "[300, 300]",
+        "at most 1",
+    ),
     (
         (*CROP, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[0.5, 0.5]"),
         "INPUT.CROP.SIZE",
@@ -653,8 +685,23 @@ STOCK = [
         "'RotatedAnchorGenerator'",
         "'RRPN'",
     ),
-    (("MODEL.RPN.IOU_LABELS", "[0, 1]"), "MODEL.RPN.IOU_LABELS", "[0, 1]", "one number more"),
+    *(
+        (
+            (*options, f"MODEL.{node}.IOU_LABELS", labels),
+            f"MODEL.{node}.IOU_LABELS",
+            labels,
+            "one number more",
+        )
+        for options, node, labels in (
+            ((), "RPN", "[0, 1]"),
+            ((), "ROI_HEADS", "[0, -1, 1]"),
+            (RETINANET, "RETINANET", "[0, 1]"),
+        )
+    ),
     (("MODEL.RPN.NMS_THRESH", "70.0"), "MODEL.RPN.NMS_THRESH", "70.0", "at most 1"),
+    (("MODEL.RPN.POSITIVE_FRACTION", "1.5"), "MODEL.RPN.POSITIVE_FRACTION", "1.5", "at most 1"),
+    (("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "0"), "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "0", "at least 1"),
+    (("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "0"), "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "0", "at least 1"),
     (("MODEL.RPN.POST_NMS_TOPK_TEST", "0"), "MODEL.RPN.POST_NMS_TOPK_TEST", "0", "at least 1"),
     (("MODEL.ROI_HEADS.NUM_CLASSES", "0"), "MODEL.ROI_HEADS.NUM_CLASSES", "0", "at least 1"),
     (("MODEL.ROI_HEADS.NUM_CLASSES", "5"), "MODEL.ROI_HEADS.NUM_CLASSES", "5", "set it to 4"),
@@ -715,6 +762,15 @@ STOCK = [
         "-2",
         "0 and -1 take",
     ),
+    *(
+        (
+            (f"MODEL.ROI_{head}_HEAD.NORM", "GN", f"MODEL.ROI_{head}_HEAD.CONV_DIM", "100"),
+            f"MODEL.ROI_{head}_HEAD.CONV_DIM",
+            "is 100",
+            "multiple of 32",
+        )
+        for head in ("BOX", "MASK")
+    ),
     (
         ("MODEL.ROI_BOX_HEAD.NUM_FC", "0"),
         "MODEL.ROI_BOX_HEAD.NUM_FC",
@@ -753,6 +809,12 @@ STOCK = [
     ),
     ((*KEYPOINTS, "5"), "TEST.KEYPOINT_OKS_SIGMAS", "[]", "NUM_KEYPOINTS, 5"),
     (
+        (*KEYPOINTS, "17", "TEST.KEYPOINT_OKS_SIGMAS", "[0.1]"),
+        "TEST.KEYPOINT_OKS_SIGMAS",
+        "[0.1]",
+        "NUM_KEYPOINTS, 17",
+    ),
+    (
         (*RETINANET, "MODEL.RETINANET.PRIOR_PROB", "0.0"),
         "MODEL.RETINANET.PRIOR_PROB",
         "0.0",
@@ -766,11 +828,15 @@ STOCK = [
     ),
     (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH", "0", "at least 1"),
     (("SOLVER.REFERENCE_WORLD_SIZE", "8"), "SOLVER.IMS_PER_BATCH", "4", "REFERENCE_WORLD_SIZE, 8"),
+    (("SOLVER.REFERENCE_WORLD_SIZE", "-1"), "SOLVER.REFERENCE_WORLD_SIZE", "-1", "at least 0"),
     (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER", "0", "at least 1"),
     (("SOLVER.MAX_ITER", "1e3"), "SOLVER.MAX_ITER", "1000.0", mismatch("int", "float")),
     (("SOLVER.BASE_LR", "-0.02"), "SOLVER.BASE_LR", "-0.02", "at least 0"),
+    (("SOLVER.BASE_LR", "1e400"), "SOLVER.BASE_LR", "inf", "at least 0"),
+    (("SOLVER.WEIGHT_DECAY", "-0.1"), "SOLVER.WEIGHT_DECAY", "-0.1", "at least 0"),
     (("SOLVER.BASE_LR", "1"), "SOLVER.BASE_LR", "1", mismatch("float", "int")),
     (("SOLVER.STEPS", "(960, 900)"), "SOLVER.STEPS", "(960, 900)", "ascending"),
+    (("SOLVER.STEPS", "(960, 960)"), "SOLVER.STEPS", "(960, 960)", "ascending"),
     (("SOLVER.STEPS", "(960, 1200)"), "SOLVER.STEPS", "(960, 1200)", "below SOLVER.MAX_ITER, 1200"),
     (("SOLVER.STEPS", "(0.8, 0.9)"), "SOLVER.STEPS", "(0.8, 0.9)", "iterations from 1"),
     (("SOLVER.GAMMA", "0.0"), "SOLVER.GAMMA", "0.0", "above 0"),
@@ -1148,10 +1214,12 @@ def test_a_detectron2_with_fewer_keys_passes(config_file):
     check_config(cfg, TRAIN)
 
 
-def test_the_heads_of_other_projects_pass(config_file, monkeypatch):
+@pytest.mark.parametrize("module", ["theirs", "detectron2.projects.point_rend.mask_head"])
+def test_the_heads_of_other_projects_pass(config_file, monkeypatch, module):
     def head(cfg, shape):
         raise AssertionError("It was built.")
 
+    head.__module__ = module
     for registry in (
         ROI_BOX_HEAD_REGISTRY,
         ROI_HEADS_REGISTRY,
@@ -1223,6 +1291,30 @@ def test_proposals_of_coco_pass_for_data_sets_of_other_code_and_in_an_evaluation
     run(config_file, [*options, "DATASETS.TEST", "('mrcnn_shapes_val',)"])
 
 
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_weights_need_not_exist_where_a_checkpoint_is_resumed(
+    config_file, tmp_path, resume, has_checkpoint
+):
+    if has_checkpoint:
+        (tmp_path / "last_checkpoint").touch()
+    options = ["MODEL.WEIGHTS", "nowhere.pth", "OUTPUT_DIR", str(tmp_path)]
+    args = Namespace(eval_only=False, resume=resume)
+    if resume and has_checkpoint:
+        run(config_file, options, args)
+    else:
+        assert "MODEL.WEIGHTS is 'nowhere.pth'" in message(run, config_file, options, args)
+
+
+def test_a_gpu_must_be_there(config_file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "cuda:1", "cpu"):
+        run(config_file, ["MODEL.DEVICE", device])
+    said = message(run, config_file, ["MODEL.DEVICE", "cuda:2"])
+    assert "MODEL.DEVICE is 'cuda:2'; it must be 'cpu', 'cuda', or 'cuda:N'" in said
+
+
 def test_weights_may_be_matched_by_heuristics(config_file, tmp_path):
     (tmp_path / "weights.pkl").touch()
     weights = ["MODEL.WEIGHTS", f"{tmp_path}/weights.pkl?matching_heuristics=True"]
@@ -1236,8 +1328,9 @@ def test_a_file_may_merge_several_mappings(tmp_path):
     assert (solver.MAX_ITER, solver.GAMMA) == (5, 0.5)
 
 
-def test_no_weights_may_be_none(tmp_path, config_file):
-    (tmp_path / "config.yaml").write_text(f"_BASE_: {config_file}\nMODEL: {{WEIGHTS: }}")
+def test_no_weights_and_no_norm_may_be_none(tmp_path, config_file):
+    model = "{WEIGHTS: , FPN: {NORM: }}"
+    (tmp_path / "config.yaml").write_text(f"_BASE_: {config_file}\nMODEL: {model}")
     run(tmp_path / "config.yaml")
 
 
@@ -1263,6 +1356,31 @@ def test_no_weights_may_be_none(tmp_path, config_file):
         ("MODEL.RPN.CONV_DIMS", "[]"),
         ("VIS_PERIOD", "-1"),
         ("SOLVER.STEPS", "(960.0, 1000.5)"),
+        ("SOLVER.STEPS", "(1200,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        ("SOLVER.BASE_LR_END", "0.5"),
+        ("SOLVER.BASE_LR_END", "0.02", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0"),
+        ("TEST.DETECTIONS_PER_IMAGE", "-1"),
+        (
+            *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+            *("DATALOADER.REPEAT_THRESHOLD", "1.0"),
+        ),
+        # What nothing reads may be of another project.
+        ("INPUT.CROP.TYPE", "theirs"),
+        (CLIP + "ENABLED", "False", CLIP + "CLIP_TYPE", "full_model"),
+        ("TEST.AUG.MIN_SIZES", "()"),
+        ("MODEL.META_ARCHITECTURE", "ProposalNetwork", HEADS, "theirs"),
+        (*C4, "MODEL.ROI_BOX_HEAD.NAME", "''"),
+        (
+            *("MODEL.MASK_ON", "False", "MODEL.ROI_MASK_HEAD.NAME", "theirs"),
+            *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "0"),
+        ),
+        ("MODEL.MASK_ON", "False", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "0"),
+        (
+            *(HEADS, "StandardROIHeads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
+            *("MODEL.MASK_ON", "False", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignBicubic"),
+        ),
+        (*KEYPOINTS, "5", "DATASETS.TEST", "()"),
     ],
 )
 def test_good_values_pass(changes, config_file):
