@@ -32,9 +32,36 @@ def test_an_empty_folder_has_nothing_to_resume_from(tmp_path):
     assert FittingCheckpointer(model(""), str(tmp_path)).resume_or_load("", resume=True) == {}
 
 
+def test_a_checkpoint_that_is_not_the_last_one_is_not_tagged(tmp_path):
+    FittingCheckpointer(model(""), str(tmp_path), tags_last=False).save("model_best")
+    assert [path.name for path in tmp_path.iterdir()] == ["model_best.pth"]
+
+
 def test_a_process_that_must_not_save_writes_nothing(tmp_path):
     FittingCheckpointer(model(""), str(tmp_path), save_to_disk=False).save("model_final")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    FittingCheckpointer(model("")).save("model_final")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_leaves_the_same_partial_file_for_all_checkpoints(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(torch, "save", lambda data, file: names.append(file.name))
+    for name in ("model_0000001", "model_final"):
+        FittingCheckpointer(model(""), str(tmp_path)).save(name)
+    assert names == [str(tmp_path / "checkpoint.partial")] * 2
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"model": [1]}, [1]])
+def test_a_file_without_parameters_is_refused(tmp_path, content):
+    file = str(tmp_path / "none.pth")
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="none.pth holds no parameters"):
+        FittingCheckpointer(model("")).load(file)
 
 
 def test_a_file_without_the_count_of_batches_fits(tmp_path):
