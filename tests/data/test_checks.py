@@ -294,10 +294,10 @@ REFUSED = [
     (changed_rle(lambda a: a["segmentation"].update(counts="né")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts=[2.5, 3])), ["malformed RLE"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="d1")), ["RLE counts do not sum"]),
-    # Their sums are right: one begins with -1, one has a number of 14 groups of bits, and one a blank.
+    # The first ends within a number. The sums of the others are right, of -1 and 2401 and of a number that is too long.
+    (changed_rle(lambda a: a["segmentation"].update(counts="P[R")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="OQ[2")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="P[R" + 10 * "P" + "0")), ["corrupt"]),
-    (changed_rle(lambda a: a["segmentation"].update(counts="P[ ")), ["corrupt"]),
     (changed_rle(lambda a: a.update(segmentation=[a["segmentation"]])), ["list of RLE"]),
     (changed_rle(no_pixel), ["empty segmentation"]),
     # Boxes

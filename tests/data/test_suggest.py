@@ -61,6 +61,7 @@ def suggest(dicts, val=None, base="mask_rcnn_focal.yaml", opts=(), kept=None, de
         ((4000, 3000), (300, 600), (800, 1088)),  # as for COCO
         ((4000, 3000), (30, 30), (1536, 2048)),  # the limit
         ((480, 640), (300,), (480, 640)),
+        ((800, 352), (300,), (352, 800)),  # 352 * (800 / 352) is more than 800 in floats
     ],
 )
 def test_the_input_size_follows_from_images_and_objects(size, objects, expected):
@@ -253,6 +254,12 @@ def test_masks():
     assert all("MASK" not in line.key for line in retinanet.lines)
 
 
+def test_a_model_without_proposals_gets_no_number_of_them():
+    retinanet = suggest(make(1, sizes=[30] * 700), base="retinanet_R_50_PAFPN_1x.yaml")
+    assert retinanet.cfg.TEST.DETECTIONS_PER_IMAGE == 1050
+    assert all("RPN" not in line.key for line in retinanet.lines)
+
+
 def test_a_training_set_that_is_evaluated_is_one_data_set():
     train = Statistics.of(make(2), "ab")
     cfg = load_cfg(str(CONFIGS / "mask_rcnn_focal.yaml"))
@@ -420,6 +427,10 @@ class TestWhatTheUserHasSet:
         mine = [["mine", "train.json", "images"]]
         cfg = suggest(make(2), opts=["DATASETS.COCO_JSON", mine]).cfg
         assert cfg.DATASETS.COCO_JSON == mine and cfg.DATASETS.TRAIN == ("mine",)
+        both = [*mine, ["other", "other.json", "images"]]
+        with pytest.raises(ValueError, match="DATASETS.TRAIN is .'other',"):
+            opts = ["DATASETS.COCO_JSON", both, "DATASETS.TRAIN", ("other",)]
+            suggest(make(2), opts=opts)
         with pytest.raises(ValueError, match="DATASETS.TEST is .*val.json, images"):
             suggest(make(2), val=make(2), opts=["DATASETS.COCO_JSON", mine])
         with pytest.raises(ValueError, match="DATASETS.TEST is .'coco_2017_val'"):
