@@ -552,6 +552,25 @@ def test_a_few_useless_objects_are_left_out_and_more_are_refused(sets, field, va
     assert "3 of 120" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "box", "corner"),
+    [
+        ("box_mask", [0, 0, 10, 10], 20),
+        ("bbox_overhang", [53, 20, 10, 10], 50),
+        ("segmentation_overhang", [50, 20, 10, 10], 53),
+    ],
+)
+def test_a_few_odd_objects_are_used_and_more_are_refused(sets, kind, box, corner):
+    data = many(20)
+    for a in data["annotations"][:12]:
+        a.update(bbox=box, segmentation=[square(corner, 20, 10)], area=100)
+    said = [line for line in sets.check(good(), data) if "exact copy" not in line]
+    assert len(said) == 1 and "12 of 120 annotations" in said[0]
+    data["annotations"][12].update(bbox=box, segmentation=[square(corner, 20, 10)], area=100)
+    assert f"add '{kind}' to DATASETS.ALLOW" in sets.refused(good(), data)
+    assert "13 of 120" in sets.check(good(), data, DATASETS__ALLOW=[kind])[0]
+
+
 def kinds(content, **options):
     """kind -> how often it is found."""
     findings = annotations.check_content(content, **options).findings
