@@ -90,6 +90,8 @@ def test_settings_are_those_of_the_config():
     assert (settings.min_size, settings.anchors, settings.levels) == (0, (20, 40, 50.8), None)
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [64, 16]
     assert dataset.Settings.of(cfg).anchors == (16, 64)
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "PanopticFPN"])
+    assert dataset.Settings.of(cfg).levels == (3, 4)
 
 
 def test_the_summary_of_a_data_set():
@@ -108,6 +110,27 @@ def test_the_summary_of_a_data_set():
         "20.0 % are smaller than half of the smallest anchor (16), 0.0 % larger than twice the largest (32).",
         "Objects per image: 1.7 on average, at most 3. More than TEST.DETECTIONS_PER_IMAGE 2: 1 image.",
     ]
+
+
+def test_the_summary_leaves_out_objects_without_a_size():
+    settings = dataset.Settings(0, 0, (10,), None, 2)
+    records = [record(1, (0, 0, 0, 20, 20), (0, 0, 0, 0, 20))]
+    *_, sizes, numbers = dataset.describe(Statistics.of(records, ["cat"]), settings)
+    assert "median 20, 90 % in 20 to 20, all in 20 to 20. 0.0 % are smaller" in sizes
+    # No image has more objects than the limit.
+    assert numbers == "Objects per image: 2.0 on average, at most 2."
+    records = [record(1, (0, 0, 0, 0, 20))]
+    # A negative number of detections is no limit.
+    settings = dataset.Settings(0, 0, (10,), None, -1)
+    *_, sizes, numbers = dataset.describe(Statistics.of(records, ["cat"]), settings)
+    assert "all in 0 to 0. There are no objects." in sizes
+    assert numbers == "Objects per image: 1.0 on average, at most 1."
+
+
+def test_the_smallest_image_is_that_of_the_fewest_pixels():
+    records = [record(1, size=(300, 10)), record(2, size=(100, 100)), record(3, size=(90, 200))]
+    (line,) = dataset.describe(Statistics.of(records, ["cat"]), SETTINGS)
+    assert line == "3 images of 300 x 10 to 90 x 200 px; 3 without objects."
 
 
 def test_data_sets_without_images_or_objects_have_a_summary():
@@ -253,6 +276,23 @@ def test_the_most_and_the_smallest_objects(saved):
     assert 85 < x0 < 90 and 94 < x1 < 99 and 65 < y0 < 70 and 73 < y1 < 78
 
 
+def test_a_crowd_is_not_the_smallest_object_nor_no_object_the_most(saved):
+    one, _ = records = [record(1, (0, 5, 5, 20, 20)), record(2)]
+    one["annotations"] += record(1, (0, 50, 50, 2, 2), iscrowd=1)["annotations"]
+    dataset.plot_extremes(records, Statistics.of(records, ["cat"]), [], read, "val", "")
+    titles = [axes.get_title() for axes in saved[0].axes]
+    assert titles == ["1.png", "1.png\nthe framed object has 20 x 20 px"]
+
+
+def test_a_window_is_not_larger_than_the_image(saved):
+    records = [record(1, (0, 5, 5, 9, 9), size=(40, 30))]
+    statistics = Statistics.of(records, ["cat"])
+    image = np.full((30, 40, 3), 200, np.uint8)
+    dataset.plot_extremes(records, statistics, [], lambda file: image, "val", "")
+    _, axes = saved[0].axes
+    assert axes.get_images()[0].get_extent() == [0, 40, 30, 0]
+
+
 @pytest.mark.parametrize("as_rle", [True, False])
 def test_a_window_has_the_part_of_each_mask(as_rle):
     mask = np.zeros((80, 100), np.uint8)
@@ -263,7 +303,8 @@ def test_a_window_has_the_part_of_each_mask(as_rle):
     annotation["segmentation"] = mask_util.encode(np.asfortranarray(mask)) if as_rle else polygon
     other = record(1, (0, 0, 0, 10, 10))["annotations"][0]
     image = np.arange(80 * 100 * 3, dtype=np.uint8).reshape(80, 100, 3)
-    part, (kept,) = dataset._crop(image, [other, annotation], (40, 30, 90, 70))
+    above, below = record(1, (0, 50, 0, 10, 30), (0, 50, 70, 10, 10))["annotations"]
+    part, (kept,) = dataset._crop(image, [other, above, below, annotation], (40, 30, 90, 70))
     assert np.array_equal(part, image[30:70, 40:90])
     assert kept["bbox"] == [-10, -10, 31, 31]
     found = mask_util.decode(kept["segmentation"])
@@ -279,6 +320,7 @@ def test_an_image_that_cannot_be_drawn_costs_no_other(saved):
     records = [record(i, (0, 5, 5, 20, 20)) for i in (1, 2)]
     dataset.plot_samples(records, Statistics.of(records, ["cat"]), read_one, "val", "")
     one, two = saved[0].axes
+    assert saved[0].get_suptitle() == "Samples. val"
     assert "cannot be drawn: it is cut" in one.texts[0].get_text()
     assert two.get_images()
 
