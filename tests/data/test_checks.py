@@ -294,7 +294,7 @@ REFUSED = [
     (changed_rle(lambda a: a["segmentation"].update(counts="né")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts=[2.5, 3])), ["malformed RLE"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="d1")), ["RLE counts do not sum"]),
-    # The first ends within a number. The sums of the others are right, of -1 and 2401 and of a number that is too long.
+    # One ends within a number. The sums of the others are right, but of -1 and of a long number.
     (changed_rle(lambda a: a["segmentation"].update(counts="P[R")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="OQ[2")), ["corrupt"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="P[R" + 10 * "P" + "0")), ["corrupt"]),
