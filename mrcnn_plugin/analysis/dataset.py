@@ -465,22 +465,19 @@ def find_images(findings: Sequence[Finding], dicts: Sequence[_Record]) -> list[t
     Returns:
         (index of the image, what was found) of up to 8 images, the first ones of each kind of fault in turn.
     """
-    ids = {repr(record["image_id"]): i for i, record in enumerate(dicts)}
+    index_of = {record["file_name"]: i for i, record in enumerate(dicts)}
+    index_of.update((record["image_id"], i) for i, record in enumerate(dicts))
     of_kind: list[list[tuple[int, str]]] = []
     for finding in findings:
         if not finding.kind.startswith(_VISIBLE):
             continue
         images: list[tuple[int, str]] = []
-        for example in finding.examples[:_MAX_EXAMPLES]:
-            # The texts of `mrcnn_plugin.data.checks` name an annotation and its image, or begin with a file.
-            match = re.match(r"(annotation\S*(?: \S+)?) of image (.+?)(: .*)?$", example, re.DOTALL)
-            if match and match[2] in ids:
-                images.append((ids[match[2]], f"{finding.kind}: {match[1]}{match[3] or ''}"))
-            for i, record in enumerate(dicts) if not match else ():
-                file = record["file_name"]
-                if example.startswith((f"{file} ", f"{file}:")):
-                    text = example[len(file) :].lstrip(": ")
-                    images.append((i, f"{finding.kind}: {text}"))
+        for example, image in zip(finding.examples[:_MAX_EXAMPLES], finding.images, strict=False):
+            if isinstance(image, (int, float, str)) and image in index_of:
+                # The title of the picture names the image.
+                text = example.replace(f" of image {image!r}", "", 1)
+                text = text.removeprefix(str(image)).lstrip(": ")
+                images.append((index_of[image], f"{finding.kind}: {text}"))
         of_kind.append(images)
     chosen: dict[int, str] = {}
     for turn in range(2 * _COLUMNS):

@@ -325,29 +325,31 @@ def test_an_image_that_cannot_be_drawn_costs_no_other(saved):
     assert two.get_images()
 
 
+def finding(kind, images):
+    return Finding(kind, len(images), 99, list(images), images=list(images.values()))
+
+
 def test_findings_name_their_images():
     records = [record(id) for id in (7, "a b", 9)]
     findings = [
-        Finding("bbox_overhang", 2, 9, ["annotation 3 of image 9: bbox [1, 2]", "annotation 4"]),
-        Finding("area_missing", 1, 9, ["annotation 3 of image 7"]),
-        Finding(
-            "segmentation_odd", 2, 9, ["annotations[5] of image 'a b'", "annotation 1 of image 8"]
-        ),
-        Finding("file_size", 1, 3, ["folder/7.png is 3 x 4, width and height say 4 x 3"]),
-        Finding("crowd", 1, 3, ["annotation 3 of image 9"]),
+        finding("bbox_overhang", {"annotation 3 of image 9: bbox [1, 2]": 9, "annotation 4": None}),
+        finding("area_missing", {"annotation 3 of image 7": 7}),
+        finding("segmentation_odd", {"annotations[5] of image 'a b'": "a b", "annotation 1": [8]}),
+        finding("file_size", {"folder/7.png is 3 x 4, not 4 x 3": "folder/7.png"}),
+        finding("crowd", {"annotation 3 of image 9": 9}),
     ]
     assert dataset.find_images(findings, records) == [
         (2, "bbox_overhang: annotation 3: bbox [1, 2]"),
         (1, "segmentation_odd: annotations[5]"),
-        (0, "file_size: is 3 x 4, width and height say 4 x 3"),
+        (0, "file_size: is 3 x 4, not 4 x 3"),
     ]
-    many = [Finding("crowd", 99, 99, [f"annotation {i} of image {i}" for i in range(99)])]
+    many = [finding("crowd", {f"annotation {i} of image {i}": i for i in range(99)})]
     found = dataset.find_images(many, [record(i) for i in range(99)])
     assert [index for index, _ in found] == list(range(8))
 
 
-def test_a_fault_in_an_image_with_a_long_id_is_shown():
-    id = "the-name-of-a-field-campaign-its-camera-and-the-frame-0001"
+@pytest.mark.parametrize("id", ["the name of a camera: frame 7", "7" * 120, 7.0])
+def test_a_fault_in_an_image_of_any_id_is_shown(id):
     content = {
         "images": [{"id": id, "file_name": "a.png", "height": 50, "width": 50}],
         "categories": [{"id": 1, "name": "cat"}],

@@ -573,7 +573,7 @@ def test_a_few_odd_objects_are_used_and_more_are_refused(sets, kind, box, corner
 
 def kinds(content, **options):
     """kind -> how often it is found."""
-    findings = annotations.check_content(content, **options).findings
+    findings = annotations.check_content(content, **options)[0].findings
     return {finding.kind: finding.count for finding in findings}
 
 
@@ -712,7 +712,7 @@ def share(box):
 def test_how_boxes_that_contradict_their_masks_are_probably_meant(change, what):
     content = rectangles()
     each("bbox", change)(content)
-    (finding,) = [f for f in annotations.check_content(content).findings if f.kind == "box_mask"]
+    (finding,) = [f for f in annotations.check_content(content)[0].findings if f.kind == "box_mask"]
     assert finding.hint == (f"They look like {what}." if what else "")
 
 
@@ -724,7 +724,7 @@ def test_only_boxes_that_can_be_compared_contradict_their_masks():
     empty.update(bbox=[40, 20, 0, 15])
     assert "box_mask" not in kinds(content)
     content["annotations"][3].update(bbox=[0, 0, 5, 5])
-    (finding,) = [f for f in annotations.check_content(content).findings if f.kind == "box_mask"]
+    (finding,) = [f for f in annotations.check_content(content)[0].findings if f.kind == "box_mask"]
     assert finding.examples == ["annotation 4 of image 2: bbox [0, 0, 5, 5]"]
     assert (finding.count, finding.total) == (1, 3)
 
@@ -734,7 +734,7 @@ def test_a_missing_area_is_that_of_the_mask_or_else_of_the_box(masks, area):
     content = good()
     content["annotations"][0]["segmentation"] = [[5, 5, 15, 5, 15, 15]]
     del content["annotations"][0]["area"]
-    repaired = annotations.check_content(content, masks=masks).repaired
+    repaired = annotations.check_content(content, masks=masks)[1]
     assert repaired["annotations"][0]["area"] == area
 
 
@@ -754,7 +754,7 @@ def test_areas_may_be_those_of_masks_or_of_boxes(segmentation, least, most):
         assert kinds(content).get("area_odd", 0) == odd
     # Small ones may differ.
     content["annotations"][0]["area"] = 1
-    findings = {f.kind: f for f in annotations.check_content(content).findings}
+    findings = {f.kind: f for f in annotations.check_content(content)[0].findings}
     assert (findings["area_odd"].count, findings["area_odd"].total) == (1, 4)
 
 
@@ -792,14 +792,14 @@ def test_what_only_some_objects_have_is_no_share_of_the_image():
 def test_few_boxes_do_not_say_how_all_are_meant():
     content = rectangles()
     each("bbox", lambda a: corner_box(a) if a["id"] % 3 else [0, 0, 4, 4])(content)
-    (finding,) = [f for f in annotations.check_content(content).findings if f.kind == "box_mask"]
+    (finding,) = [f for f in annotations.check_content(content)[0].findings if f.kind == "box_mask"]
     assert (finding.count, finding.hint) == (6, "")
 
 
 def test_sizes_of_images_are_integers_in_the_copy():
     content = good()
     image("width", 60.0)(content)
-    size = annotations.check_content(content).repaired["images"][1]
+    size = annotations.check_content(content)[1]["images"][1]
     assert (type(size["width"]), size["width"], size["height"]) == (int, WIDTH, HEIGHT)
 
 
@@ -815,7 +815,7 @@ def test_annotations_of_no_image_or_category_are_not_in_the_copy():
     content = good()
     one("image_id", 77, index=0)(content)
     one("category_id", 7, index=1)(content)
-    repaired = annotations.check_content(content).repaired
+    repaired = annotations.check_content(content)[1]
     assert [a["id"] for a in repaired["annotations"]] == [3, 4, 5, 6]
 
 

@@ -43,6 +43,7 @@ class Finding:
         total: how many there are.
         examples: the first of them, each with its ids and its value.
         hint: what the faults have in common, if that is known.
+        images: of each example, the id or the path of its image; None if it has none. Empty for faults of other things.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Finding:
     total: int
     examples: list[str]
     hint: str = ""
+    images: list[Any] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -84,15 +86,22 @@ class Findings:
     found: dict[str, Finding] = field(default_factory=dict)
 
     def add(
-        self, kind: str, items: Iterable[Any], total: int, describe: Callable[[Any], str]
+        self,
+        kind: str,
+        items: Iterable[Any],
+        total: int,
+        describe: Callable[[Any], str],
+        image_of: Callable[[Any], Any] | None = None,
     ) -> list[Any]:
-        """Records the items of a kind; returns them."""
+        """Records the items of a kind, with the images of the examples; returns them."""
         items = list(items)
         if items:
             finding = self.found.setdefault(kind, Finding(kind, 0, total, []))
             finding.count += len(items)
             room = self.limit and max(self.limit - len(finding.examples), 0)
             finding.examples += [describe(item) for item in items[:room]]
+            if image_of:
+                finding.images += [image_of(item) for item in items[:room]]
         return items
 
 
@@ -287,7 +296,13 @@ class _Checker:
         return f"{named}: {values}" if values else named
 
     def add(self, kind: str, items: Iterable[int], *keys: str) -> list[int]:
-        return self.findings.add(kind, items, self.total, lambda i: self.shown(i, *keys))
+        return self.findings.add(
+            kind,
+            items,
+            self.total,
+            lambda i: self.shown(i, *keys),
+            lambda i: self.annotations[i].get("image_id"),
+        )
 
     def change(self, i: int, **values: Any) -> None:
         self.changes.setdefault(i, {}).update(values)

@@ -165,7 +165,7 @@ def inspect_images(
     findings = Findings(limit)
 
     def add(kind: str, example: str) -> None:
-        findings.add(kind, [example], len(images), str)
+        findings.add(kind, [example], len(images), str, lambda _: path)
 
     turned = 0
     for file_name, width, height in images:
