@@ -187,7 +187,7 @@ def _suggest_input(s: Suggestion, train: Statistics) -> None:
     longer = _longer_side(s.cfg.INPUT.MIN_SIZE_TEST or size, aspect)
     reason = f"In 95 % of the images, the longer side is at most {aspect:.2f} times the shorter."
     s.set("INPUT.MAX_SIZE_TEST", longer, reason)
-    longer = _longer_side(max(s.cfg.INPUT.MIN_SIZE_TRAIN), aspect)
+    longer = _longer_side(max(s.cfg.INPUT.MIN_SIZE_TRAIN) or size, aspect)
     s.set("INPUT.MAX_SIZE_TRAIN", longer, "As MAX_SIZE_TEST.")
 
 

@@ -289,6 +289,10 @@ REFUSED = [
     (changed_rle(cut_counts), ["RLE", "corrupt|sum"]),
     (changed_rle(kaggle_counts), ["RLE counts do not sum"]),
     (changed_rle(turned), ["RLE has another size"]),
+    (
+        changed_rle(lambda a: a["segmentation"].update(size=[10**400, WIDTH])),
+        ["RLE has another size"],
+    ),
     (changed_rle(lambda a: a["segmentation"].pop("size")), ["malformed RLE"]),
     (changed_rle(lambda a: a["segmentation"].update(counts=[1, -1])), ["malformed RLE"]),
     (changed_rle(lambda a: a["segmentation"].update(counts="né")), ["corrupt"]),

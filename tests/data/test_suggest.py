@@ -335,6 +335,9 @@ class TestWhatTheUserHasSet:
         cfg = suggest(make(100), opts=["INPUT.MIN_SIZE_TEST", 0]).cfg
         assert cfg.INPUT.MIN_SIZE_TEST == 0 and max(cfg.INPUT.MIN_SIZE_TRAIN) == 256
         assert cfg.INPUT.MAX_SIZE_TRAIN == 256
+        cfg = suggest(make(100), opts=["INPUT.MIN_SIZE_TRAIN", (0,)]).cfg
+        assert cfg.INPUT.MIN_SIZE_TRAIN == (0,) and cfg.INPUT.MIN_SIZE_TEST == 0
+        assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INPUT.MAX_SIZE_TEST == 256
         cfg = suggest(make(100), opts=["INPUT.MIN_SIZE_TEST", 3000]).cfg
         assert cfg.INPUT.MAX_SIZE_TEST == 3000
         shorter = suggest(make(100), val=make(10), opts=["SOLVER.MAX_ITER", 90]).cfg

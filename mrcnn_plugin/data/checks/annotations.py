@@ -365,7 +365,7 @@ class _Checker:
             value = a.get("ignore", 0)
             if value is None:
                 self.change(i, ignore=0)
-            elif not isinstance(value, (bool, int, float)) or value != 0:
+            elif value != 0:
                 bad.append(i)
         self.add("ignore", bad, "ignore")
 
@@ -844,9 +844,9 @@ def _check_rles(
             or not counts
         ):
             bad("rle_form", k)
-        elif (np.isfinite(height[k]) and tuple(size) != (height[k], width[k])) or (
-            # pycocotools counts in 32 bits.
-            size[0] * size[1] >= 2**32
+        # pycocotools counts in 32 bits.
+        elif size[0] * size[1] >= 2**32 or (
+            np.isfinite(height[k]) and tuple(size) != (height[k], width[k])
         ):
             bad("rle_size", k)
         elif isinstance(counts, str):
