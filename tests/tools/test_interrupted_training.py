@@ -321,6 +321,12 @@ def test_a_torn_last_line_is_left_out(tmp_path, log):
     assert f"{file} ends in a torn line" in log.text
 
 
+def test_an_evaluation_that_is_written_late_drops_nothing(tmp_path):
+    file = tmp_path / "metrics.json"
+    file.write_text('{"iteration": 19, "total_loss": 2.0}\n{"iteration": 9, "bbox/AP": 5.0}\n')
+    assert engine.read_metrics(str(file)) == {19: {"total_loss": 2.0}, 9: {"bbox/AP": 5.0}}
+
+
 def test_a_torn_line_is_cut_before_the_next_one(run, tmp_path):
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / "metrics.json"

@@ -155,6 +155,15 @@ class TestWhatMakesAnotherTraining:
         used = {"DATASETS.TRAIN": ("used",)}
         assert not self.changes(tmp_path, get_cfg, {**used, key: old}, {**used, key: new})
 
+    @pytest.mark.parametrize("used_as", ["DATASETS.TRAIN", "DATASETS.TEST"])
+    def test_other_files_of_a_data_set_are_a_change(self, tmp_path, used_as):
+        old, new = (
+            {used_as: ("mine",), "DATASETS.COCO_JSON": [["mine", f"/{file}.json", "/a"]]}
+            for file in "ab"
+        )
+        (change,) = self.changes(tmp_path, get_cfg, old, new)
+        assert "of 'mine' was ['/a.json', '/a'] and is ['/b.json', '/a']" in change
+
 
 def test_a_refused_resume_leaves_the_config_of_the_training(run, tmp_path, log):
     run(DATASETS__TEST="()", SOLVER__MAX_ITER=2)
