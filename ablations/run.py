@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 import mrcnn_plugin
 from mrcnn_plugin import evaluation
-from mrcnn_plugin.engine import Trainer, check, processor, read_metrics, start
+from mrcnn_plugin.engine import Trainer, check, processor, start
+from mrcnn_plugin.output_dir import read_metrics
 
 from . import scenes
 from .cells import Cell, load

@@ -1,9 +1,7 @@
-"""The parts that the tools share: a trainer, its checked config, and readers of the files it writes."""
+"""The parts that the tools share: a trainer, its checked config, and the start of its processes."""
 
 import contextlib
 import errno
-import fcntl
-import json
 import logging
 import multiprocessing
 import os
@@ -11,7 +9,6 @@ import platform
 import re
 import signal
 import sys
-import tempfile
 import weakref
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -19,7 +16,6 @@ from typing import Any
 
 import detectron2.engine
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import (
@@ -39,7 +35,7 @@ from detectron2.utils.file_io import PathManager
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from .checkpoint import FittingCheckpointer
-from .config import leaves, load_cfg
+from .config import load_cfg
 from .data import (
     TrainMapper,
     check_categories,
@@ -50,26 +46,17 @@ from .data import (
 from .evaluation import build_coco_evaluator, results_folder
 from .hooks import BestModel, SaveOnSignal
 from .modeling import find_unused_keys
+from .output_dir import (
+    TRAINED_CONFIG,
+    changes_of_training,
+    check_output_dir,
+    cut_torn_line,
+    lock_output_dir,
+)
 from .validation import check_config, check_federated_loss_data
 
 # What a full disk, a quota and a folder that has become read-only give.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Keys of SOLVER that may well be changed when a training is resumed.
-_MAY_CHANGE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.AMP.ENABLED")
-
-# Keys that make it another training. Those of data sets may have other files under the same names.
-_OF_A_TRAINING = (
-    "MODEL.",
-    "SOLVER.",
-    "DATASETS.TRAIN",
-    "DATASETS.COCO_JSON",
-    "INPUT.FORMAT",
-    "INPUT.PIXEL_RANGE",
-)
-
-# Detectron2 writes the config of the last run, which may be an evaluation. That of the training is kept beside it.
-_LAST, _TRAINED = "config.yaml", "config_of_training.yaml"
-
 logger = logging.getLogger("detectron2.mrcnn_plugin.engine")
 
 
@@ -140,7 +127,7 @@ class Trainer(DefaultTrainer):
         return [*hooks[:evaluation], *before, hooks[evaluation], *after, *hooks[evaluation + 1 :]]
 
     def build_writers(self) -> list[Any]:
-        _cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         return super().build_writers()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -195,14 +182,14 @@ class Trainer(DefaultTrainer):
             FloatingPointError: the training has diverged.
         """
         with contextlib.ExitStack() as stack:
-            _run_once(comm.is_main_process(), lambda: _lock(self.cfg.OUTPUT_DIR, stack))
+            _run_once(comm.is_main_process(), lambda: lock_output_dir(self.cfg.OUTPUT_DIR, stack))
             return self._train()
 
     def _train(self) -> Any:
         try:
             if comm.is_main_process():
                 # Only now, because a resumed training may have been refused until here.
-                with PathManager.open(os.path.join(self.cfg.OUTPUT_DIR, _TRAINED), "w") as f:
+                with PathManager.open(os.path.join(self.cfg.OUTPUT_DIR, TRAINED_CONFIG), "w") as f:
                     f.write(self.cfg.dump())
             return super().train()
         except FloatingPointError as error:
@@ -442,8 +429,8 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     trains = not getattr(args, "eval_only", False)
     starts_anew = trains and not args.resume
     holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-    _run_once(comm.is_main_process(), lambda: _check_output_dir(cfg, starts_anew))
-    changes = _changes(cfg) if trains and args.resume and comm.is_main_process() else []
+    _run_once(comm.is_main_process(), lambda: check_output_dir(cfg, starts_anew))
+    changes = changes_of_training(cfg) if trains and args.resume and comm.is_main_process() else []
     default_setup(cfg, args)
     if starts_anew and holds_another:
         logger.warning(
@@ -463,94 +450,6 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     _run_once(comm.get_local_rank() == 0, lambda: check_datasets(cfg, train=trains))
 
 
-def _check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
-    folder = cfg.OUTPUT_DIR
-    if starts_anew and os.path.isfile(os.path.join(folder, "last_checkpoint")):
-        raise ValueError(
-            f"OUTPUT_DIR {folder!r} holds another training, whose checkpoints a new one would overwrite. Add --resume "
-            f"to go on with it, choose another OUTPUT_DIR to keep both, or delete the folder. To start anew in it all "
-            f"the same, delete its file last_checkpoint."
-        )
-    if "://" in folder:
-        return
-    if re.match(r"~|\$\w|\$\{", folder) and not os.path.isdir(folder):
-        raise ValueError(
-            f"OUTPUT_DIR is {folder!r}, in which ~ and $VARIABLES have no meaning; write the whole path, or "
-            f"{'./' + folder!r} for a folder of that name."
-        )
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f:
-            f.write(b"a")
-    except OSError as error:
-        raise OSError(
-            f"OUTPUT_DIR {folder!r} cannot be written to: {error}. Choose another folder, or mend this one."
-        ) from error
-
-
-def _lock(folder: str, stack: contextlib.ExitStack) -> None:
-    """Keeps other processes from training in the same folder, until the stack is closed or this process ends.
-
-    Raises:
-        ValueError: another process trains there.
-    """
-    if "://" in folder:
-        return
-    file = os.path.join(folder, ".training.lock")
-    try:
-        # Workers of a data loader do not inherit such a lock, so that a killed training can be resumed at once.
-        fcntl.lockf(stack.enter_context(open(file, "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"Another process trains in OUTPUT_DIR {folder!r}; wait for its end, or choose another folder. If its "
-            f"machine is gone, delete {file}."
-        ) from error
-    except OSError:
-        pass  # Some file systems have no locks.
-
-
-def _changes(cfg: CfgNode) -> list[str]:
-    """How the keys that make it another training differ from those of the checkpoint in `OUTPUT_DIR`."""
-    if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        return []
-    # Another program may have trained.
-    old = _read_config(cfg, _TRAINED) or _read_config(cfg, _LAST)
-    # What was written is the config that the trainer had scaled.
-    scaled = Trainer.auto_scale_workers(cfg, comm.get_world_size())
-    new = dict(leaves(yaml.safe_load(scaled.dump())))
-    # Other data sets may have come or gone, but the same name should have the same files.
-    used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    for config in (old, new):
-        for name, *paths in config.pop("DATASETS.COCO_JSON", None) or []:
-            if name in used:
-                config[f"DATASETS.COCO_JSON of {name!r}"] = list(map(_absolute, paths))
-    return [
-        f"{key} was {old[key]!r} and is {value!r}"
-        for key, value in new.items()
-        if key.startswith(_OF_A_TRAINING)
-        and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", *_MAY_CHANGE)
-        and old.get(key, value) != value
-    ]
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
-
-
-def last_test_sets(cfg: CfgNode) -> list[str]:
-    """The test sets of the last run in `OUTPUT_DIR`, or else those of the config."""
-    return list(_read_config(cfg, _LAST).get("DATASETS.TEST", cfg.DATASETS.TEST))
-
-
-def _read_config(cfg: CfgNode, name: str) -> dict[str, Any]:
-    """The keys and values of a config in `OUTPUT_DIR`; empty if the file is not there, or is none."""
-    try:
-        with open(os.path.join(cfg.OUTPUT_DIR, name), encoding="utf-8") as f:
-            return dict(leaves(yaml.safe_load(f)))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return {}
-
-
 def _run_once(here: bool, check: Callable[[], None]) -> None:
     """Runs a check in some processes only, so that all processes go on, or all raise an error."""
     error = None
@@ -564,52 +463,6 @@ def _run_once(here: bool, check: Callable[[], None]) -> None:
         raise error
     if messages:
         raise ValueError(messages[0])
-
-
-def read_metrics(file: str) -> dict[int, dict[str, float]]:
-    """Reads Detectron2's metrics.json, and returns the value of each name in each iteration.
-
-    Detectron2 appends to the file. If the iteration number of a training line is lower than before,
-    the training was resumed from a checkpoint or started again. Values of later iterations are then
-    dropped. Lines of an evaluation are no such sign, because Detectron2 writes them together with
-    those of a later iteration. A last line that is torn, as a kill leaves it, is left out with a
-    warning.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: a line is damaged.
-    """
-    metrics: dict[int, dict[str, float]] = {}
-    with open(file, encoding="utf-8") as f:
-        for number, line in enumerate(f, start=1):
-            try:
-                values = json.loads(line)
-                iteration = values.pop("iteration")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if not line.endswith("\n"):
-                    logger.warning("%s ends in a torn line, which is left out.", file)
-                    break
-                raise ValueError(
-                    f"{file}, line {number} is not a JSON object with an iteration; delete the line "
-                    f"if it comes from a training that was killed."
-                ) from error
-            if "total_loss" in values:
-                for later in [i for i in metrics if i > iteration]:
-                    del metrics[later]
-            metrics.setdefault(iteration, {}).update(values)
-    return metrics
-
-
-def _cut_torn_line(file: str) -> None:
-    """Cuts a last line without an end, behind which Detectron2 would write the next one."""
-    if not os.path.isfile(file):
-        return
-    with open(file, "rb+") as f:
-        content = f.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            logger.warning("%s ended in a torn line, which is cut.", file)
-            f.truncate(whole)
 
 
 def processor(device: str) -> str:

@@ -23,7 +23,7 @@ import yaml
 from detectron2.engine import default_argument_parser
 
 from mrcnn_plugin.data import generate_shapes
-from mrcnn_plugin.engine import read_metrics
+from mrcnn_plugin.output_dir import read_metrics
 from tests.conftest import load_tool
 from tests.small import CONFIGS, TINY
 

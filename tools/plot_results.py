@@ -30,8 +30,9 @@ from tabulate import tabulate
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
 from mrcnn_plugin.analysis.fonts import find_fonts
-from mrcnn_plugin.engine import last_test_sets, read_metrics, register_datasets
+from mrcnn_plugin.engine import register_datasets
 from mrcnn_plugin.evaluation import max_detections, results_folder, tasks_of
+from mrcnn_plugin.output_dir import last_test_sets, read_metrics
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 

@@ -19,8 +19,8 @@ from ablations import run as run_module
 from ablations.__main__ import main, parse
 from ablations.cells import Cell, load
 from ablations.lines import read_lines
-from mrcnn_plugin import engine
-from mrcnn_plugin.engine import read_metrics
+from mrcnn_plugin import output_dir
+from mrcnn_plugin.output_dir import read_metrics
 from tests.conftest import load_tool
 from tests.environments import START_METHOD
 
@@ -138,7 +138,7 @@ def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(
     first.terminate()
     assert first.wait() == 128 + signal.SIGTERM
     with contextlib.ExitStack() as stack:
-        engine._lock(str(cell), stack)
+        output_dir.lock_output_dir(str(cell), stack)
     assert not lines(folder) and list(cell.glob("model_*.pth"))
 
 

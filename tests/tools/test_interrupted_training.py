@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from iopath.common.file_io import NativePathHandler, PathManager
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from mrcnn_plugin import engine, hooks
+from mrcnn_plugin import engine, hooks, output_dir
 from mrcnn_plugin.checkpoint import FittingCheckpointer
 from mrcnn_plugin.evaluation import WholeResults
 from tests import kill_training
@@ -272,7 +272,7 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(
         run(**NO_TEST)
     assert (out / "last_checkpoint").read_text() == "model_0000000.pth"
     assert checkpoint(out)["iteration"] == 0
-    assert engine.read_metrics(str(out / "metrics.json"))
+    assert output_dir.read_metrics(str(out / "metrics.json"))
 
 
 def test_a_full_disk_names_the_folder(run, tmp_path, train_net, monkeypatch):
@@ -317,14 +317,14 @@ def test_results_are_whole_or_those_of_before(tmp_path, monkeypatch):
 def test_a_torn_last_line_is_left_out(tmp_path, log):
     file = tmp_path / "metrics.json"
     file.write_text('{"iteration": 1, "total_loss": 2.0}\n{"iteration": 3, "total_l')
-    assert engine.read_metrics(str(file)) == {1: {"total_loss": 2.0}}
+    assert output_dir.read_metrics(str(file)) == {1: {"total_loss": 2.0}}
     assert f"{file} ends in a torn line" in log.text
 
 
 def test_an_evaluation_that_is_written_late_drops_nothing(tmp_path):
     file = tmp_path / "metrics.json"
     file.write_text('{"iteration": 19, "total_loss": 2.0}\n{"iteration": 9, "bbox/AP": 5.0}\n')
-    assert engine.read_metrics(str(file)) == {19: {"total_loss": 2.0}, 9: {"bbox/AP": 5.0}}
+    assert output_dir.read_metrics(str(file)) == {19: {"total_loss": 2.0}, 9: {"bbox/AP": 5.0}}
 
 
 def test_a_torn_line_is_cut_before_the_next_one(run, tmp_path):
@@ -334,7 +334,7 @@ def test_a_torn_line_is_cut_before_the_next_one(run, tmp_path):
     file.write_text(whole + '{"iteration": 1, "to')
     run("--resume", **NO_TEST)
     assert file.read_text().startswith(whole + "{")
-    assert 1 in engine.read_metrics(str(file))
+    assert 1 in output_dir.read_metrics(str(file))
 
 
 # Several processes

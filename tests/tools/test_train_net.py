@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
 from PIL import Image
 
-from mrcnn_plugin import engine, get_cfg, load_cfg
+from mrcnn_plugin import engine, get_cfg, load_cfg, output_dir
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
@@ -130,7 +130,7 @@ class TestWhatMakesAnotherTraining:
         (folder / "last_checkpoint").write_text("model_final.pth")
         (folder / file).write_text(before.dump())
         now.OUTPUT_DIR = str(folder)
-        return engine._changes(now)
+        return output_dir.changes_of_training(now)
 
     @pytest.mark.parametrize("file", ["config.yaml", "config_of_training.yaml"])
     def test_a_key_that_detectron2_itself_lacks_is_no_change(self, tmp_path, file):
