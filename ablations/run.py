@@ -4,6 +4,7 @@ A run may be killed and started again: a cell with a line is not run again, and 
 interrupted goes on from its last checkpoint.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import detectron2
@@ -262,6 +263,17 @@ def curves(metrics: Metrics, max_iter: int) -> dict[str, list[list[Any]]]:
     }
 
 
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"Another process works in {folder}.") from None
+        yield
+
+
 # All cells.
 
 
@@ -422,6 +434,9 @@ def run(cells: Sequence[Cell], args: Namespace) -> None:
         run_all(cells, args)
         return
     (cell,) = cells
-    # Its line may have been lost between the end of the training and the results.
-    if not os.path.exists(os.path.join(cell.folder(args.output_dir), RESULT)):
-        run_cell(cell, args.output_dir, args.ema)
+    folder = cell.folder(args.output_dir)
+    # The trainer's own lock would come too late: a cell could be finished between the question and it.
+    with locked(folder):
+        # Its line may have been lost between the end of the training and the results.
+        if not os.path.exists(os.path.join(folder, RESULT)):
+            run_cell(cell, args.output_dir, args.ema)

@@ -1,6 +1,5 @@
 """Cells are trained, resumed and recorded."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,6 @@ from ablations import run as run_module
 from ablations.__main__ import main, parse
 from ablations.cells import Cell, load
 from ablations.lines import read_lines
-from mrcnn_plugin import output_dir
 from mrcnn_plugin.output_dir import read_metrics
 from tests.conftest import load_tool
 from tests.environments import START_METHOD
@@ -134,11 +132,11 @@ def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(
         time.sleep(0.1)
     code, printed = run(capsys, *arguments)
     assert code and "FAILED" in printed
-    assert "Another process trains in" in (cell / "output.txt").read_text()
+    assert "Another process works in" in (cell / "output.txt").read_text()
     first.terminate()
     assert first.wait() == 128 + signal.SIGTERM
-    with contextlib.ExitStack() as stack:
-        output_dir.lock_output_dir(str(cell), stack)
+    with run_module.locked(str(cell)):
+        pass
     assert not lines(folder) and list(cell.glob("model_*.pth"))
 
 
