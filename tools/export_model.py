@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         compared += len(expected["boxes"])
         rows.append([path, "x".join(map(str, image.shape[1:])), len(expected["boxes"])])
         rows[-1] += [f"{found[kind]:.2g}" for kind in kinds]
-        # Not larger than, so that a NaN fails too.
+        # With `>`, a NaN would pass.
         if not all(found[kind] <= TOLERANCES[kind] for kind in kinds):
             failed.append(path)
     rows.append(["tolerance", "", "", *(f"{TOLERANCES[kind]:g}" for kind in kinds)])

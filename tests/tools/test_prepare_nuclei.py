@@ -15,7 +15,7 @@ COLOURED = NAMES[1]
 @pytest.fixture
 def tool(monkeypatch):
     tool = load_tool("prepare_nuclei")
-    monkeypatch.setattr(tool, "NUM_IMAGES", len(NAMES))
+    monkeypatch.setattr(tool, "EXPECTED", {"train": (2, 6), "val": (1, 4)})
     monkeypatch.setattr(tool, "VALIDATION", ["ddddd"])
     monkeypatch.setattr(tool, "LEFT_OUT", ["ccccc"])
     return tool
@@ -63,18 +63,36 @@ def test_grey_images_are_divided_into_two_parts(tool, source, tmp_path):
     assert names == {"images", "instances_train.json", "instances_val.json"}
 
 
-def test_a_folder_that_exists_is_kept(tool, source, tmp_path, capsys):
+def test_nothing_is_overwritten(tool, source, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(SystemExit):
-        tool.main([str(source), str(tmp_path / "mine")])
-    assert "mine exists already" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "file").write_text("mine")
+    for output, message in (
+        ("mine", "mine exists already"),
+        ("link", "link exists already"),
+        ("file/nuclei", "file/nuclei cannot be written"),
+    ):
+        with pytest.raises(SystemExit):
+            tool.main([str(source), str(tmp_path / output)])
+        assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "mine", "link", "file"}
     assert not list((tmp_path / "mine").iterdir())
 
 
-def test_another_source_is_refused_and_nothing_is_left(tool, source, tmp_path):
-    with pytest.raises(SystemExit, match="has 0 images, and not 5"):
-        tool.main([str(tmp_path), str(tmp_path / "nuclei")])
+def refused(tool, source, output, message):
+    with pytest.raises(SystemExit, match=message):
+        tool.main([str(source), str(output)])
+    assert not output.exists() and not list(output.parent.glob("*.partial-*"))
+
+
+def test_an_incomplete_source_is_refused(tool, source, tmp_path):
+    output = tmp_path / "nuclei"
+    (source / "stage1_train" / ".DS_Store").write_bytes(b"")
+    refused(tool, tmp_path, output, "gives 0 images with 0 nuclei for train, and not 2 with 6")
+    folders = sorted(source.glob("stage1_train/*/masks"))
+    (folders[3] / "0.png").unlink()
+    refused(tool, source, output, "gives 1 images with 3 nuclei for val, and not 1 with 4")
+    cv2.imwrite(str(folders[3] / "0.png"), np.zeros((256, 256, 3), np.uint8))
+    refused(tool, source, output, "0.png is missing or damaged")
     next(source.rglob("images/*.png")).write_bytes(b"no picture")
-    with pytest.raises(SystemExit, match="OpenCV cannot read"):
-        tool.main([str(source), str(tmp_path / "nuclei")])
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    refused(tool, source, output, "png is missing or damaged")

@@ -48,7 +48,7 @@ class Inspection(Checked):
 
 
 def read_json(path: str, shown: str, where: str) -> tuple[Inspection, dict[str, Any], bool]:
-    """Reads a COCO JSON file without checks. Returns what is known of it so, and what :func:`read_content` returns."""
+    """Reads a COCO JSON file without checks. Returns what is known then, and what :func:`read_content` returns."""
     content, readable = read_content(path, shown, where)
     inspection = Inspection(
         json_file=path,
