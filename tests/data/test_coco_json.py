@@ -125,6 +125,24 @@ def test_a_registered_file_is_not_read_again(coco, monkeypatch):
     register_coco_json([("cutlery", *coco)])
 
 
+def test_data_sets_are_checked_once_when_the_first_is_loaded(coco, tmp_path, monkeypatch):
+    checked = []
+
+    def check_usage(usage):
+        checked.append(list(usage.train))
+        if len(checked) == 1:
+            raise ValueError("It is refused.")
+
+    monkeypatch.setattr(coco_json, "check_usage", check_usage)
+    register_coco_json([("one", *coco), ("two", *write_coco(tmp_path / "two"))])
+    assert not checked
+    with pytest.raises(ValueError, match="It is refused"):
+        DatasetCatalog.get("two")
+    for name in ("one", "two"):
+        DatasetCatalog.get(name)
+    assert checked == [["one", "two"]] * 2
+
+
 def test_variables_and_home_are_expanded(coco, monkeypatch):
     folder = os.path.dirname(coco[0])
     monkeypatch.setenv("CUTLERY", folder)
