@@ -53,6 +53,23 @@ def test_the_instruction_set_is_the_one_that_torch_chose(monkeypatch):
     assert rows["CPU instruction set"] == "default (that of torch: DEFAULT)"
 
 
+@needs_extension
+def test_an_extension_of_another_torch_is_said():
+    here = torch.__version__.partition("+")[0]
+    outputs = [
+        run(
+            *(sys.executable, "-c"),
+            f"import torch; torch.__version__ = {version!r}; import mrcnn_plugin.layers",
+            cwd=ROOT,
+        )
+        for version in (f"{here}.dev20260101+cpu", "9.9.9+cu130")
+    ]
+    said = [
+        re.findall("compiled for torch (.*), and this is torch (.*?)\\. It", o) for o in outputs
+    ]
+    assert said == [[], [(here, "9.9.9+cu130")]]
+
+
 def test_the_torch_that_an_extension_was_built_for_is_read_from_its_file(tmp_path):
     file = tmp_path / "_C.abi3.so"
     file.write_bytes(b"\x7fELF\0mrcnn_plugin for torch 2.6.0\0more")

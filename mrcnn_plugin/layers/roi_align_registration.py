@@ -27,20 +27,32 @@ SCHEMAS = (
     "bool aligned, str interpolation, float a) -> Tensor[]",
 )
 
+_BUILD = (
+    "install the package again in the environment of your torch: "
+    "pip install --no-build-isolation --force-reinstall --no-deps --editable ."
+)
+
 # Importing the extension registers the schemas and the CPU kernels (csrc/ops.cpp).
 try:
-    importlib.import_module("mrcnn_plugin._C")
+    _extension = importlib.import_module("mrcnn_plugin._C")
 
     HAS_EXTENSION = True
 except ImportError as error:
     HAS_EXTENSION = False
     warnings.warn(
         f"mrcnn_plugin runs RoIAlign on its slower PyTorch implementation, because its compiled "
-        f"extension cannot be imported ({error}). To build it, install a C++ compiler, and then "
-        f"install the package again in the environment of your torch: "
-        f"pip install --no-build-isolation --force-reinstall --no-deps --editable .",
+        f"extension cannot be imported ({error}). To build it, install a C++ compiler, and then {_BUILD}",
         stacklevel=2,
     )
+else:
+    _built_for = str(_extension.__doc__).rpartition(" ")[2]
+    # A nightly build has more parts than these three.
+    if torch.__version__.partition("+")[0].split(".")[:3] != _built_for.split("."):
+        warnings.warn(
+            f"The extension of mrcnn_plugin was compiled for torch {_built_for}, and this is torch "
+            f"{torch.__version__}. It may crash or give wrong results; {_BUILD}",
+            stacklevel=2,
+        )
 
 # The module keeps this object, because its registrations end when it is deleted.
 _library = torch.library.Library("mrcnn_plugin", "FRAGMENT")
