@@ -21,8 +21,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 SIDE = 256  # px
-# How many images and nuclei each part has.
-EXPECTED = {"train": (234, 6492), "val": (50, 1452)}
+# How many images and nuclei the source and each part have.
+EXPECTED = {"all": (664, 28986), "train": (234, 6492), "val": (50, 1452)}
 # The first characters of the names of images. Many images are crops of one picture. All crops of a
 # picture are either for training or for validation. 50 images were left out of both when the data
 # were made; why is not recorded.
@@ -89,15 +89,18 @@ def write(source: Path, output: Path) -> None:
             {"id": image_id, "file_name": file_name, "width": SIDE, "height": SIDE}
         )
         content["annotations"] += annotate(folder / "masks", image_id, first_id)
+    found = {
+        "all": (len(folders), next_id - 1),
+        **{part: (len(c["images"]), len(c["annotations"])) for part, c in contents.items()},
+    }
+    if found != EXPECTED:
+        raise SystemExit(
+            f"{source} has these numbers of images and nuclei: {found}. Expected are {EXPECTED}: SOURCE must be "
+            f"a whole clone of kaggle-dsbowl-2018-dataset-fixes."
+        )
     for part, content in contents.items():
-        found = len(content["images"]), len(content["annotations"])
-        if found != EXPECTED[part]:
-            raise SystemExit(
-                f"{source} gives {found[0]} images with {found[1]} nuclei for {part}, and not {EXPECTED[part][0]} with "
-                f"{EXPECTED[part][1]}: SOURCE must be a whole clone of kaggle-dsbowl-2018-dataset-fixes."
-            )
         (output / f"instances_{part}.json").write_text(json.dumps(content))
-        print(f"{part}: {found[0]} images, {found[1]} nuclei")
+        print(f"{part}: {found[part][0]} images, {found[part][1]} nuclei")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -465,18 +465,20 @@ def find_images(findings: Sequence[Finding], dicts: Sequence[_Record]) -> list[t
     Returns:
         (index of the image, what was found) of up to 8 images, the first ones of each kind of fault in turn.
     """
-    index_of = {record["file_name"]: i for i, record in enumerate(dicts)}
-    index_of.update((record["image_id"], i) for i, record in enumerate(dicts))
+    by_file = {record["file_name"]: i for i, record in enumerate(dicts)}
+    by_id = {record["image_id"]: i for i, record in enumerate(dicts)}
     of_kind: list[list[tuple[int, str]]] = []
     for finding in findings:
         if not finding.kind.startswith(_VISIBLE):
             continue
         images: list[tuple[int, str]] = []
+        of_files = finding.kind.startswith("file_")
+        index_of = by_file if of_files else by_id
         for example, image in zip(finding.examples[:_MAX_EXAMPLES], finding.images, strict=False):
-            if isinstance(image, (int, float, str)) and image in index_of:
+            if image in index_of:
                 # The title of the picture names the image.
-                text = example.replace(f" of image {image!r}", "", 1)
-                text = text.removeprefix(str(image)).lstrip(": ")
+                named = image if of_files else f" of image {image!r:.100}"
+                text = example.replace(named, "", 1).lstrip(": ")
                 images.append((index_of[image], f"{finding.kind}: {text}"))
         of_kind.append(images)
     chosen: dict[int, str] = {}

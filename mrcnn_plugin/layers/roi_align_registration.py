@@ -7,6 +7,7 @@ the functions of roi_align.py.
 
 import functools
 import importlib
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,8 +47,8 @@ except ImportError as error:
     )
 else:
     _built_for = str(_extension.__doc__).rpartition(" ")[2]
-    # A nightly build has more parts than these three.
-    if torch.__version__.partition("+")[0].split(".")[:3] != _built_for.split("."):
+    # Builds from source and release candidates add to these three numbers, as in 2.16.0a0+git1.
+    if re.findall(r"\d+\.\d+\.\d+", torch.__version__)[:1] != [_built_for]:
         warnings.warn(
             f"The extension of mrcnn_plugin was compiled for torch {_built_for}, and this is torch "
             f"{torch.__version__}. It may crash or give wrong results; {_BUILD}",

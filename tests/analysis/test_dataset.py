@@ -334,7 +334,7 @@ def test_findings_name_their_images():
     findings = [
         finding("bbox_overhang", {"annotation 3 of image 9: bbox [1, 2]": 9, "annotation 4": None}),
         finding("area_missing", {"annotation 3 of image 7": 7}),
-        finding("segmentation_odd", {"annotations[5] of image 'a b'": "a b", "annotation 1": [8]}),
+        finding("segmentation_odd", {"annotations[5] of image 'a b'": "a b", "annotation 1": 8}),
         finding("file_size", {"folder/7.png is 3 x 4, not 4 x 3": "folder/7.png"}),
         finding("crowd", {"annotation 3 of image 9": 9}),
     ]
@@ -348,7 +348,7 @@ def test_findings_name_their_images():
     assert [index for index, _ in found] == list(range(8))
 
 
-@pytest.mark.parametrize("id", ["the name of a camera: frame 7", "7" * 120, 7.0])
+@pytest.mark.parametrize("id", ["the name of a camera: frame 7", "7" * 120, 7.0, "annotation"])
 def test_a_fault_in_an_image_of_any_id_is_shown(id):
     content = {
         "images": [{"id": id, "file_name": "a.png", "height": 50, "width": 50}],

@@ -43,7 +43,8 @@ class Finding:
         total: how many there are.
         examples: the first of them, each with its ids and its value.
         hint: what the faults have in common, if that is known.
-        images: of each example, the id or the path of its image; None if it has none. Empty for faults of other things.
+        images: of each example, the id of its image, or the path if the fault is one of files; None if it has none.
+            Empty for faults of other things.
     """
 
     kind: str
@@ -301,8 +302,12 @@ class _Checker:
             items,
             self.total,
             lambda i: self.shown(i, *keys),
-            lambda i: self.annotations[i].get("image_id"),
+            self.image_of,
         )
+
+    def image_of(self, i: int) -> Any:
+        index = _find(self.index_of_image, self.annotations[i].get("image_id"))
+        return self.content["images"][index]["id"] if index >= 0 else None
 
     def change(self, i: int, **values: Any) -> None:
         self.changes.setdefault(i, {}).update(values)
