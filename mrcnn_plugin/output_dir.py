@@ -36,6 +36,16 @@ logger = logging.getLogger("detectron2.mrcnn_plugin.output_dir")
 
 
 def check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
+    """Creates `OUTPUT_DIR`.
+
+    Args:
+        cfg: the config of the run.
+        starts_anew: whether the run is a training that does not go on with an earlier one.
+
+    Raises:
+        ValueError: the run would overwrite the checkpoints of another training, or the path has ~ or a variable.
+        OSError: the folder cannot be written to.
+    """
     folder = cfg.OUTPUT_DIR
     if starts_anew and os.path.isfile(os.path.join(folder, "last_checkpoint")):
         raise ValueError(

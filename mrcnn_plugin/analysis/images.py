@@ -131,21 +131,21 @@ def plot_predictions(
             detections[result["image_id"]].append({**result, **changed})
     # An image without objects may lack the key.
     objects = [d.get("annotations", []) for d in dicts]
-    many = np.median([len(one) for one in objects])
-    full = [(d, one) for d, one in zip(dicts, objects, strict=True) if len(one) >= many]
+    many = np.median([len(truth) for truth in objects])
+    full = [(d, truth) for d, truth in zip(dicts, objects, strict=True) if len(truth) >= many]
     step = max(1, len(full) // NUM_IMAGES)
     chosen = full[::step][:NUM_IMAGES]
 
     rows = -(-len(chosen) // 2)
     figure = Figure(figsize=(16, 4.2 * rows), layout="constrained")
-    for number, (d, one) in enumerate(chosen):
+    for number, (d, truth) in enumerate(chosen):
         name = plain(os.path.basename(d["file_name"]), 40)
         titles = (f"{name}: ground truth", f"prediction (score ≥ {min_score:g})")
         drawn = _draw_file(
             d["file_name"],
             *(
                 partial(draw, annotations=shown, names=metadata.thing_classes)
-                for shown in (one, detections[d["image_id"]])
+                for shown in (truth, detections[d["image_id"]])
             ),
         )
         # Of a file that cannot be drawn, nothing is.

@@ -298,11 +298,7 @@ class _Checker:
 
     def add(self, kind: str, items: Iterable[int], *keys: str) -> list[int]:
         return self.findings.add(
-            kind,
-            items,
-            self.total,
-            lambda i: self.shown(i, *keys),
-            self.image_of,
+            kind, items, self.total, lambda i: self.shown(i, *keys), self.image_of
         )
 
     def image_of(self, i: int) -> Any:
