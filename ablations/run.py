@@ -268,7 +268,8 @@ def locked(folder: str) -> Iterator[None]:
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, ".lock"), "w") as f:
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Workers of a data loader do not inherit such a lock, so that a killed cell can be run again at once.
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"Another process works in {folder}.") from None
         yield

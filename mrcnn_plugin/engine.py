@@ -126,10 +126,6 @@ class Trainer(DefaultTrainer):
             after.append(EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._trainer.model)))
         return [*hooks[:evaluation], *before, hooks[evaluation], *after, *hooks[evaluation + 1 :]]
 
-    def build_writers(self) -> list[Any]:
-        cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return super().build_writers()
-
     def resume_or_load(self, resume: bool = True) -> None:
         """As in Detectron2.
 
@@ -188,7 +184,9 @@ class Trainer(DefaultTrainer):
     def _train(self) -> Any:
         try:
             if comm.is_main_process():
-                # Only now, because a resumed training may have been refused until here.
+                # Only now, because a resumed training may have been refused until here. What another one is just
+                # writing is no torn line.
+                cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
                 with PathManager.open(os.path.join(self.cfg.OUTPUT_DIR, TRAINED_CONFIG), "w") as f:
                     f.write(self.cfg.dump())
             return super().train()

@@ -140,6 +140,28 @@ def test_two_runs_do_not_train_the_same_cell_and_a_killed_one_leaves_no_process(
     assert not lines(folder) and list(cell.glob("model_*.pth"))
 
 
+def test_workers_of_a_killed_cell_do_not_keep_its_lock(folder):
+    dies = """
+import os, sys, time
+from ablations.run import locked
+with locked(sys.argv[1]):
+    worker = os.fork()
+    if not worker:
+        os.close(1)
+        time.sleep(600)
+    print(worker, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    command = [*COMMAND[:1], "-c", dies, str(folder)]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    try:
+        with run_module.locked(str(folder)):
+            pass
+    finally:
+        os.kill(int(killed.stdout), signal.SIGKILL)
+
+
 def train_until_killed(cell, output, finished):
     def die(*_):
         os._exit(9)

@@ -193,6 +193,8 @@ def test_a_resume_with_another_number_of_processes_says_what_is_scaled(run, monk
 def test_two_trainings_do_not_share_a_folder(run, tmp_path, train_net, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
+    # What the other training is just writing.
+    (out / "metrics.json").write_text('{"iteration": 1, "to')
     # The lock is that of a process.
     holds = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
     command = [sys.executable, "-c", holds, str(out / ".training.lock")]
@@ -201,6 +203,7 @@ def test_two_trainings_do_not_share_a_folder(run, tmp_path, train_net, monkeypat
         with pytest.raises(ValueError, match="Another process trains in OUTPUT_DIR .*out'; wait"):
             run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
         assert not list(out.glob("*.pth")) and not (out / "config_of_training.yaml").exists()
+        assert (out / "metrics.json").read_text() == '{"iteration": 1, "to'
     run(DATASETS__TEST="()", SOLVER__MAX_ITER=1)
     assert (out / "model_final.pth").exists()
 
