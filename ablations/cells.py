@@ -145,6 +145,10 @@ MASK_RCNN = {
         _sigmoid_loss("sigmoid_focal", ALPHA=-1.0, NORMALIZER="proposals"),
         "sigmoid_focal",
     ),
+    # RPN.
+    "focal_rpn": Variant(
+        "focal loss in the RPN", {"MODEL.PROPOSAL_GENERATOR.NAME": "MRCNNFocalRPN"}
+    ),
     # Pyramid.
     "upsample_bicubic": Variant(
         "FPN with bicubic upsampling", _backbone("upsample_fpn", UPSAMPLE="bicubic")
