@@ -2,7 +2,7 @@
 """Exports a trained model to TorchScript or ONNX, and checks the file on images.
 
     python tools/export_model.py --config-file my.yaml --format torchscript \\
-        --input images/*.jpg --output model.ts --opts MODEL.WEIGHTS output/model_final.pth
+        --input images/*.jpg --output model.ts --opts MODEL.WEIGHTS output/my/model_final.pth
 
 The check runs the file and the model itself on every image, and prints the largest differences of
 boxes, scores and masks. It also runs both on a blank image, if the model finds nothing there. The
