@@ -114,6 +114,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--only cannot be used with --val or --write-config")
     if args.base and (args.config_file or not args.write_config):
         parser.error("--base can only be used with --write-config, and without --config-file")
+    if args.opts and not (args.config_file or args.write_config):
+        parser.error("--opts can only be used with --config-file or --write-config")
     return args
 
 

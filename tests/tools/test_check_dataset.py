@@ -326,6 +326,7 @@ class TestWriteConfig:
             ("--only", "train", "--write-config", "new.yaml"),
             ("--only", "train", "--val", "val.json"),
             ("--val", "a", "b", "c"),
+            ("--opts", "MODEL.MASK_ON", False),
         ],
     )
     def test_options_that_exclude_each_other(self, data, capsys, options):
