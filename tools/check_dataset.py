@@ -91,7 +91,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the config that the written one inherits from (default: mask_rcnn_focal.yaml of this package); unlike "
         "those of --config-file, its values do not stay where the data suggest others",
     )
-    parser.add_argument("--fast", action="store_true", help="do not decode the images")
+    parser.add_argument(
+        "--fast", action="store_true", help="do not decode every image, as with DATASETS.CHECK fast"
+    )
     parser.add_argument(
         "--examples",
         type=int,
@@ -128,7 +130,7 @@ def check_target(option: str, file: str) -> None:
     if os.path.lexists(file):
         raise ValueError(f"{option} {file} exists already; name another file.")
     folder = os.path.dirname(os.path.abspath(file))
-    if not os.access(folder, os.W_OK):
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise ValueError(f"{option} {file}: there is no folder {folder} to write to.")
 
 

@@ -112,8 +112,10 @@ def test_files_that_are_none(data, capsys):
 
 def test_a_report_that_cannot_be_written_costs_no_work(data, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
-    assert run(data, "--json", tmp_path / "no" / "report.json") == 2
-    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for folder in ("no", "file"):
+        assert run(data, "--json", tmp_path / folder / "report.json") == 2
+        assert f"there is no folder {tmp_path / folder}" in capsys.readouterr().err
 
 
 def test_no_file_is_overwritten_by_the_report(data, capsys, monkeypatch):
