@@ -118,6 +118,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--base can only be used with --write-config, and without --config-file")
     if args.opts and not (args.config_file or args.write_config):
         parser.error("--opts can only be used with --config-file or --write-config")
+    if args.write_config and not args.config_file:
+        args.base = args.base or get_config_file("mask_rcnn_focal.yaml")
     return args
 
 
@@ -134,20 +136,13 @@ def check_target(option: str, file: str) -> None:
         raise ValueError(f"{option} {file}: there is no folder {folder} to write to.")
 
 
-def find_config(args: argparse.Namespace) -> str | None:
-    """The config file to read: that of --config-file, or else the base of a config to be written."""
-    if args.config_file or not args.write_config:
-        return args.config_file
-    return args.base or get_config_file("mask_rcnn_focal.yaml")
-
-
 def read_config(args: argparse.Namespace) -> CfgNode | None:
     """The config of --config-file or --base, if one is needed.
 
     Raises:
         ValueError: the config cannot be read, or has a key for data with a value that it cannot have.
     """
-    file = find_config(args)
+    file = args.config_file or args.base
     if not file:
         return None
     what = f"{'--config-file' if args.config_file else '--base'} {file} cannot be read"
@@ -325,8 +320,7 @@ def suggest(args: argparse.Namespace, cfg: CfgNode, faults: dict[str, Faults]) -
 
 
 def write_config(args: argparse.Namespace, suggestion: Suggestion) -> None:
-    base = find_config(args)
-    assert base is not None
+    base = args.config_file or args.base
     if "://" in base:
         base = PathManager.get_local_path(base)
     if not os.path.isabs(base):
@@ -360,9 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_folder(folder)
         check_val(args)
         cfg = read_config(args)
-        usage = make_usage(args, cfg)
-        if args.write_config:
-            usage = make_first_usage(args, cfg)
+        usage = make_first_usage(args, cfg) if args.write_config else make_usage(args, cfg)
         # A data set has the name of its file. The same one may be for training and for evaluation.
         entries = dict.fromkeys((json_file, *rest) for json_file, *rest in data_sets(args))
         register_coco_json(
