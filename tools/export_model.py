@@ -73,7 +73,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """Returns the config of the model, and checks all arguments.
 
     Raises:
-        ValueError: `MODEL.WEIGHTS` is empty, or ONNX cannot have the keypoints of the model.
+        ValueError: `MODEL.WEIGHTS` is empty, ONNX cannot have the keypoints of the model, or `--output` is a folder.
         FileNotFoundError: an image, the weights or the folder of `--output` does not exist.
         FileExistsError: `--output` exists, and `--overwrite` is not given.
         ImportError: onnx or onnxruntime is not installed.
@@ -93,6 +93,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     folder = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"--output: there is no folder {folder}.")
+    if os.path.isdir(args.output):
+        raise ValueError(f"--output: {args.output} is a folder; it must be a file.")
     if os.path.exists(args.output) and not args.overwrite:
         raise FileExistsError(
             f"--output: {args.output} is there already; give --overwrite to replace it."
