@@ -43,7 +43,8 @@ def check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         starts_anew: whether the run is a training that does not go on with an earlier one.
 
     Raises:
-        ValueError: the run would overwrite the checkpoints of another training, or the path has ~ or a variable.
+        ValueError: the run would overwrite the checkpoints of another training. Or the path begins with ~ or has a
+            variable.
         OSError: the folder cannot be written to.
     """
     folder = cfg.OUTPUT_DIR
@@ -55,10 +56,10 @@ def check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         )
     if "://" in folder:
         return
-    if re.match(r"~|\$\w|\$\{", folder) and not os.path.isdir(folder):
+    if re.search(r"^~|\$\w|\$\{", folder) and not os.path.isdir(folder):
         raise ValueError(
-            f"OUTPUT_DIR is {folder!r}, in which ~ and $VARIABLES have no meaning; write the whole path, or "
-            f"{'./' + folder!r} for a folder of that name."
+            f"OUTPUT_DIR is {folder!r}, in which ~ and $VARIABLES have no meaning; write the whole path, or make the "
+            f"folder first if that is its name."
         )
     try:
         os.makedirs(folder, exist_ok=True)

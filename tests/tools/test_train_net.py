@@ -208,7 +208,7 @@ def test_two_trainings_do_not_share_a_folder(run, tmp_path, train_net, monkeypat
     assert (out / "model_final.pth").exists()
 
 
-@pytest.mark.parametrize("folder", ["~/run", "$NOT_SET/run", "${HOME}"])
+@pytest.mark.parametrize("folder", ["~/run", "$NOT_SET/run", "${HOME}", "runs/$USER"])
 def test_a_folder_is_not_named_by_what_detectron2_does_not_expand(run, folder):
     with pytest.raises(ValueError, match="OUTPUT_DIR is .*~ and .VARIABLES have no meaning"):
         run(OUTPUT_DIR=folder)
