@@ -52,7 +52,7 @@ from PIL import Image
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.analysis.charts import plain
 from mrcnn_plugin.analysis.fonts import find_fonts, use_fonts
-from mrcnn_plugin.checkpoint import check_weights, load_model
+from mrcnn_plugin.checkpoint import check_weights, load_model, removing
 from mrcnn_plugin.data import (
     check_categories,
     check_pixel_range,
@@ -242,18 +242,15 @@ def plan_outputs(
     """
     if os.path.exists(args.output) and not os.path.isdir(args.output):
         raise ValueError(f"--output: {args.output} is a file; it must be a folder.")
-    outputs: dict[str, str] = {}
     taken: dict[str, str] = {}
     for path in paths:
         extension = video_extension if is_video(path) else ".png"
         output = os.path.join(args.output, f"{stem(path)}{extension}")
-        if output in taken:
+        if taken.setdefault(output, path) != path:
             raise ValueError(
                 f"--input: {taken[output]} and {path} would both be drawn to {output}; run them "
                 f"one by one, with another --output each."
             )
-        taken[output] = path
-        outputs[path] = output
     ids: dict[int | str, str] = {}
     for path in paths if args.json else ():
         if ids.setdefault(image_id(path), path) != path:
@@ -275,7 +272,7 @@ def plan_outputs(
             f"{len(existing)} of the files to write exist already, the first {existing[0]}; give "
             f"--overwrite to replace them, or another --output and --json."
         )
-    return outputs
+    return {path: output for output, path in taken.items()}
 
 
 def stem(path: str) -> str:
@@ -565,12 +562,9 @@ def kept_if_whole(file: str) -> Iterator[str]:
     """Gives a name to write to. The file gets its own name once it is whole, and is removed if that fails."""
     folder, name = os.path.split(file)
     part = os.path.join(folder, f".partial-{name}")
-    try:
+    with removing(part):
         yield part
         os.replace(part, file)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
