@@ -105,21 +105,6 @@ def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     return lambda: next(turn)()
 
 
-def our_backward(
-    grad: Tensor,
-    boxes: Tensor,
-    scale: float,
-    shape: Sequence[int],
-    sampling_ratio: int,
-) -> Tensor:
-    """Computes the gradient of a map of the given shape [N, C, H, W], as autograd does."""
-    n, _, h, w = shape
-    (gradient,) = torch.ops.mrcnn_plugin.roi_align_backward(
-        grad, boxes, None, [scale], n, [h], [w], [True], sampling_ratio, True, "bicubic", -0.5
-    )
-    return gradient
-
-
 class Case:
     """The features, boxes and gradient of one level."""
 
@@ -175,16 +160,17 @@ class Case:
         return {**self.forward(), "theirs": theirs}
 
     def backward(self) -> Functions:
-        shape = self.features.shape
+        n, c, h, w = self.features.shape
         grads = rotating(self.grad)
         options = (self.sampling_ratio, True)
         boxes = self.boxes.to(self.grad.dtype)
-        sizes = (self.size, self.size, *shape)
+        sizes = (self.size, self.size, n, c, h, w)
+        # As autograd calls them.
+        our_map = (None, [self.scale], n, [h], [w], [True])
+        ours = torch.ops.mrcnn_plugin.roi_align_backward
         theirs = torch.ops.torchvision._roi_align_backward
         return {
-            "ours": lambda: our_backward(
-                next(grads), self.boxes, self.scale, shape, self.sampling_ratio
-            ),
+            "ours": lambda: ours(next(grads), self.boxes, *our_map, *options, "bicubic", -0.5)[0],
             "theirs": lambda: theirs(next(grads), boxes, self.scale, *sizes, *options),
         }
 
@@ -575,8 +561,9 @@ def mask_rcnn(device: str) -> Any:
     return model
 
 
-def training_batch(device: str, objects: int = 16) -> list[dict[str, Any]]:
+def training_batch(device: str) -> list[dict[str, Any]]:
     """Returns random images. The masks of their objects fill their boxes."""
+    objects = 16
     generator = torch.Generator().manual_seed(0)
     size = (IMAGE_HEIGHT, IMAGE_WIDTH)
     batch = []
