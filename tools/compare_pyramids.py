@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.modeling import build_backbone
@@ -47,11 +47,12 @@ VARIANTS = [
 ]
 
 
-class Case:
+class Case(NamedTuple):
     """A module and its input."""
 
-    def __init__(self, name: str, module: nn.Module, x: Any) -> None:
-        self.name, self.module, self.x = name, module, x
+    name: str
+    module: nn.Module
+    x: Any
 
     def forward(self) -> None:
         with torch.no_grad():
@@ -76,7 +77,8 @@ def build_cases(height: int, width: int, channels: int, device: str = "cpu") -> 
         cfg.merge_from_list(opts)
         pyramid = build_backbone(cfg).to(device)
         resnet, pyramid.bottom_up = pyramid.bottom_up, nn.Identity()
-        h, w = padded(height, width, pyramid.size_divisibility)
+        multiple = pyramid.size_divisibility
+        h, w = (math.ceil(side / multiple) * multiple for side in (height, width))
         if not cases:
             image = torch.randn(1, 3, h, w, device=device)
             cases.append(Case("ResNet-50, below each", resnet, image))
@@ -88,10 +90,6 @@ def build_cases(height: int, width: int, channels: int, device: str = "cpu") -> 
         }
         cases.append(Case(name, pyramid, features))
     return cases
-
-
-def padded(height: int, width: int, multiple: int) -> list[int]:
-    return [math.ceil(side / multiple) * multiple for side in (height, width)]
 
 
 def count_multiply_adds(case: Case) -> int:
