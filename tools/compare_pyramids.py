@@ -138,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_cpu = args.device == "cpu"
     if not (is_cpu or torch.cuda.is_available()):
         parser.error("--device cuda: torch finds no CUDA GPU")
+    if args.turns < 1:
+        parser.error(f"--turns {args.turns}: must be at least 1")
     torch.set_num_threads(1)
     cases = build_cases(args.height, args.width, args.channels, args.device)
     clock = time.process_time if is_cpu else gpu_clock

@@ -49,3 +49,11 @@ def test_the_tool_prints_a_row_for_each_pyramid_and_the_command(capsys):
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")][1:]
     assert rows == ["ResNet-50, below each", *(name for name, *_ in compare_pyramids.VARIANTS)]
     assert "--height 64 --width 64 --channels 32 --turns 1 --device cpu`" in out
+
+
+def test_a_row_needs_a_measurement(capsys):
+    with pytest.raises(SystemExit):
+        compare_pyramids.main(
+            ["--height", "64", "--width", "64", "--channels", "8", "--turns", "0"]
+        )
+    assert "--turns 0: must be at least 1" in capsys.readouterr().err
