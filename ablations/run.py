@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import mrcnn_plugin
 from mrcnn_plugin import evaluation
+from mrcnn_plugin.checkpoint import write_whole
 from mrcnn_plugin.engine import Trainer, check, processor, start
 from mrcnn_plugin.output_dir import read_metrics
 
@@ -194,10 +195,8 @@ def run_cell(cell: Cell, output_dir: str, ema: float | None = None) -> None:
         "resumed_from": start_iter,
         "curves": curves(metrics, cfg.SOLVER.MAX_ITER),
     }
-    path = os.path.join(cfg.OUTPUT_DIR, RESULT)
-    with open(f"{path}.partial", "w", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
-    os.rename(f"{path}.partial", path)
+    text = json.dumps(line) + "\n"
+    write_whole({os.path.join(cfg.OUTPUT_DIR, RESULT): lambda f: f.write(text.encode())})
     # The checkpoints of many cells would fill the disk.
     for file in trainer.checkpointer.get_all_checkpoint_files():
         if re.fullmatch(r"model_\d+\.pth", os.path.basename(file)):

@@ -167,7 +167,7 @@ def train_until_killed(cell, output, finished):
         os._exit(9)
 
     if finished:
-        os.rename = die
+        run_module.write_whole = die
     else:
         run_module.CPUTimer.after_step = lambda self: self.trainer.iter == 2 and die()
     run_module.run_cell(cell, output)
