@@ -54,7 +54,7 @@ class SaveOnSignal(HookBase):
             return  # Python handles signals in the main thread only.
         self._process = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # nohup and shells in the background ignore signals on purpose.
+            # Shells let jobs in the background ignore SIGINT on purpose.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._handle) or signal.SIG_DFL
 

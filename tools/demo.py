@@ -344,7 +344,9 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._note)
+            # Shells let jobs in the background ignore SIGINT on purpose.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -431,6 +431,17 @@ def test_a_second_signal_ends_at_once_with_the_json_whole(weights, images, monke
     assert {r["image_id"] for r in json.load(open("r.json"))} == {1}
 
 
+def test_a_signal_that_is_ignored_stays_so():
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with demo.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def test_a_picture_that_cannot_be_drawn_is_in_the_json_all_the_same(
     weights, images, monkeypatch, capsys
 ):
