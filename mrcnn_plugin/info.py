@@ -116,10 +116,6 @@ def describe_extension() -> list[tuple[str, str]]:
     ]
 
 
-def describe_variables() -> list[tuple[str, str]]:
-    return [(name, os.environ.get(name, "<not set>")) for name in VARIABLES]
-
-
 def _check_like_torchvision(device: str) -> None:
     """Bilinear RoIAlign and its gradient equal torchvision's."""
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +183,7 @@ def main() -> int:
     ]
     print(tabulate(about + describe_detectron2() + describe_extension()), flush=True)
     print("Environment variables")
-    print(tabulate(describe_variables()), flush=True)
+    print(tabulate((name, os.environ.get(name, "<not set>")) for name in VARIABLES), flush=True)
     print("Detectron2's report (detectron2.utils.collect_env)")
     print(collect_env_info(), flush=True)
     print("Self-test")

@@ -30,7 +30,6 @@ from tabulate import tabulate
 from mrcnn_plugin import engine, load_cfg
 from mrcnn_plugin.analysis import charts, coco, images
 from mrcnn_plugin.analysis.fonts import find_fonts
-from mrcnn_plugin.engine import register_datasets
 from mrcnn_plugin.evaluation import max_detections, results_folder, tasks_of
 from mrcnn_plugin.output_dir import last_test_sets, read_metrics
 
@@ -70,7 +69,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there are no predictions to show.")
-    register_datasets(cfg, train=False)
+    engine.register_datasets(cfg, train=False)
     return cfg
 
 
