@@ -511,7 +511,13 @@ class Demo:
         return even(picture.get_image()[:, :, ::-1])
 
     def _detect(self, image: Any, tally: Tally, **keys: Any) -> Instances:
-        instances = self.predictor(image)["instances"].to("cpu")
+        found = self.predictor(image)
+        if "instances" not in found:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is {self.cfg.MODEL.META_ARCHITECTURE!r}, which finds {', '.join(found)}, "
+                f"but no objects to draw."
+            )
+        instances = found["instances"].to("cpu")
         if self.results is not None:
             results = instances_to_coco_json(instances, keys["image_id"])
             for result in results:

@@ -626,6 +626,16 @@ def test_weights_that_do_not_fit_are_refused_unless_told(weights, images):
     assert run(weights, *arguments, MODEL__ROI_BOX_HEAD__FC_DIM=48, **partial) == 0
 
 
+def test_a_model_without_objects_is_named(images, capsys):
+    changes = {"MODEL__META_ARCHITECTURE": "ProposalNetwork"}
+    cfg = make_cfg()
+    cfg.merge_from_list(opts(**changes))
+    torch.save({"model": build_model(cfg).state_dict()}, "rpn.pth")
+    assert run("rpn.pth", "--input", images / "000001.png", "--output", "out", **changes) == 1
+    error = capsys.readouterr().err
+    assert "MODEL.META_ARCHITECTURE is 'ProposalNetwork', which finds proposals" in error
+
+
 def test_grey_models(images):
     cfg = make_cfg()
     grey = {
