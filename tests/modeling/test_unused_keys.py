@@ -5,10 +5,11 @@ import re
 import detectron2.config
 import pytest
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, StandardROIHeads
 
 from mrcnn_plugin import get_cfg
 from mrcnn_plugin.config import KEYS
-from mrcnn_plugin.modeling import find_unused_keys
+from mrcnn_plugin.modeling import MRCNNFocalROIHeads, find_unused_keys
 from mrcnn_plugin.modeling.unused_keys import READERS
 from tests import small
 from tests.small import CONFIG_NAMES, ROOT, full_config
@@ -146,19 +147,58 @@ def test_heads_without_a_pyramid_have_one_pooler():
     assert not find_unused_keys(small.config(**changes))
 
 
-def test_retinanet_has_no_roi_heads():
-    cfg = full_config("retinanet_R_50_PAFPN_1x.yaml")
-    cfg.MODEL.ROI_HEADS.NAME = "MRCNNFocalROIHeads"
-    cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
-    (sentence,) = find_unused_keys(cfg)
-    assert sentence.startswith("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA ") and "'RetinaNet'" in sentence
+def test_a_mask_head_that_is_off_has_no_pooler():
+    changes = {
+        "MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlignBilinear",
+        "MODEL__ROI_MASK_HEAD__POOLER_TYPE": "ROIAlignBicubic",
+        "MODEL__MRCNN_PLUGIN__ROI_ALIGN__A": -0.75,
+    }
+    (sentence,) = find_unused_keys(small.config(**changes, MODEL__MASK_ON=False))
+    assert sentence.endswith("POOLER_TYPE of the heads is {'ROI_BOX_HEAD': 'ROIAlignBilinear'}")
 
 
-def test_semantic_segmentation_has_neither_roi_heads_nor_an_rpn():
+@pytest.mark.parametrize(
+    ("architecture", "has_rpn"),
+    [("RetinaNet", False), ("SemanticSegmentor", False), ("ProposalNetwork", True)],
+)
+def test_an_architecture_without_roi_heads_reads_none_of_their_keys(architecture, has_rpn):
     cfg = full_config("mask_rcnn_focal.yaml")
-    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.META_ARCHITECTURE = architecture
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "MRCNNFocalRPN"
     cfg.MODEL.RPN.FOCAL.GAMMA = cfg.MODEL.ROI_BOX_HEAD.FOCAL.GAMMA = 1.0
-    heads, rpn = find_unused_keys(cfg)
-    assert heads.startswith("MODEL.ROI_BOX_HEAD.FOCAL.GAMMA ") and "'SemanticSegmentor'" in heads
-    assert rpn.startswith("MODEL.RPN.FOCAL.GAMMA ") and "'SemanticSegmentor'" in rpn
+    cfg.MODEL.MRCNN_PLUGIN.ROI_ALIGN.A = -0.75
+    unused = ["MODEL.MRCNN_PLUGIN.ROI_ALIGN.A", "MODEL.ROI_BOX_HEAD.FOCAL.GAMMA"]
+    if not has_rpn:
+        unused.append("MODEL.RPN.FOCAL.GAMMA")
+    sentences = find_unused_keys(cfg)
+    assert sorted(sentence.split()[0] for sentence in sentences) == unused
+    assert all(f"MODEL.META_ARCHITECTURE is {architecture!r}" in s for s in sentences)
+
+
+@pytest.mark.parametrize(
+    ("base", "module", "is_ours"),
+    [
+        (MRCNNFocalROIHeads, "theirs", True),
+        (StandardROIHeads, "theirs", False),
+        (StandardROIHeads, "mrcnn_plugin_of_theirs.heads", False),
+    ],
+)
+def test_heads_that_are_derived_from_ours_read_our_keys(monkeypatch, base, module, is_ours):
+    theirs = type("TheirHeads", (base,), {"__module__": module})
+    names = {**ROI_HEADS_REGISTRY._obj_map, "TheirHeads": theirs}
+    monkeypatch.setattr(ROI_HEADS_REGISTRY, "_obj_map", names)
+    cfg = small.config(MODEL__ROI_HEADS__NAME="TheirHeads", MODEL__ROI_BOX_HEAD__FOCAL__GAMMA=1.0)
+    assert bool(find_unused_keys(cfg)) != is_ours
+
+
+def test_a_bifpn_of_another_project_has_its_own_number_of_repeats(monkeypatch):
+    def build_resnet_bifpn_backbone(cfg, input_shape):  # that of CenterNet2
+        raise AssertionError("It was built.")
+
+    name = build_resnet_bifpn_backbone.__name__
+    names = {**BACKBONE_REGISTRY._obj_map, name: build_resnet_bifpn_backbone}
+    monkeypatch.setattr(BACKBONE_REGISTRY, "_obj_map", names)
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS = name, 2
+    (sentence,) = find_unused_keys(cfg)
+    assert sentence.startswith("MODEL.MRCNN_PLUGIN.BIFPN.NUM_REPEATS ") and name in sentence
