@@ -143,6 +143,27 @@ def test_the_new_names_exist():
         assert not any(name in registered for name in names)
 
 
+OLD_NAMES = {
+    "DATASETS.TRAIN": ["shapes_train", "shapes_val"],
+    "DATASETS.TEST": ["shapes_train", "shapes_val"],
+    "MODEL.BACKBONE.NAME": [
+        f"build_{detector}resnet_{pyramid}_backbone"
+        for detector in ("", "retinanet_")
+        for pyramid in ("bifpn", "pafpn", "upsample_fpn")
+    ],
+    "MODEL.PROPOSAL_GENERATOR.NAME": ["FocalRPN"],
+    "MODEL.ROI_HEADS.NAME": ["FocalROIHeads", "FocalCascadeROIHeads", "FocalRes5ROIHeads"],
+}
+
+
+@pytest.mark.parametrize("key", renamed.VALUES)
+def test_a_new_name_is_the_old_one_with_that_of_this_package(key):
+    names = renamed.VALUES[key]
+    assert sorted(names) == sorted(OLD_NAMES[key])
+    for old, new in names.items():
+        assert new.replace("mrcnn_", "").replace("MRCNN", "") == old
+
+
 OLD_COMPONENTS = [
     (key, name)
     for key, names in renamed.VALUES.items()
