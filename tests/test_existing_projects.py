@@ -348,6 +348,13 @@ class TestPreferredConfig:
             setup_environment()
         assert message in str(caught.value)
 
+    def test_an_empty_variable_is_none(self, defaults, monkeypatch):
+        before = get_cfg().MODEL.ROI_HEADS.NAME
+        for name in ("MRCNN_PLUGIN_CONFIG", "MRCNN_PLUGIN_DATASETS"):
+            monkeypatch.setenv(name, "")
+        setup_environment()
+        assert type(get_cfg()) is CfgNode and get_cfg().MODEL.ROI_HEADS.NAME == before
+
     def test_it_works_through_the_environment_module(self, tmp_path):
         program = f"""
 from detectron2 import model_zoo

@@ -10,6 +10,7 @@ from detectron2.config import get_cfg
 
 import mrcnn_plugin
 from mrcnn_plugin import add_mrcnn_config
+from mrcnn_plugin.env import setup_environment
 from tests.small import STOCK_TOOLS, TINY
 
 
@@ -130,6 +131,15 @@ def test_a_data_set_file_that_is_missing_is_an_error(tmp_path):
         MRCNN_PLUGIN_DATASETS="nowhere.yaml",
     )
     assert result.returncode != 0 and "MRCNN_PLUGIN_DATASETS is 'nowhere.yaml'" in result.stderr
+
+
+def test_a_data_set_file_without_data_sets_is_named_with_its_variable(tmp_path, monkeypatch):
+    file = tmp_path / "my.yaml"
+    file.write_text("DATASETS: {}")
+    monkeypatch.setattr("detectron2.config.defaults._C", get_cfg())
+    monkeypatch.setenv("MRCNN_PLUGIN_DATASETS", str(file))
+    with pytest.raises(ValueError, match="^MRCNN_PLUGIN_DATASETS is .*my.yaml'. .*COCO_JSON"):
+        setup_environment()
 
 
 def test_the_version_is_that_of_the_distribution():
