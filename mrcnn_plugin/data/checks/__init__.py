@@ -35,7 +35,6 @@ _ONLY_FOR_TEST = (
     "keypoints_missing_crowd",
     "num_keypoints_missing",
     "num_keypoints_wrong",
-    "annotations_missing",
     "many_objects",
 )
 _OF_MASKS = ("segmentation", "rle", "mask", "box_mask", "polygon")
