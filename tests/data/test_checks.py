@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -36,12 +37,21 @@ from mrcnn_plugin.data import (
     register_coco_json_from_file,
     scaled_path,
 )
-from mrcnn_plugin.data.checks import Usage, annotations, images, inspection, judge
+from mrcnn_plugin.data.checks import (
+    Usage,
+    annotations,
+    check_values,
+    images,
+    inspection,
+    judge,
+    sentence,
+)
 from mrcnn_plugin.data.checks.annotations import Finding
 from mrcnn_plugin.data.checks.kinds import KINDS, Level
 from mrcnn_plugin.data.pixels import scale_pixels
 from mrcnn_plugin.engine import register_datasets
 from mrcnn_plugin.evaluation import build_coco_evaluator
+from tests.small import ROOT
 
 WIDTH, HEIGHT = 60, 40
 
@@ -415,6 +425,10 @@ def test_what_is_certain_is_repaired_and_said(sets, edit, words):
     assert "Data set 'my_val'" in line and "val.json" in line
     for word in words:
         assert word in line
+    # Whatever is repaired is so in a copy.
+    levels = {KINDS[kind].level for kind in kinds(data)}
+    is_copy = MetadataCatalog.get("my_val").json_file != str(sets.folder / "val.json")
+    assert is_copy == (Level.REPAIRED in levels)
     assert ap_of_ground_truth() == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
 
 
@@ -861,9 +875,96 @@ def test_without_a_model_missing_masks_are_a_note_and_broken_ones_are_not():
     usage = Usage(train=[], test=["any"])
     levels = [
         judge(Finding(kind, 1, 1, []), usage, train=False, test=True)
-        for kind in ("mask_missing", "rle_sum")
+        for kind in ("mask_missing", "mask_missing_crowd", "rle_sum")
     ]
-    assert levels == [Level.NOTE, Level.ERROR]
+    assert levels == [Level.NOTE, Level.NOTE, Level.ERROR]
+
+
+def level(kind, count=1, total=1, train=False, test=True, **usage):
+    finding = Finding(kind, count, total, [])
+    return judge(finding, Usage(train=[], test=[], **usage), train=train, test=test)
+
+
+@pytest.mark.parametrize(
+    ("kind", "few", "outcome"),
+    [
+        ("bbox_empty", 10, Level.LEFT_OUT),  # 1 in 100
+        ("box_mask", 100, Level.NOTE),  # 1 in 10
+    ],
+)
+def test_so_many_of_1000_are_few(kind, few, outcome):
+    assert level(kind, few, 1000) is level(kind, few, 1000, allow=[kind]) is outcome
+    assert level(kind, few + 1, 1000) is Level.JUDGEMENT
+
+
+@pytest.mark.parametrize(
+    "kind", ["area_missing", "area_form", "area_zero", "area_odd", "mask_missing_crowd"]
+)
+def test_what_only_an_evaluation_needs_is_not_said_of_a_training_set(kind):
+    assert level(kind, mask_on=True) is KINDS[kind].level
+    assert level(kind, mask_on=True, train=True, test=False) is None
+
+
+@pytest.mark.parametrize(
+    "kind", ["segmentation_form", "rle_sum", "mask_missing", "box_mask", "polygon_short"]
+)
+def test_a_model_of_boxes_has_no_faulty_masks(kind):
+    assert level(kind, mask_on=False) is None
+    assert level(kind) is not None
+
+
+@pytest.mark.parametrize(
+    ("mask_format", "outcome"), [("polygon", Level.ERROR), ("bitmask", None), (None, None)]
+)
+def test_rle_are_a_fault_only_in_a_training_on_polygons(mask_format, outcome):
+    assert level("rle", train=True, test=False, mask_format=mask_format) is outcome
+    assert level("rle", mask_format=mask_format) is None
+
+
+@pytest.mark.parametrize("kind", ["keypoints_form", "num_keypoints_wrong"])
+@pytest.mark.parametrize("mask_on", [True, False, None])
+def test_a_model_without_keypoints_has_no_faulty_ones(kind, mask_on):
+    assert level(kind, mask_on=mask_on) is None
+    assert level(kind, mask_on=mask_on, keypoints=2) is KINDS[kind].level
+
+
+@pytest.mark.parametrize(
+    ("finding", "options", "text"),
+    [
+        (Finding("images_empty", 1, 1, [""]), {}, "the file is empty: it has no image. The list"),
+        (Finding("crowd", 3, 9, ["", ""]), {}, "3 of 9 annotations have iscrowd 1. Crowds are"),
+        (Finding("crowd", 3, 9, ["a", "b"]), {}, "3 of 9 annotations have iscrowd 1 (a; b; and 1"),
+        (Finding("crowd", 2, 9, ["a", "b"]), {}, "2 of 9 annotations have iscrowd 1 (a; b). Crow"),
+        (Finding("crowd", 2, 9, ["a"]), {"examples": False}, "2 of 9 annotations have iscrowd 1. "),
+    ],
+)
+def test_a_finding_in_words(finding, options, text):
+    assert sentence(finding, refused=False, **options).startswith(text)
+
+
+def test_a_finding_in_words_says_what_becomes_of_objects():
+    left_out, odd = Finding("bbox_empty", 1, 9, []), Finding("box_mask", 1, 9, [])
+    outcome = "They are left out of training and of evaluation."
+    assert sentence(left_out, refused=False).endswith(f" {outcome}")
+    allowed = "To leave them out of training and of evaluation, add 'bbox_empty' to DATASETS.ALLOW."
+    assert sentence(left_out, refused=True).endswith(f" {allowed}")
+    assert outcome not in sentence(left_out, refused=True) + sentence(odd, refused=False)
+    allowed = "To go on all the same, add 'box_mask' to DATASETS.ALLOW."
+    assert sentence(odd, refused=True).endswith(f" {allowed}")
+
+
+def test_the_page_lists_the_kinds_that_can_be_allowed():
+    page = (ROOT / "docs" / "your_data.md").read_text()
+    _, section = page.split("### Refused unless you allow it")
+    rows = re.findall(r"^\|(.+?)\|", section.partition("\n### ")[0], re.MULTILINE)
+    listed = {kind for row in rows for kind in re.findall(r"`(\w+)`", row)}
+    for kind in KINDS:
+        if kind in listed:
+            check_values("fast", [kind])
+        else:
+            with pytest.raises(ValueError, match=f"DATASETS.ALLOW has '{kind}'"):
+                check_values("fast", [kind])
+    assert len(listed) > 10 and listed <= KINDS.keys()
 
 
 def test_crowds_and_what_is_left_out_are_no_objects(sets):
@@ -902,6 +1003,32 @@ def test_values_of_the_keys(sets, changes, message):
         cfg = sets.config(**changes)
         register_datasets(cfg, train=True)
         check_datasets(cfg)
+
+
+@pytest.mark.parametrize("key", ["DATASETS__TRAIN", "DATASETS__TEST"])
+def test_a_data_set_that_is_not_registered_is_named(sets, key):
+    sets.write(good())
+    cfg = sets.config()
+    register_datasets(cfg, train=True)
+    cfg.merge_from_list([key.replace("__", "."), ("my_trian",)])
+    with pytest.raises(ValueError, match="TRAIN or TEST has 'my_trian', which is not registered"):
+        check_datasets(cfg)
+
+
+def test_a_data_set_of_other_code_is_not_checked(sets):
+    DatasetCatalog.register("my_val", list)
+    sets.write(good())
+    cfg = sets.config()
+    cfg.DATASETS.COCO_JSON = cfg.DATASETS.COCO_JSON[:1]
+    register_datasets(cfg, train=True)
+    check_datasets(cfg)
+
+
+def test_a_data_set_that_is_trained_and_evaluated_on_is_checked_once(sets):
+    data = good()
+    each("area", None)(data)
+    (said,) = sets.check(data, DATASETS__TEST=("my_train",))
+    assert "have no area" in said
 
 
 def test_off_checks_nothing(sets):
@@ -1071,7 +1198,11 @@ def test_an_image_of_which_nothing_is_left(sets):
     data["images"].append({"id": 3, "file_name": "thin.png", "width": 1200, "height": 2})
     small = {"INPUT__MIN_SIZE_TRAIN": "(128,)", "INPUT__MAX_SIZE_TRAIN": 128}
     assert "thin.png of 1200 x 2 becomes 128 x 0" in sets.refused(data, **small)
+    small = {"INPUT__MIN_SIZE_TEST": 128, "INPUT__MAX_SIZE_TEST": 128}
+    assert "thin.png of 1200 x 2 becomes 128 x 0" in sets.refused(data, **small)
     assert sets.check(data) == []
+    # Detectron2 does not resize then.
+    assert sets.check(data, INPUT__MIN_SIZE_TEST=0) == []
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
@@ -1454,8 +1585,9 @@ def test_keypoints_stand_with_the_categories(sets):
     data = with_keypoints()
     assert sets.check(data, data, **on) == []
     assert MetadataCatalog.get("my_train").keypoint_flip_map == [("left_eye", "right_eye")]
-    on["MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS"] = 17
-    assert "have 2 keypoints" in sets.refused(data, data, **on)
+    for number in (1, 17):
+        on["MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS"] = number
+        assert "have 2 keypoints" in sets.refused(data, data, **on)
 
 
 def with_keypoints(names=("left_eye", "right_eye")):
@@ -1542,6 +1674,7 @@ def test_objects_without_keypoints_are_refused(sets, keypoints):
         ("horizontal", ["LEye", "REye"], ["2 of 2 keypoints", "(LEye; REye)"]),
         ("horizontal", ["l_eye", "r_ear"], ["2 of 2 keypoints", "(l_eye; r_ear)"]),
         ("horizontal", ["l_eye", "r_eye", "Left ear", "nose"], ["1 of 4 keypoints", "(Left ear)"]),
+        ("horizontal", list("abcdef"), ["6 of 6 keypoints", "(a; b; c; d; e; and 1 more)"]),
         ("vertical", ["Left eye", "Right eye"], ["2 of 2 keypoints", "horizontal flips only"]),
         ("none", ["head", "tail"], []),
     ],
@@ -1571,7 +1704,15 @@ def test_images_of_a_class_are_counted_for_the_federated_loss(sets):
 def test_more_objects_than_detections(sets):
     data = many(40)
     assert any("TEST.DETECTIONS_PER_IMAGE" in line for line in sets.check(good(), data))
-    assert sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=120) == []
+    for enough in (120, -1):
+        assert sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=enough) == []
+
+
+def test_an_image_with_as_many_objects_as_detections_is_no_example(sets):
+    data = good()
+    del data["annotations"][-1]
+    (said,) = sets.check(good(), data, TEST__DETECTIONS_PER_IMAGE=2)
+    assert "1 of 2 images have more objects" in said and "(image 1 has 3)." in said
 
 
 def test_all_images_with_more_objects_than_detections_are_counted(sets):
