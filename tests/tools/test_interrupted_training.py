@@ -327,6 +327,18 @@ def test_an_evaluation_that_is_written_late_drops_nothing(tmp_path):
     assert output_dir.read_metrics(str(file)) == {19: {"total_loss": 2.0}, 9: {"bbox/AP": 5.0}}
 
 
+def test_only_a_torn_line_is_cut(tmp_path, log):
+    file = tmp_path / "metrics.json"
+    whole = '{"iteration": 0, "total_loss": 2.0}\n'
+    for content in (whole, ""):
+        file.write_text(content)
+        output_dir.cut_torn_line(str(file))
+        assert file.read_text() == content and "torn" not in log.text
+    file.write_text(whole + "{")
+    output_dir.cut_torn_line(str(file))
+    assert file.read_text() == whole and f"{file} ended in a torn line" in log.text
+
+
 def test_a_torn_line_is_cut_before_the_next_one(run, tmp_path):
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / "metrics.json"

@@ -191,8 +191,8 @@ def test_results_are_those_of_the_test_sets_of_the_last_run(output, capsys):
 
 
 def test_a_config_of_another_program_is_no_obstacle(output):
-    for content in ("model: {}\n", "- a list", "{", ""):
-        (output / "config.yaml").write_text(content)
+    for content in (b"model: {}\n", b"- a list", b"{", b"", b"name: \xff"):
+        (output / "config.yaml").write_bytes(content)
         cfg = small.load_cfg(str(small.CONFIGS / "quickstart.yaml"), ["OUTPUT_DIR", "run"])
         file = plot_results.find_results(cfg, "mrcnn_shapes_val")
         assert file == "run/inference/coco_instances_results.json"
@@ -501,7 +501,7 @@ def test_missing_results_are_an_error(output):
         run()
 
 
-@pytest.mark.parametrize("line", ['{"iteration": 3, "total_l', "[]", '{"total_loss": 1.0}'])
+@pytest.mark.parametrize("line", ['{"iteration": 3, "total_l', "[]", "3", '{"total_loss": 1.0}'])
 def test_a_damaged_line_is_an_error(tmp_path, line):
     file = tmp_path / "metrics.json"
     file.write_text('{"iteration": 1, "total_loss": 2.0}\n' + line + "\n")

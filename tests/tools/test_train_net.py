@@ -1,7 +1,11 @@
 """Tests of tools/train_net.py, which is run as a user would run it."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import math
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -19,6 +23,7 @@ from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
 from tests.conftest import load_tool
+from tests.environments import FORKS, file_limit
 from tests.features import needs_fed_loss, needs_saved_optimizer
 
 
@@ -155,14 +160,34 @@ class TestWhatMakesAnotherTraining:
         used = {"DATASETS.TRAIN": ("used",)}
         assert not self.changes(tmp_path, get_cfg, {**used, key: old}, {**used, key: new})
 
+    @pytest.mark.parametrize(
+        "key, old, new",
+        [
+            ("DATASETS.TRAIN", ("a",), ("a", "b")),
+            ("INPUT.PIXEL_RANGE", [0, 4095], [0, 65535]),
+        ],
+    )
+    def test_other_data_are_a_change(self, tmp_path, key, old, new):
+        (change,) = self.changes(tmp_path, get_cfg, {key: old}, {key: new})
+        assert change.startswith(f"{key} was ")
+
+    def test_without_a_checkpoint_nothing_has_changed(self, tmp_path):
+        rates = {"SOLVER.BASE_LR": 0.1}, {"SOLVER.BASE_LR": 0.5}
+        assert self.changes(tmp_path, get_cfg, *rates)
+        (tmp_path / "last_checkpoint").unlink()
+        cfg = get_cfg()
+        cfg.OUTPUT_DIR = str(tmp_path)
+        assert not output_dir.changes_of_training(cfg)
+
     @pytest.mark.parametrize("used_as", ["DATASETS.TRAIN", "DATASETS.TEST"])
-    def test_other_files_of_a_data_set_are_a_change(self, tmp_path, used_as):
+    @pytest.mark.parametrize("root", ["/", "remote://folder/"])
+    def test_other_files_of_a_data_set_are_a_change(self, tmp_path, used_as, root):
         old, new = (
-            {used_as: ("mine",), "DATASETS.COCO_JSON": [["mine", f"/{file}.json", "/a"]]}
+            {used_as: ("mine",), "DATASETS.COCO_JSON": [["mine", f"{root}{file}.json", "/a"]]}
             for file in "ab"
         )
         (change,) = self.changes(tmp_path, get_cfg, old, new)
-        assert "of 'mine' was ['/a.json', '/a'] and is ['/b.json', '/a']" in change
+        assert f"of 'mine' was ['{root}a.json', '/a'] and is ['{root}b.json', '/a']" in change
 
 
 def test_a_refused_resume_leaves_the_config_of_the_training(run, tmp_path, log):
@@ -212,6 +237,61 @@ def test_two_trainings_do_not_share_a_folder(run, tmp_path, train_net, monkeypat
 def test_a_folder_is_not_named_by_what_detectron2_does_not_expand(run, folder):
     with pytest.raises(ValueError, match="OUTPUT_DIR is .*~ and .VARIABLES have no meaning"):
         run(OUTPUT_DIR=folder)
+
+
+class TestCheckOutputDir:
+    def check(self, folder):
+        cfg = get_cfg()
+        cfg.OUTPUT_DIR = str(folder)
+        output_dir.check_output_dir(cfg, starts_anew=True)
+
+    @pytest.mark.parametrize("folder", ["~", "$NAME", "${NAME}"])
+    def test_a_folder_that_is_there_may_have_such_a_name(self, tmp_path, monkeypatch, folder):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / folder).mkdir()
+        self.check(folder)
+
+    def test_a_remote_folder_is_not_made_here(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        self.check("remote://folder")
+        output_dir.lock_output_dir("remote://folder", contextlib.ExitStack())
+        assert not list(tmp_path.iterdir())
+
+    def test_a_folder_that_is_there_may_take_no_files(self):
+        with pytest.raises(OSError, match="'/proc/self' cannot be written to: .*mend this one"):
+            self.check("/proc/self")
+
+    def test_a_disk_may_be_full(self, tmp_path):
+        with file_limit() as set_limit, pytest.raises(OSError, match="cannot be written to"):
+            set_limit(0)
+            self.check(tmp_path)
+
+
+class TestLockOutputDir:
+    @pytest.mark.skipif(not FORKS, reason="another start takes too long")
+    def test_it_keeps_other_processes_out_until_its_end(self, tmp_path):
+        def is_free():
+            process = multiprocessing.get_context("fork").Process(target=try_lock)
+            process.start()
+            process.join()
+            return process.exitcode == 0
+
+        def try_lock():
+            with contextlib.ExitStack() as stack:
+                output_dir.lock_output_dir(str(tmp_path), stack)
+
+        with contextlib.ExitStack() as stack:
+            output_dir.lock_output_dir(str(tmp_path), stack)
+            assert not is_free()
+        assert is_free()
+
+    def test_a_file_system_may_have_no_locks(self, tmp_path, monkeypatch):
+        def fail(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "lockf", fail)
+        with contextlib.ExitStack() as stack:
+            output_dir.lock_output_dir(str(tmp_path), stack)
 
 
 @needs_saved_optimizer
