@@ -311,6 +311,39 @@ def test_results_are_whole_or_those_of_before(tmp_path, monkeypatch):
     assert evaluator._output_dir == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folder", "is_main", "partial", "left"),
+    [
+        ("{}", True, True, ["results.json"]),
+        # No image was evaluated.
+        ("{}", True, False, []),
+        # Another process may still write there.
+        ("{}", False, True, ["partial"]),
+        ("remote://{}", True, False, []),
+        (None, True, False, []),
+    ],
+)
+def test_results_are_moved_by_the_main_process(
+    tmp_path, monkeypatch, folder, is_main, partial, left
+):
+    evaluator = WholeResults.__new__(WholeResults)
+    evaluator._output_dir = folder = folder and folder.format(tmp_path)
+
+    def evaluate(self, img_ids):
+        assert img_ids == [7]
+        if partial:
+            os.makedirs(self._output_dir)
+            open(os.path.join(self._output_dir, "results.json"), "w").close()
+        else:
+            assert self._output_dir in (folder, f"{tmp_path}/partial")
+        return {}
+
+    monkeypatch.setattr(COCOEvaluator, "evaluate", evaluate)
+    monkeypatch.setattr(comm, "is_main_process", lambda: is_main)
+    assert evaluator.evaluate([7]) == {}
+    assert os.listdir(tmp_path) == left
+
+
 # metrics.json
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import math
 import multiprocessing
 import shutil
@@ -617,8 +618,11 @@ def test_entries_as_a_mapping(tmp_path):
         load_cfg(str(file))
 
 
-@pytest.mark.parametrize(("limit", "counted"), [(50, 100), (300, 300), (-1, 10**6)])
-def test_the_evaluation_counts_as_many_detections_as_the_config(register, tmp_path, limit, counted):
+@pytest.mark.parametrize(("limit", "counted"), [(50, 100), (100, 100), (300, 300), (-1, 10**6)])
+def test_the_evaluation_counts_as_many_detections_as_the_config(
+    register, tmp_path, log, limit, counted
+):
+    log.set_level(logging.INFO, "detectron2")
     register("counted", generate_shapes(str(tmp_path / "data"), 1, seed=5))
     cfg = get_cfg()
     cfg.TEST.DETECTIONS_PER_IMAGE = limit
@@ -626,6 +630,8 @@ def test_the_evaluation_counts_as_many_detections_as_the_config(register, tmp_pa
     evaluator = build_coco_evaluator(cfg, "counted", "")
     assert evaluator._max_dets_per_image == [1, 10, counted]
     assert evaluator._kpt_oks_sigmas == [0.1, 0.2]
+    said = "AP of counted counts up to {} detections in an image"
+    assert (said.format("all" if limit < 0 else limit) in log.text) == (counted > 100)
 
 
 def test_the_best_evaluation_is_kept_over_a_resume(run, tmp_path, train_net, monkeypatch, log):
