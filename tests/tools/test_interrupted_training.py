@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import detectron2.engine
@@ -213,6 +214,118 @@ def test_a_second_signal_ends_at_once():
     assert hooks._SAME_SIGNAL >= 0.5
     for pause, code in ((0, 3), (hooks._SAME_SIGNAL + 0.1, -signal.SIGTERM)):
         assert exit_code(in_process(Waits(pause).run)) == code
+
+
+class TestTheHook:
+    """It gets signals and is called as by a trainer, without one."""
+
+    @pytest.fixture
+    def hook(self, tmp_path):
+        """Of a training of three iterations, whose checkpoints are in `tmp_path`."""
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+        hook = hooks.SaveOnSignal(FittingCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)))
+        hook.trainer = SimpleNamespace(iter=0, max_iter=3)
+        hook.before_train()
+        yield hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def step(self, hook, iteration):
+        hook.trainer.iter = iteration
+        hook.before_step()
+        hook.after_step()
+
+    def ends(self, function, *args):
+        with pytest.raises(SystemExit) as ended:
+            function(*args)
+        return ended.value.code == 128 + signal.SIGTERM
+
+    def saved(self, folder):
+        return sorted(path.name for path in folder.glob("*.pth"))
+
+    def test_a_signal_is_answered_once(self, hook, capfd):
+        hook.before_step()
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        said = "SIGTERM: the training ends with a checkpoint. A second signal ends it at once.\n"
+        assert capfd.readouterr() == ("", said)
+
+    def test_a_signal_before_the_first_iteration_waits_for_its_end(self, hook, tmp_path):
+        send(signal.SIGTERM)
+        assert self.ends(self.step, hook, 0)
+        assert self.saved(tmp_path) == ["model_0000000.pth"]
+
+    def test_a_training_without_an_iteration_has_nothing_to_save(self, hook, tmp_path, log):
+        send(signal.SIGTERM)
+        try:
+            raise RuntimeError("Another hook failed.")
+        except RuntimeError:
+            assert self.ends(hook.after_train)
+        assert self.saved(tmp_path) == []
+        assert "SIGTERM ended the training before its first iteration was finished." in log.text
+
+    def test_the_final_model_of_before_a_resume_is_not_the_last(self, hook, tmp_path):
+        hook._checkpointer.save("model_final", iteration=0)
+        send(signal.SIGTERM)
+        assert self.ends(self.step, hook, 1)
+        assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+    @pytest.mark.parametrize("is_main", [True, False])
+    def test_other_processes_wait_for_the_end_of_an_iteration(
+        self, hook, tmp_path, monkeypatch, is_main
+    ):
+        """They do not save."""
+        monkeypatch.setattr(comm, "is_main_process", lambda: is_main)
+        self.step(hook, 0)
+        if is_main:
+            assert self.ends(send, signal.SIGTERM)
+            return
+        send(signal.SIGTERM)
+        assert self.ends(self.step, hook, 1)
+        assert self.saved(tmp_path) == []
+
+    @pytest.mark.parametrize("is_main", [True, False])
+    def test_a_signal_while_processes_agree(self, hook, monkeypatch, is_main):
+        def gather(data):
+            send(signal.SIGTERM)
+            return [data, 0]
+
+        monkeypatch.setattr(comm, "is_main_process", lambda: is_main)
+        monkeypatch.setattr(comm, "all_gather", gather)
+        if is_main:
+            assert self.ends(self.step, hook, 0)
+        else:
+            self.step(hook, 0)
+
+    def test_a_signal_of_another_process_in_the_last_iteration(self, hook, tmp_path, monkeypatch):
+        monkeypatch.setattr(comm, "all_gather", lambda data: [data, int(signal.SIGTERM)])
+        self.step(hook, 2)
+        assert self.ends(hook.after_train)
+        assert self.saved(tmp_path) == ["model_0000002.pth"]
+
+    def test_a_process_that_fails_asks_no_other(self, hook, monkeypatch):
+        monkeypatch.setattr(comm, "all_gather", lambda data: pytest.fail("It would wait for ever."))
+        try:
+            raise RuntimeError("It failed.")
+        except RuntimeError:
+            hook.after_train()
+
+    def test_another_thread_gets_no_signals(self, hook):
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        with ThreadPoolExecutor() as executor:
+            executor.submit(hooks.SaveOnSignal(None).before_train).result()
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    @needs_fork
+    def test_a_worker_of_a_data_loader_goes_on(self, hook, capfd):
+        self.step(hook, 0)
+
+        def work():
+            send(signal.SIGTERM)
+            os._exit(3)
+
+        assert exit_code(in_process(work)) == 3
+        assert capfd.readouterr().err == ""
 
 
 def test_signals_that_are_ignored_stay_so(run, train_net, monkeypatch):

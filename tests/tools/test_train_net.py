@@ -10,6 +10,7 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import detectron2.config
 import numpy as np
@@ -23,6 +24,7 @@ from mrcnn_plugin import engine, get_cfg, load_cfg, output_dir
 from mrcnn_plugin.data import generate_shapes
 from mrcnn_plugin.engine import parse_args
 from mrcnn_plugin.evaluation import build_coco_evaluator
+from mrcnn_plugin.hooks import BestModel, best_metric
 from tests.conftest import load_tool
 from tests.environments import FORKS, file_limit
 from tests.features import needs_fed_loss, needs_saved_optimizer
@@ -693,6 +695,67 @@ def test_the_best_is_that_of_the_first_test_set(run, tmp_path):
     )
     best = torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)
     assert best["metric"] == "shapes_best_b/bbox/AP"
+
+
+class TestBestModel:
+    """The hook with a file of an earlier training, without one."""
+
+    def hook(self, folder, start_iter=3):
+        cfg = get_cfg()
+        cfg.OUTPUT_DIR, cfg.DATASETS.TEST = str(folder), ("a",)
+        hook = BestModel(cfg, torch.nn.Linear(1, 1))
+        hook.trainer = SimpleNamespace(start_iter=start_iter, iter=4, max_iter=9)
+        hook.before_train()
+        return hook
+
+    def found(self, folder, start_iter=3, **changes):
+        saved = {"model": {}, "metric": "bbox/AP", "value": 30.0, "iteration": 1, "test_set": "a"}
+        torch.save({**saved, **changes}, folder / "model_best.pth")
+        hook = self.hook(folder, start_iter)
+        return hook.best_metric, hook.best_iter
+
+    def test_a_resumed_training_remembers_the_best(self, tmp_path):
+        assert self.found(tmp_path) == (30.0, 1)
+        assert self.found(tmp_path, start_iter=0) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("changes", "was"),
+        [({"metric": "segm/AP"}, "segm/AP of a"), ({"test_set": "b"}, "bbox/AP of b")],
+    )
+    def test_another_best_is_replaced(self, tmp_path, log, changes, was):
+        assert self.found(tmp_path, **changes) == (None, None)
+        replaced = f"is the best by {was}, and will be replaced by the best by bbox/AP of a."
+        assert replaced in log.text
+
+    def test_a_file_that_is_none_is_replaced(self, tmp_path, log):
+        torch.save([1], tmp_path / "list.pth")
+        torch.save({"model": {}}, tmp_path / "plain.pth")
+        contents = [(tmp_path / name).read_bytes() for name in ("list.pth", "plain.pth")]
+        for content in (*contents, b"", b"a text"):
+            (tmp_path / "model_best.pth").write_bytes(content)
+            log.clear()
+            assert self.hook(tmp_path).best_metric is None
+            assert "model_best.pth cannot be read, and will be replaced: " in log.text
+
+    def test_a_training_that_ends_without_an_evaluation_has_no_best(self, tmp_path, log):
+        hook = self.hook(tmp_path)
+        hook.after_train()
+        assert hook.best_metric is None and not list(tmp_path.iterdir()) and not log.text
+
+    @pytest.mark.parametrize(
+        ("masks", "keypoints", "test_sets", "metric"),
+        [
+            (False, False, ("a",), "bbox/AP"),
+            (True, True, ("a",), "segm/AP"),
+            (False, True, ("a",), "keypoints/AP"),
+            (False, True, ("b", "a"), "b/keypoints/AP"),
+        ],
+    )
+    def test_the_metric_is_that_of_the_finest_task(self, masks, keypoints, test_sets, metric):
+        cfg = get_cfg()
+        cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = masks, keypoints
+        cfg.DATASETS.TEST = test_sets
+        assert best_metric(cfg) == metric
 
 
 def test_no_best_model_without_periodic_evaluation(run, tmp_path):
