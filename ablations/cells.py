@@ -84,7 +84,6 @@ _CARAFE = _backbone("upsample_fpn", UPSAMPLE="carafe")
 _GATED_CARAFE = _backbone("upsample_fpn", UPSAMPLE="gated_carafe")
 _PAFPN = _backbone("pafpn")
 _SIGMOID_FOCAL = _sigmoid_loss("sigmoid_focal")
-_FOCAL_RPN = {"MODEL.PROPOSAL_GENERATOR.NAME": "MRCNNFocalRPN"}
 
 MASK_RCNN = {
     "stock": Variant("Detectron2's Mask R-CNN", {}),
@@ -147,7 +146,9 @@ MASK_RCNN = {
         "sigmoid_focal",
     ),
     # RPN.
-    "focal_rpn": Variant("focal loss in the RPN", _FOCAL_RPN),
+    "focal_rpn": Variant(
+        "focal loss in the RPN", {"MODEL.PROPOSAL_GENERATOR.NAME": "MRCNNFocalRPN"}
+    ),
     # Pyramid.
     "upsample_bicubic": Variant(
         "FPN with bicubic upsampling", _backbone("upsample_fpn", UPSAMPLE="bicubic")
@@ -179,11 +180,6 @@ MASK_RCNN = {
     "headline_mean": Variant(
         "headline with a mean of 5 x 5 neighbours in place of CARAFE",
         {**_BICUBIC, **_MEAN, **_softmax_focal(0.5)},
-        "headline",
-    ),
-    "headline_focal_rpn": Variant(
-        "headline with a focal loss in the RPN",
-        {**_BICUBIC, **_CARAFE, **_softmax_focal(0.5), **_FOCAL_RPN},
         "headline",
     ),
     "headline_gated_carafe": Variant(
