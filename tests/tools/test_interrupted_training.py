@@ -243,7 +243,9 @@ class TestTheHook:
     def saved(self, folder):
         return sorted(path.name for path in folder.glob("*.pth"))
 
-    def test_a_signal_is_answered_once(self, hook, capfd):
+    def test_a_signal_is_answered_once(self, hook, monkeypatch, capfd):
+        # On a busy machine the second one may come late, which would end the tests.
+        monkeypatch.setattr(hooks, "_SAME_SIGNAL", float("inf"))
         hook.before_step()
         send(signal.SIGTERM)
         send(signal.SIGTERM)
