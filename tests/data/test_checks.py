@@ -1005,12 +1005,12 @@ def test_values_of_the_keys(sets, changes, message):
         check_datasets(cfg)
 
 
-@pytest.mark.parametrize("key", ["DATASETS__TRAIN", "DATASETS__TEST"])
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
 def test_a_data_set_that_is_not_registered_is_named(sets, key):
     sets.write(good())
     cfg = sets.config()
     register_datasets(cfg, train=True)
-    cfg.merge_from_list([key.replace("__", "."), ("my_trian",)])
+    cfg.merge_from_list([key, ("my_trian",)])
     with pytest.raises(ValueError, match="TRAIN or TEST has 'my_trian', which is not registered"):
         check_datasets(cfg)
 
