@@ -131,7 +131,7 @@ def check_target(option: str, file: str) -> None:
     """
     if os.path.lexists(file):
         raise ValueError(f"{option} {file} exists already; name another file.")
-    folder = os.path.dirname(os.path.abspath(file))
+    folder = os.path.abspath(os.path.dirname(file))
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise ValueError(f"{option} {file}: there is no folder {folder} to write to.")
 

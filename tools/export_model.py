@@ -90,7 +90,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     for path in args.input:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"--input: {path} is no file.")
-    folder = os.path.dirname(os.path.abspath(args.output))
+    folder = os.path.abspath(os.path.dirname(args.output))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"--output: there is no folder {folder}.")
     if os.path.isdir(args.output):

@@ -113,8 +113,8 @@ def test_files_that_are_none(data, capsys):
 def test_a_report_that_cannot_be_written_costs_no_work(data, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
     (tmp_path / "file").touch()
-    for folder in ("no", "file"):
-        assert run(data, "--json", tmp_path / folder / "report.json") == 2
+    for folder, name in (("no", "report.json"), ("file", "report.json"), ("no", "")):
+        assert run(data, "--json", f"{tmp_path}/{folder}/{name}") == 2
         assert f"there is no folder {tmp_path / folder}" in capsys.readouterr().err
 
 

@@ -272,8 +272,9 @@ def test_a_file_that_is_there_is_kept(trained, tmp_path, nothing_built):
 
 
 def test_bad_paths_are_errors(trained, tmp_path, nothing_built):
-    with pytest.raises(FileNotFoundError, match="--output: there is no folder .*nowhere"):
-        run(trained, tmp_path / "nowhere" / "model.ts")
+    for name in ("model.ts", ""):
+        with pytest.raises(FileNotFoundError, match="--output: there is no folder .*nowhere"):
+            run(trained, f"{tmp_path}/nowhere/{name}")
     with pytest.raises(ValueError, match="--output: .* is a folder; it must be a file"):
         run(trained, tmp_path, "--overwrite")
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS is 'none.pth', which is no file"):
