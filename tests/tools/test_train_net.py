@@ -257,8 +257,12 @@ class TestCheckOutputDir:
     def test_a_remote_folder_is_not_made_here(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         self.check("remote://folder")
-        output_dir.lock_output_dir("remote://folder", contextlib.ExitStack())
         assert not list(tmp_path.iterdir())
+
+    def test_a_tilde_may_stand_where_no_shell_expands_it(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        self.check("runs~/~old")
+        assert (tmp_path / "runs~" / "~old").is_dir()
 
     def test_a_folder_that_is_there_may_take_no_files(self):
         with pytest.raises(OSError, match="'/proc/self' cannot be written to: .*mend this one"):
@@ -287,6 +291,14 @@ class TestLockOutputDir:
             output_dir.lock_output_dir(str(tmp_path), stack)
             assert not is_free()
         assert is_free()
+
+    def test_a_remote_folder_has_no_lock_here(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder = tmp_path / "remote:" / "folder"  # the local path of that text
+        folder.mkdir(parents=True)
+        with contextlib.ExitStack() as stack:
+            output_dir.lock_output_dir("remote://folder", stack)
+        assert not list(folder.iterdir())
 
     def test_a_file_system_may_have_no_locks(self, tmp_path, monkeypatch):
         def fail(*_):
