@@ -632,7 +632,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary(tallies: dict[str, Tally], threshold: float) -> str:
     """What was found, and in which files nothing was."""
-    scores = f"with a score of at least {threshold:g} (--confidence-threshold)"
+    scores = f"with a score above {threshold:g} (--confidence-threshold)"
     objects = sum(tally.objects for tally in tallies.values())
     if not objects:
         return f"Nothing was found {scores}."

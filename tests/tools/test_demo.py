@@ -111,7 +111,7 @@ def test_nothing_above_the_threshold_leaves_the_image_as_it_is(weights, images, 
     arguments = ("--input", images / "000001.png", "--output", "out", "--json", "results.json")
     assert run(weights, *arguments, threshold="1") == 0
     assert json.load(open("results.json")) == []
-    assert "Nothing was found with a score of at least 1 " in capsys.readouterr().out
+    assert "Nothing was found with a score above 1 " in capsys.readouterr().out
     image = cv2.imread(str(images / "000001.png"))
     plain = cv2.resize(image, (600, 480), interpolation=cv2.INTER_NEAREST)
     assert np.abs(cv2.imread("out/000001.png").astype(int) - plain).mean() < 3
@@ -236,7 +236,7 @@ def test_a_video_keeps_its_colours_and_rate(weights, capsys):
     assert drawn_rate == pytest.approx(rate, abs=0.01)
     assert len(drawn) == len(frames) == 6
     assert np.abs(np.subtract(drawn, frames, dtype=int)).mean() < 5
-    assert "Nothing was found with a score of at least 1 " in capsys.readouterr().out
+    assert "Nothing was found with a score above 1 " in capsys.readouterr().out
 
 
 def test_a_video_with_a_rate_that_its_codec_cannot_have_is_written(weights, log):
@@ -465,11 +465,11 @@ def test_a_picture_that_cannot_be_drawn_is_in_the_json_all_the_same(
 def test_it_says_where_nothing_was_found_and_at_which_threshold():
     tallies = {f"{i}.png": demo.Tally(0, 1, 1) for i in range(7)}
     assert demo.summary(tallies, 0.5) == (
-        "Nothing was found with a score of at least 0.5 (--confidence-threshold)."
+        "Nothing was found with a score above 0.5 (--confidence-threshold)."
     )
     tallies["a.png"], tallies["b.png"] = demo.Tally(3, 1, 0), demo.Tally()
     text = demo.summary(tallies, 0.25)
-    assert text.startswith("3 objects were found with a score of at least 0.25")
+    assert text.startswith("3 objects were found with a score above 0.25")
     assert text.endswith("found in 0.png, 1.png, 2.png, 3.png, 4.png and 2 more files.")
     tallies = {"c.mp4": demo.Tally(4, 10, 3), "d.mp4": demo.Tally(4, 10, 0)}
     assert demo.summary(tallies, 0.5).endswith("Nothing was found in 3 of 10 frames of c.mp4.")
