@@ -184,8 +184,8 @@ class Trainer(DefaultTrainer):
     def _train(self) -> Any:
         try:
             if comm.is_main_process():
-                # Only now, because a resumed training may have been refused until here. What another one is just
-                # writing is no torn line.
+                # Only now, because a resumed training may have been refused until here. The folder is locked, so
+                # that no other training is just writing a line.
                 cut_torn_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
                 with PathManager.open(os.path.join(self.cfg.OUTPUT_DIR, TRAINED_CONFIG), "w") as f:
                     f.write(self.cfg.dump())

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -152,7 +153,7 @@ with locked(sys.argv[1]):
     print(worker, flush=True)
     os.kill(os.getpid(), 9)
 """
-    command = [*COMMAND[:1], "-c", dies, str(folder)]
+    command = [sys.executable, "-c", dies, str(folder)]
     killed = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert killed.returncode == -signal.SIGKILL
     try:
