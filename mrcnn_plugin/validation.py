@@ -294,6 +294,14 @@ RULES = (
         "SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM",
         number(0),
     ),
+    Rule(
+        "train",
+        "SOLVER.WEIGHT_DECAY_BIAS",
+        Check(
+            lambda value: value is None or number(0).holds(value),
+            "a number at least 0, or None for SOLVER.WEIGHT_DECAY",
+        ),
+    ),
     Rule("train", "SOLVER.GAMMA", _POSITIVE),
     Rule("train", "SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR", _FRACTION),
     Rule("train", "SOLVER.WARMUP_METHOD", one_of("linear", "constant")),
@@ -319,6 +327,7 @@ RULES = (
         "MODEL.RESNETS.RES2_OUT_CHANNELS",
         whole(1),
     ),
+    Rule("ResNet", "MODEL.RESNETS.RES5_DILATION", Check((1, 2).__contains__, "1 or 2")),
     Rule("ResNet", "MODEL.RESNETS.OUT_FEATURES", _STAGES),
     Rule("ResNet", "MODEL.RESNETS.NORM", _NORM),
     Rule("FPN", "MODEL.FPN.IN_FEATURES", _STAGES),
@@ -601,6 +610,12 @@ def _check_solver(cfg: CfgNode) -> None:
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
         raise ValueError(
             f"SOLVER.STEPS is {solver.STEPS}; its iterations must be below SOLVER.MAX_ITER, {solver.MAX_ITER}."
+        )
+    if solver.get("RESCALE_INTERVAL") and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        # The last iteration would divide by the length of what follows the warm-up.
+        raise ValueError(
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; with SOLVER.RESCALE_INTERVAL True it must be below "
+            f"SOLVER.MAX_ITER, {solver.MAX_ITER}."
         )
     end = solver.get("BASE_LR_END", 0.0)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and end > solver.BASE_LR:

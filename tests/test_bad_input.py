@@ -68,7 +68,7 @@ ROTATED = (
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignRotated MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS (10,10,5,5,1)"
 ).split()
 FED = "MODEL.ROI_BOX_HEAD.USE_FED_LOSS"
-NEWER = ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", FED, "SOLVER.BASE_LR_END")
+NEWER = ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", FED, "SOLVER.BASE_LR_END", "SOLVER.RESCALE_INTERVAL")
 SIGMOID = (LOSS, "sigmoid_focal", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True", FED, "True")
 KEYPOINTS = "MODEL.KEYPOINT_ON True MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS".split()
 PROPOSALS = "MODEL.LOAD_PROPOSALS True MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals".split()
@@ -541,6 +541,7 @@ STOCK = [
         "(0, 1]",
     ),
     (("MODEL.RESNETS.DEPTH", "51"), "MODEL.RESNETS.DEPTH", "51", "18, 34, 50, 101, 152"),
+    (("MODEL.RESNETS.RES5_DILATION", "4"), "MODEL.RESNETS.RES5_DILATION", "4", "1 or 2"),
     (("MODEL.RESNETS.NORM", "BatchNorm"), "MODEL.RESNETS.NORM", "'BatchNorm'", "'FrozenBN'"),
     (
         (*GN_RESNET, "MODEL.RESNETS.STEM_OUT_CHANNELS", "30"),
@@ -834,6 +835,7 @@ STOCK = [
     (("SOLVER.BASE_LR", "-0.02"), "SOLVER.BASE_LR", "-0.02", "at least 0"),
     (("SOLVER.BASE_LR", "1e400"), "SOLVER.BASE_LR", "inf", "at least 0"),
     (("SOLVER.WEIGHT_DECAY", "-0.1"), "SOLVER.WEIGHT_DECAY", "-0.1", "at least 0"),
+    (("SOLVER.WEIGHT_DECAY_BIAS", "x"), "SOLVER.WEIGHT_DECAY_BIAS", "'x'", "at least 0, or None"),
     (("SOLVER.BASE_LR", "1"), "SOLVER.BASE_LR", "1", mismatch("float", "int")),
     (("SOLVER.STEPS", "(960, 900)"), "SOLVER.STEPS", "(960, 900)", "ascending"),
     (("SOLVER.STEPS", "(960, 960)"), "SOLVER.STEPS", "(960, 960)", "ascending"),
@@ -848,6 +850,12 @@ STOCK = [
         "'linear', 'constant'",
     ),
     (("SOLVER.WARMUP_ITERS", "-5"), "SOLVER.WARMUP_ITERS", "-5", "at least 0"),
+    (
+        ("SOLVER.RESCALE_INTERVAL", "True", "SOLVER.WARMUP_ITERS", "1200"),
+        "SOLVER.WARMUP_ITERS",
+        "1200",
+        "below SOLVER.MAX_ITER, 1200",
+    ),
     (
         ("SOLVER.LR_SCHEDULER_NAME", "CosineLR"),
         "SOLVER.LR_SCHEDULER_NAME",
@@ -1357,6 +1365,9 @@ def test_no_weights_and_no_norm_may_be_none(tmp_path, config_file):
         ("VIS_PERIOD", "-1"),
         ("SOLVER.STEPS", "(960.0, 1000.5)"),
         ("SOLVER.STEPS", "(1200,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        ("SOLVER.RESCALE_INTERVAL", "True", "SOLVER.WARMUP_ITERS", "1199"),
+        ("SOLVER.WARMUP_ITERS", "1200"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "0.0"),
         ("SOLVER.BASE_LR_END", "0.5"),
         ("SOLVER.BASE_LR_END", "0.02", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
         ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0"),
