@@ -333,6 +333,15 @@ def test_a_call_too_large_for_the_integers_of_the_kernels_is_an_error(ops, chann
         ops.forward(features.expand(1, channels, 1, 1), box, 1.0, *bins, *CUBIC)
 
 
+def test_a_call_whose_weights_have_no_addresses_is_an_error(ops):
+    # Modulo 2 ** 64, the weights of this call take 20 GB.
+    most = 2**29 - 1
+    features = torch.ones(1, 1, 1, 1, dtype=torch.double, device=ops.device)
+    boxes = torch.ones(1, 5, dtype=torch.double, device=ops.device).expand(most, 5)
+    with pytest.raises(ValueError, match="need more than 2\\^63 bytes"):
+        ops.forward(features.expand(1, 1, most, 1), boxes, 1.0, 1, 1, *CUBIC)
+
+
 SHAPES = [(40, 70), (20, 35), (10, 18), (5, 9)]
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 

@@ -21,6 +21,16 @@
 #define MRCNN_HOST_DEVICE inline
 #endif
 
+// Fused multiply-adds would put samples elsewhere than other CPUs and GPUs do. Compilers use them by themselves where
+// all CPUs that they compile for have them, as on aarch64. nvcc has an option of its own, see setup.py.
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__FP_FAST_FMAF) && !defined(__CUDACC__)
+#define MRCNN_GCC_MAY_FUSE
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 namespace mrcnn_plugin {
 
 enum class Interpolation { kBilinear, kBicubic };
@@ -185,3 +195,7 @@ MRCNN_HOST_DEVICE void bin_weights(
 }
 
 } // namespace mrcnn_plugin
+
+#if defined(MRCNN_GCC_MAY_FUSE)
+#pragma GCC pop_options
+#endif

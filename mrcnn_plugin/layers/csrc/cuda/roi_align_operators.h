@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -112,10 +113,11 @@ void check_sizes(const Call& call) {
   const double num_tiles =
       static_cast<double>(call.num_rois) * blocks(call.pooled_height, 7) * blocks(call.pooled_width, 7);
   double most = std::max({channels, rows * columns, columns * channels, num_tiles, num_tiles * chunks});
-  double map_blocks = 0;
+  double map_blocks = 0, map_size = 0;
   for (int64_t l = 0; l < call.num_levels; ++l) {
     const double height = static_cast<double>(call.levels[l].height), width = static_cast<double>(call.levels[l].width);
     most = std::max({most, height * width, width * channels});
+    map_size = std::max({map_size, height, width});
     map_blocks += blocks(call.levels[l].height, 8) * blocks(call.levels[l].width, 16);
   }
   map_blocks *= static_cast<double>(call.batch);
@@ -124,6 +126,11 @@ void check_sizes(const Call& call) {
       most < kMost, "roi_align: this call is too large for CUDA, since it has to count to ", most,
       ", and the limit is ", kMost, " (", call.num_rois, " boxes of ", call.pooled_height, " x ", call.pooled_width,
       " bins, ", call.batch, " images, ", call.channels, " channels)");
+  // The weights take at most 2^7 bytes for each of these, see make_workspace().
+  const double records = num_tiles * map_size;
+  TORCH_CHECK_VALUE(
+      records < std::pow(2.0, 56), "roi_align: this call is too large for CUDA, since the weights of ", call.num_rois,
+      " boxes on a map of ", map_size, " pixels along an axis need more than 2^63 bytes");
 }
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
