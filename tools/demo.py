@@ -259,10 +259,11 @@ def plan_outputs(
                 f"{image_id(path)}; run them one by one, with another --json each."
             )
     inputs = {os.path.realpath(path) for path in paths}
-    for output in taken:
+    options = {**dict.fromkeys(taken, "--output"), **({args.json: "--json"} if args.json else {})}
+    for output, option in options.items():
         if os.path.realpath(output) in inputs:
             what = "a video" if is_video(output) else "an image"
-            raise ValueError(f"--output: {output} would replace {what} of --input.")
+            raise ValueError(f"{option}: {output} would replace {what} of --input.")
     if args.json and os.path.isdir(args.json):
         raise ValueError(f"--json: {args.json} is a folder; it must be a file.")
     files = [*taken, *((args.json, partial_json(args.json)) if args.json else ())]

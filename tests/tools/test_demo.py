@@ -510,12 +510,14 @@ def test_existing_files_are_kept_unless_asked(weights, images):
     assert cv2.imread("out/000002.png") is not None
 
 
-def test_images_are_never_replaced_by_their_pictures(weights, images):
+def test_images_are_never_replaced_by_results(weights, images):
     os.mkdir("in")
     content = (images / "000001.png").read_bytes()
     open("in/a.png", "wb").write(content)
     with pytest.raises(ValueError, match="in/a.png would replace an image"):
         run(weights, "--input", "in", "--output", "in", "--overwrite")
+    with pytest.raises(ValueError, match="--json: in/a.png would replace an image"):
+        run(weights, "--input", "in", "--output", "out", "--json", "in/a.png", "--overwrite")
     assert open("in/a.png", "rb").read() == content
 
 
