@@ -371,6 +371,7 @@ REFUSED = [
     (image("file_name", "%32.png"), ["do not exist", "'2.png'", "URL"]),
     (image("file_name", "2.PNG"), ["do not exist", "'2.png'", "upper and lower case"]),
     (image("file_name", "folder\\2.png"), ["do not exist", "write / instead"]),
+    (image("file_name", "fol\0der/3.png"), ["do not exist", "null"]),
     (image("width", WIDTH + 1), ["2.png is 60 x 40, width and height say 61 x 40"]),
     (lambda d: d["images"][1].update(width=HEIGHT, height=WIDTH), ["swapped"]),
 ]  # fmt: skip

@@ -224,7 +224,7 @@ def _hint_of_missing(name: str, root: str) -> str:
         there = {
             file.lower(): file for file in os.listdir(os.path.dirname(os.path.join(root, name)))
         }
-    except OSError:
+    except (OSError, ValueError):  # A null byte in a name gives a ValueError.
         return ""
     if last.lower() in there:
         return f"But there is {there[last.lower()]!r}: upper and lower case must be the same."
