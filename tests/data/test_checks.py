@@ -350,6 +350,7 @@ REFUSED = [
     (add_category, ["'fork' has the ids 1 and 3", "category_names"]),
     (put("annotations", None), ["annotations", "no list", "None"]),
     (put("annotations", {}), ["annotations", "no list"]),
+    (lambda d: (put("annotations", 5)(d), image("width", 60.0)(d)), ["no list", "annotations: 5"]),
     (put("annotations", []), ["no object"]),
     (lambda d: d.pop("annotations"), ["no annotations"]),
     (lambda d: d["annotations"].append([1]), ["annotations", "are no objects", "[1]"]),

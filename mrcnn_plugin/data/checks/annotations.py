@@ -681,20 +681,20 @@ class _Checker:
         content["images"] = [
             self.new_images.get(i, image) for i, image in enumerate(content["images"])
         ]
-        annotations = []
-        for i, annotation in enumerate(content.get("annotations") or ()):
-            if i in self.left_out:
-                continue
-            if i in self.changes:
-                annotation = {
-                    key: value
-                    for key, value in {**annotation, **self.changes[i]}.items()
-                    if value is not _MISSING
-                }
-            annotations.append(annotation)
-        if "annotations" in content:
-            content["annotations"] = annotations
+        # Without either, they may be no list, or not there.
+        if self.changes or self.left_out:
+            content["annotations"] = [
+                self.changed(i, annotation)
+                for i, annotation in enumerate(content["annotations"])
+                if i not in self.left_out
+            ]
         return content
+
+    def changed(self, i: int, annotation: Any) -> Any:
+        if i not in self.changes:
+            return annotation
+        fields = {**annotation, **self.changes[i]}
+        return {key: value for key, value in fields.items() if value is not _MISSING}
 
 
 def _is_number(value: Any) -> bool:
