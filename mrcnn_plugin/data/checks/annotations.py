@@ -560,31 +560,26 @@ class _Checker:
         numbers = 3 * self.keypoints
         if not numbers:
             return
-        bad, missing_crowd, good = [], [], []
-        flags: list[float] = []
+        bad, missing_crowd = [], []
+        missing: list[int] = []
+        wrong: list[int] = []
         for i, a, in_crowd in zip(indices, chunk, crowd.tolist(), strict=True):
             points = a.get("keypoints")
             if in_crowd and (points is None or points == []):
                 missing_crowd.append(i)
                 self.change(i, keypoints=[0] * numbers, num_keypoints=0)
-                continue
-            if (
+            elif (
                 type(points) is not list
                 or len(points) != numbers
                 or not set(map(type, points)) <= _NUMBERS
             ):
                 bad.append(i)
-                continue
-            good.append((i, a.get("num_keypoints", _MISSING)))
-            flags += points[2::3]
-        labelled = (_to_floats(flags).reshape(-1, self.keypoints) > 0).sum(1)
-        missing: list[int] = []
-        wrong: list[int] = []
-        for (i, value), number in zip(good, labelled.tolist(), strict=True):
-            # pycocotools needs it in every annotation, and ignores an object with 0.
-            if value != number:
-                (missing if value is _MISSING else wrong).append(i)
-                self.change(i, num_keypoints=number)
+            else:
+                value, labelled = a.get("num_keypoints", _MISSING), sum(v > 0 for v in points[2::3])
+                # pycocotools needs it in every annotation, and ignores an object with 0.
+                if value != labelled:
+                    (missing if value is _MISSING else wrong).append(i)
+                    self.change(i, num_keypoints=labelled)
         self.add("keypoints_form", bad, "keypoints")
         self.add("keypoints_missing_crowd", missing_crowd)
         self.add("num_keypoints_missing", missing)
