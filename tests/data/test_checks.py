@@ -1660,6 +1660,16 @@ def test_malformed_keypoints_are_refused(sets, iscrowd, keypoints):
     assert "my_val" in message and "1 of 6" in message and "three numbers" in message
 
 
+@pytest.mark.parametrize("with_names", [True, False])
+@pytest.mark.parametrize("keypoints", ["none", 5, {"x": 5}, [[5, 5, 2], [6, 6, 2]], [5, None, 2]])
+def test_malformed_keypoints_do_a_model_without_keypoints_no_harm(sets, with_names, keypoints):
+    data = with_keypoints() if with_names else good()
+    data["annotations"][0]["keypoints"] = keypoints
+    assert sets.check(data, data) == []
+    objects = [a for record in DatasetCatalog.get("my_train") for a in record["annotations"]]
+    assert len(objects) == 6 and "keypoints" not in objects[0]
+
+
 @pytest.mark.parametrize("keypoints", [None, []])
 def test_objects_without_keypoints_are_refused(sets, keypoints):
     data = with_keypoints()

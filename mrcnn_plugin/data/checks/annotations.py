@@ -558,21 +558,21 @@ class _Checker:
         self, indices: list[int], chunk: list[dict[str, Any]], crowd: _Bools
     ) -> None:
         numbers = 3 * self.keypoints
-        if not numbers:
-            return
         bad, missing_crowd = [], []
         missing: list[int] = []
         wrong: list[int] = []
         for i, a, in_crowd in zip(indices, chunk, crowd.tolist(), strict=True):
-            points = a.get("keypoints")
+            points: Any = a.get("keypoints")
+            are_numbers = type(points) is list and set(map(type, points)) <= _NUMBERS
+            if points and not are_numbers:
+                # Detectron2 would fail while it loads the data set, even for a model without keypoints.
+                self.change(i, keypoints=_MISSING)
+            if not numbers:
+                continue
             if in_crowd and (points is None or points == []):
                 missing_crowd.append(i)
                 self.change(i, keypoints=[0] * numbers, num_keypoints=0)
-            elif (
-                type(points) is not list
-                or len(points) != numbers
-                or not set(map(type, points)) <= _NUMBERS
-            ):
+            elif not are_numbers or len(points) != numbers:
                 bad.append(i)
             else:
                 value, labelled = a.get("num_keypoints", _MISSING), sum(v > 0 for v in points[2::3])

@@ -21,7 +21,7 @@ from .images import Facts, is_deep, look_at_images
 from .read import keypoint_connections, keypoint_names, read_categories, read_content
 
 # To be raised with every change of what is found or how it is stored.
-_VERSION = 9
+_VERSION = 10
 # How long the headers of the images of a data set are read, in s. What is missing is done at the next start.
 SECONDS_FOR_HEADERS = 60.0
 # How long images are decoded that were not seen before, in s. The others are not decoded, unless all are to be.
