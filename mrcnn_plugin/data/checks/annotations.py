@@ -120,166 +120,195 @@ def check_content(
         What was found out, and the content with what can be repaired repaired, and without the objects that cannot be
         used; None where nothing had to change.
     """
-    return _Checker(content, masks, limit).check()
+    findings = Findings(limit)
+    categories, images = content["categories"], content["images"]
+    _check_categories(categories, findings)
+    found = _check_images(images, findings)
+    checker = _AnnotationChecker(content, found, masks, findings)
+    annotations = content.get("annotations")
+    if isinstance(annotations, list):
+        checker.check()
+    elif "annotations" in content:
+        findings.add("annotations_no_list", [annotations], 1, lambda v: f"annotations: {v!r:.60}")
+    else:
+        findings.add("annotations_missing", [0], 1, lambda _: "")
+    numbers = checker.objects_of_image
+    images_of_category = Counter(category for category, _ in checker.pairs)
+    checked = Checked(
+        findings=list(findings.found.values()),
+        images=found.usable,
+        objects=dict(Counter(numbers.values())),
+        crowded=[(number, images[i]["id"]) for i, number in numbers.most_common(limit)],
+        images_of_category={c["id"]: images_of_category[c["id"]] for c in categories},
+    )
+    if not (checker.changes or checker.left_out or found.changed):
+        return checked, None
+    repaired = {
+        **content,
+        "images": [found.changed.get(i, image) for i, image in enumerate(images)],
+    }
+    if checker.changes or checker.left_out:
+        repaired["annotations"] = checker.repaired()
+    return checked, repaired
 
 
-class _Checker:
-    def __init__(self, content: dict[str, Any], masks: bool, limit: int | None) -> None:
+def _check_categories(categories: list[dict[str, Any]], findings: Findings) -> None:
+    seen: dict[str, Any] = {}
+    again = [c for c in categories if seen.setdefault(c["name"], c["id"]) != c["id"]]
+    findings.add(
+        "category_names",
+        again,
+        len(categories),
+        lambda c: f"{c['name']!r} has the ids {seen[c['name']]} and {c['id']}",
+    )
+
+
+@dataclass
+class _Images:
+    """The images of a file.
+
+    Attributes:
+        index: id -> index in the list of images; the first if several have the id.
+        heights: of each image in px, NaN if it is not known.
+        widths: the same.
+        usable: as :attr:`Checked.images`.
+        changed: index -> the image with integers for height and width, where they are whole floats.
+    """
+
+    index: dict[Any, int]
+    heights: _Floats
+    widths: _Floats
+    usable: list[tuple[str, int, int]]
+    changed: dict[int, dict[str, Any]]
+
+
+def _check_images(images: list[Any], findings: Findings) -> _Images:
+    total = len(images)
+    add = findings.add
+    found = _Images({}, np.full(total, np.nan), np.full(total, np.nan), [], {})
+    if not images:
+        add("images_empty", [0], 1, lambda _: "images: []")
+    add(
+        "image_form",
+        (i for i, image in enumerate(images) if not isinstance(image, dict)),
+        total,
+        lambda i: f"images[{i}] is {images[i]!r:.60}",
+    )
+    forms = [i for i, image in enumerate(images) if isinstance(image, dict)]
+
+    def shown(i: int, *keys: str) -> str:
+        image = images[i]
+        values = ", ".join(f"{key} {image[key]!r:.60}" for key in keys if key in image)
+        named = f"image {image.get('id', f'images[{i}]')!r} ({image.get('file_name')!r:.80})"
+        return f"{named}: {values}" if values else named
+
+    bad_ids = add(
+        "image_id_form",
+        (i for i in forms if type(images[i].get("id")) not in (int, str, float)),
+        total,
+        lambda i: shown(i, "id"),
+    )
+    with_id = sorted(set(forms).difference(bad_ids))
+    for i in with_id:
+        found.index.setdefault(images[i]["id"], i)
+    add(
+        "image_id_twice",
+        (i for i in with_id if found.index[images[i]["id"]] != i),
+        total,
+        lambda i: (
+            f"the id {images[i]['id']!r} is that of "
+            f"{images[found.index[images[i]['id']]].get('file_name')!r} and of "
+            f"{images[i].get('file_name')!r}"
+        ),
+    )
+    kinds_of_id = {type(id) is str for id in found.index}
+    if len(kinds_of_id) > 1:
+        texts = [i for i in forms if type(images[i].get("id")) is str]
+        add("image_id_mixed", texts, total, lambda i: shown(i))
+
+    bad_names = add(
+        "file_name",
+        (
+            i
+            for i in forms
+            if not isinstance(images[i].get("file_name"), str) or not images[i]["file_name"]
+        ),
+        total,
+        lambda i: shown(i, "file_name"),
+    )
+    first: dict[str, int] = {}
+    bad = set(bad_names)
+    named = [i for i in forms if i not in bad]
+    add(
+        "file_name_twice",
+        (i for i in named if first.setdefault(images[i]["file_name"], i) != i),
+        total,
+        lambda i: (
+            f"{images[i]['file_name']!r} is the file of the images "
+            f"{images[first[images[i]['file_name']]].get('id')!r} and {images[i].get('id')!r}"
+        ),
+    )
+    sizes_missing, sizes_wrong = [], []
+    for i in forms:
+        image = images[i]
+        size = [image.get("height"), image.get("width")]
+        if None in size:
+            sizes_missing.append(i)
+            continue
+        if all(_is_number(s) and 0 < s < 2**31 and s == int(s) for s in size):
+            found.heights[i], found.widths[i] = size
+            if float in map(type, size):
+                found.changed[i] = {**image, "height": int(size[0]), "width": int(size[1])}
+            if i not in bad:
+                found.usable.append((image["file_name"], int(size[1]), int(size[0])))
+        else:
+            sizes_wrong.append(i)
+    add("size_missing", sizes_missing, total, lambda i: shown(i, "height", "width"))
+    add("size_form", sizes_wrong, total, lambda i: shown(i, "height", "width"))
+    add("size_float", found.changed, total, lambda i: shown(i, "height", "width"))
+    return found
+
+
+class _AnnotationChecker:
+    """Checks annotations in chunks, and keeps what only all of them together tell.
+
+    Attributes:
+        changes: changes of annotations, by index: new values, and fields to be deleted.
+        left_out: the indices of the annotations that cannot be used.
+        objects_of_image: index of an image -> number of its objects.
+        pairs: (category id, index of an image) of the objects.
+    """
+
+    def __init__(
+        self, content: dict[str, Any], images: _Images, masks: bool, findings: Findings
+    ) -> None:
         self.content = content
+        self.annotations: Any = content.get("annotations")  # a list where :meth:`check` is called
+        self.images = images
         self.masks = masks
-        self.findings = Findings(limit)
-        # Changes of annotations, by index: new values, and fields to be deleted.
+        self.findings = findings
+        self.categories = {category["id"] for category in content["categories"]}
+        self.keypoints = len(keypoint_names(content["categories"]))
         self.changes: dict[int, dict[str, Any]] = {}
         self.left_out: set[int] = set()
         self.objects_of_image: Counter[int] = Counter()
         self.pairs: set[tuple[Any, int]] = set()
-
-    def check(self) -> tuple[Checked, dict[str, Any] | None]:
-        self.check_categories()
-        self.check_images()
-        if "annotations" not in self.content:
-            self.findings.add("annotations_missing", [0], 1, lambda _: "")
-        elif not isinstance(self.content["annotations"], list):
-            value = self.content["annotations"]
-            self.findings.add(
-                "annotations_no_list", [value], 1, lambda v: f"annotations: {v!r:.60}"
-            )
-        else:
-            self.check_annotations(self.content["annotations"])
-        checked = Checked(
-            findings=list(self.findings.found.values()),
-            images=self.usable_images,
-            objects=dict(Counter(self.objects_of_image.values())),
-            crowded=self.crowded_images(),
-            images_of_category=self.count_images_of_categories(),
-        )
-        return checked, self.repaired()
-
-    # Categories
-
-    def check_categories(self) -> None:
-        categories = self.content["categories"]
-        self.categories = {category["id"] for category in categories}
-        seen: dict[str, Any] = {}
-        again = [c for c in categories if seen.setdefault(c["name"], c["id"]) != c["id"]]
-        self.findings.add(
-            "category_names",
-            again,
-            len(categories),
-            lambda c: f"{c['name']!r} has the ids {seen[c['name']]} and {c['id']}",
-        )
-
-    # Images
-
-    def check_images(self) -> None:
-        images = self.content["images"]
-        total = len(images)
-        add = self.findings.add
-        self.index_of_image: dict[Any, int] = {}
-        self.heights = np.full(total, np.nan)
-        self.widths = np.full(total, np.nan)
-        self.usable_images: list[tuple[str, int, int]] = []
-        self.new_images: dict[int, dict[str, Any]] = {}
-        if not images:
-            add("images_empty", [0], 1, lambda _: "images: []")
-        add(
-            "image_form",
-            (i for i, image in enumerate(images) if not isinstance(image, dict)),
-            total,
-            lambda i: f"images[{i}] is {images[i]!r:.60}",
-        )
-        forms = [i for i, image in enumerate(images) if isinstance(image, dict)]
-
-        def shown(i: int, *keys: str) -> str:
-            image = images[i]
-            values = ", ".join(f"{key} {image[key]!r:.60}" for key in keys if key in image)
-            named = f"image {image.get('id', f'images[{i}]')!r} ({image.get('file_name')!r:.80})"
-            return f"{named}: {values}" if values else named
-
-        bad_ids = add(
-            "image_id_form",
-            (i for i in forms if type(images[i].get("id")) not in (int, str, float)),
-            total,
-            lambda i: shown(i, "id"),
-        )
-        with_id = sorted(set(forms).difference(bad_ids))
-        for i in with_id:
-            self.index_of_image.setdefault(images[i]["id"], i)
-        add(
-            "image_id_twice",
-            (i for i in with_id if self.index_of_image[images[i]["id"]] != i),
-            total,
-            lambda i: (
-                f"the id {images[i]['id']!r} is that of "
-                f"{images[self.index_of_image[images[i]['id']]].get('file_name')!r} and of "
-                f"{images[i].get('file_name')!r}"
-            ),
-        )
-        kinds_of_id = {type(id) is str for id in self.index_of_image}
-        if len(kinds_of_id) > 1:
-            texts = [i for i in forms if type(images[i].get("id")) is str]
-            add("image_id_mixed", texts, total, lambda i: shown(i))
-
-        bad_names = add(
-            "file_name",
-            (
-                i
-                for i in forms
-                if not isinstance(images[i].get("file_name"), str) or not images[i]["file_name"]
-            ),
-            total,
-            lambda i: shown(i, "file_name"),
-        )
-        first: dict[str, int] = {}
-        bad = set(bad_names)
-        named = [i for i in forms if i not in bad]
-        add(
-            "file_name_twice",
-            (i for i in named if first.setdefault(images[i]["file_name"], i) != i),
-            total,
-            lambda i: (
-                f"{images[i]['file_name']!r} is the file of the images "
-                f"{images[first[images[i]['file_name']]].get('id')!r} and {images[i].get('id')!r}"
-            ),
-        )
-        sizes_missing, sizes_wrong = [], []
-        for i in forms:
-            image = images[i]
-            size = [image.get("height"), image.get("width")]
-            if None in size:
-                sizes_missing.append(i)
-                continue
-            if all(_is_number(s) and 0 < s < 2**31 and s == int(s) for s in size):
-                self.heights[i], self.widths[i] = size
-                if float in map(type, size):
-                    self.new_images[i] = {**image, "height": int(size[0]), "width": int(size[1])}
-                if i not in bad:
-                    self.usable_images.append((image["file_name"], int(size[1]), int(size[0])))
-            else:
-                sizes_wrong.append(i)
-        add("size_missing", sizes_missing, total, lambda i: shown(i, "height", "width"))
-        add("size_form", sizes_wrong, total, lambda i: shown(i, "height", "width"))
-        add("size_float", self.new_images, total, lambda i: shown(i, "height", "width"))
-
-    # Annotations
-
-    def check_annotations(self, annotations: list[Any]) -> None:
-        self.annotations = annotations
-        self.total = len(annotations)
-        forms = [i for i, a in enumerate(annotations) if isinstance(a, dict)]
-        self.findings.add(
-            "annotation_form",
-            (i for i, a in enumerate(annotations) if not isinstance(a, dict)),
-            self.total,
-            lambda i: f"annotations[{i}] is {annotations[i]!r:.60}",
-        )
         self.crowds = 0
-        self.keypoints = len(keypoint_names(self.content["categories"]))
         self.contradictions: list[tuple[int, _Floats, _Floats, _Floats]] = []
         self.compared = 0
         self.odd_areas: list[int] = []
         self.areas_compared = 0
         self.first_object: dict[int, int] = {}
+
+    def check(self) -> None:
+        annotations = self.annotations
+        forms = [i for i, a in enumerate(annotations) if isinstance(a, dict)]
+        self.findings.add(
+            "annotation_form",
+            (i for i, a in enumerate(annotations) if not isinstance(a, dict)),
+            len(annotations),
+            lambda i: f"annotations[{i}] is {annotations[i]!r:.60}",
+        )
         for start in range(0, len(forms), _CHUNK):
             self.check_chunk(forms[start : start + _CHUNK])
         self.check_annotation_ids(forms)
@@ -298,11 +327,11 @@ class _Checker:
 
     def add(self, kind: str, items: Iterable[int], *keys: str) -> list[int]:
         return self.findings.add(
-            kind, items, self.total, lambda i: self.shown(i, *keys), self.image_of
+            kind, items, len(self.annotations), lambda i: self.shown(i, *keys), self.image_of
         )
 
     def image_of(self, i: int) -> Any:
-        index = _find(self.index_of_image, self.annotations[i].get("image_id"))
+        index = _find(self.images.index, self.annotations[i].get("image_id"))
         return self.content["images"][index]["id"] if index >= 0 else None
 
     def change(self, i: int, **values: Any) -> None:
@@ -311,7 +340,7 @@ class _Checker:
     def check_chunk(self, indices: list[int]) -> None:
         chunk = [self.annotations[i] for i in indices]
         ids = np.array(indices, dtype=np.int64)
-        image = np.array([_find(self.index_of_image, a.get("image_id")) for a in chunk])
+        image = np.array([_find(self.images.index, a.get("image_id")) for a in chunk])
         known = [_contains(self.categories, a.get("category_id")) for a in chunk]
         rows = list(zip(indices, chunk, image.tolist(), known, strict=True))
         self.add("image_id_missing", (i for i, a, _, _ in rows if "image_id" not in a))
@@ -321,8 +350,8 @@ class _Checker:
         unknown = (i for i, a, _, ok in rows if not ok and "category_id" in a)
         self.left_out.update(self.add("category_id_unknown", unknown, "category_id"))
         # Index -1, no such image, is that of the NaN at the end.
-        height = np.append(self.heights, np.nan)[image]
-        width = np.append(self.widths, np.nan)[image]
+        height = np.append(self.images.heights, np.nan)[image]
+        width = np.append(self.images.widths, np.nan)[image]
 
         crowd = self.check_crowds(indices, chunk)
         self.check_ignore(indices, chunk)
@@ -585,17 +614,6 @@ class _Checker:
         self.add("num_keypoints_missing", missing)
         self.add("num_keypoints_wrong", wrong, "num_keypoints")
 
-    def crowded_images(self) -> list[tuple[int, Any]]:
-        images = self.content["images"]
-        return [
-            (number, images[i]["id"])
-            for i, number in self.objects_of_image.most_common(self.findings.limit)
-        ]
-
-    def count_images_of_categories(self) -> dict[int, int]:
-        counts = Counter(category for category, _ in self.pairs)
-        return {int(id): counts[id] for id in self.categories}
-
     def find_duplicates(self, indices: list[int], chunk: list[dict[str, Any]]) -> None:
         again = []
         for i, a in zip(indices, chunk, strict=True):
@@ -643,7 +661,7 @@ class _Checker:
         found = self.findings.found
         # What lies in [0, 1] is a share of the image's size only if most do.
         for kind in ("bbox_relative", "segmentation_relative"):
-            if kind in found and found[kind].count <= 0.5 * self.total:
+            if kind in found and found[kind].count <= 0.5 * len(self.annotations):
                 del found[kind]
         self.contradictions = [c for c in self.contradictions if c[0] not in self.left_out]
         items = [i for i, *_ in self.contradictions]
@@ -669,26 +687,15 @@ class _Checker:
                 if "segmentation" in self.annotations[i]:
                     self.change(i, segmentation=_MISSING)
 
-    def repaired(self) -> dict[str, Any] | None:
-        if not (self.changes or self.left_out or self.new_images):
-            return None
-        content = dict(self.content)
-        content["images"] = [
-            self.new_images.get(i, image) for i, image in enumerate(content["images"])
-        ]
-        # Without either, they may be no list, or not there.
-        if self.changes or self.left_out:
-            content["annotations"] = [
-                self.changed(i, annotation)
-                for i, annotation in enumerate(content["annotations"])
-                if i not in self.left_out
-            ]
-        return content
+    def repaired(self) -> list[Any]:
+        """The annotations with the changes, without those that are left out."""
+        kept = (i for i in range(len(self.annotations)) if i not in self.left_out)
+        return [self.changed(i) for i in kept]
 
-    def changed(self, i: int, annotation: Any) -> Any:
+    def changed(self, i: int) -> Any:
         if i not in self.changes:
-            return annotation
-        fields = {**annotation, **self.changes[i]}
+            return self.annotations[i]
+        fields = {**self.annotations[i], **self.changes[i]}
         return {key: value for key, value in fields.items() if value is not _MISSING}
 
 
