@@ -124,7 +124,7 @@ def add_mrcnn_config(cfg: CfgNode) -> None:
         for part in path:
             node = node.setdefault(part, type(cfg)())
         node.setdefault(last, copy.deepcopy(key.default))
-    there = set(_names(cfg))
+    there = {name for name, _ in _items(cfg)}
     for old, new in renamed.KEYS.items():
         # Another project may have a key of the old name.
         if old not in there and not cfg.key_is_renamed(old):
@@ -274,13 +274,17 @@ def read_yaml(file: str, allow_unsafe: bool = False) -> dict[str, Any]:
     return content
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields the full name and the value of every key of a config, or of the mapping that YAML gives for one."""
+    return ((name, value) for name, value in _items(node) if not isinstance(value, dict))
+
+
+def _items(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the full name and the value of every key and of every node of a config."""
     for key, value in node.items():
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            yield from _items(value, f"{prefix}{key}.")
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -294,14 +298,6 @@ def hint_at(name: str, known: Sequence[str]) -> str:
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"registered are {', '.join(sorted(known))}."
-
-
-def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the full name of every key and of every node of a config."""
-    for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
 
 
 def without_federated_loss(cfg: CfgNode) -> CfgNode:
@@ -375,12 +371,12 @@ def _check_nodes(content: dict[str, Any], cfg: CfgNode, prefix: str) -> None:
 
 def _refuse_nodes(opts: Sequence[Any], cfg: CfgNode) -> None:
     """yacs refuses values that are no mappings as well, but shows all keys of the node."""
-    nodes = [name for name in _names(cfg) if isinstance(value_of(cfg, name), dict)]
+    nodes = {name: node for name, node in _items(cfg) if isinstance(node, dict)}
     for name, value in zip(opts[::2], opts[1::2], strict=False):
         if name in nodes and not isinstance(value, dict):
             raise ValueError(
                 f"{name} is set to {value!r}, but it is a mapping of config keys; an option must name a key in it, "
-                f"such as {name}.{next(iter(value_of(cfg, name)))}."
+                f"such as {name}.{next(iter(nodes[name]))}."
             )
 
 
@@ -404,7 +400,7 @@ def _hint(message: str, cfg: CfgNode) -> str:
     found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not found:
         return ""
-    keys = list(_names(cfg))
+    keys = [name for name, _ in _items(cfg)]
     if "config key" in message and found[1] in keys:  # A file has such a name as one key.
         *nodes, last = found[1].split(".")
         return f"write {''.join(f'{node}: {{' for node in nodes)}{last}: ...{'}' * len(nodes)}"
