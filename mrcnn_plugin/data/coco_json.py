@@ -97,12 +97,12 @@ def register_coco_json(
                     f"and {image_root!r}. Use another name."
                 )
             known = metadata.get("coco_json_arguments")
-            if known is None and pixel_range:
-                raise ValueError(
-                    f"{where}: other code has registered a data set of this name, which does not "
-                    f"scale images, but INPUT.PIXEL_RANGE is {list(pixel_range)!r}. Use another name."
-                )
             if known is None:
+                if pixel_range:
+                    raise ValueError(
+                        f"{where}: other code has registered a data set of this name, which does not "
+                        f"scale images, but INPUT.PIXEL_RANGE is {list(pixel_range)!r}. Use another name."
+                    )
                 continue
         local, state = _find(json_file, where)
         arguments = (scaled_root, check != "off", masks, state)
@@ -315,8 +315,7 @@ def _value(content: dict[str, Any], node: str, key: str, default: Any) -> Any:
     Raises:
         ValueError: the value is a tuple that cannot be read, or no list where the default is one.
     """
-    found = content.get(node)
-    found = found.get(key, default) if isinstance(found, dict) else default
+    found = content.get(node, {}).get(key, default)  # read_yaml refuses a node that is no mapping.
     if isinstance(found, str) and found.startswith("("):
         # As yacs does: YAML knows no tuples.
         try:
@@ -330,9 +329,8 @@ def _value(content: dict[str, Any], node: str, key: str, default: Any) -> Any:
 
 def _usage(content: dict[str, Any]) -> Usage:
     """How the data sets of a YAML file are used, as far as it says so."""
-    entries = content["DATASETS"]["COCO_JSON"]
-    names = [entry[0] for entry in entries]
-    is_config = isinstance(content.get("MODEL"), dict)
+    names = [entry[0] for entry in content["DATASETS"]["COCO_JSON"]]
+    is_config = "MODEL" in content
     return Usage(
         train=_value(content, "DATASETS", "TRAIN", names),
         test=_value(content, "DATASETS", "TEST", names),
