@@ -51,6 +51,7 @@ from .output_dir import (
     changes_of_training,
     check_output_dir,
     cut_torn_line,
+    has_checkpoint,
     lock_output_dir,
 )
 from .validation import check_config, check_federated_loss_data
@@ -314,8 +315,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA device. "
             f"To run on the CPU, add: MODEL.DEVICE cpu"
         )
-    has_checkpoint = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if args.eval_only and not cfg.MODEL.WEIGHTS and not (args.resume and has_checkpoint):
+    if args.eval_only and not cfg.MODEL.WEIGHTS and not (args.resume and has_checkpoint(cfg)):
         raise ValueError(
             f"MODEL.WEIGHTS is empty, so that --eval-only would evaluate a random model; name a "
             f"trained one, or add --resume if there is a checkpoint in OUTPUT_DIR ({cfg.OUTPUT_DIR})"

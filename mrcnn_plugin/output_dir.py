@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from .config import leaves
 
@@ -35,6 +36,11 @@ _LAST_CONFIG, TRAINED_CONFIG = "config.yaml", "config_of_training.yaml"
 logger = logging.getLogger("detectron2.mrcnn_plugin.output_dir")
 
 
+def has_checkpoint(cfg: CfgNode) -> bool:
+    """Whether there is a checkpoint in `OUTPUT_DIR` to resume from, as Detectron2's checkpointer looks for it."""
+    return bool(PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")))
+
+
 def check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
     """Creates `OUTPUT_DIR`.
 
@@ -48,7 +54,7 @@ def check_output_dir(cfg: CfgNode, starts_anew: bool) -> None:
         OSError: the folder cannot be written to.
     """
     folder = cfg.OUTPUT_DIR
-    if starts_anew and os.path.isfile(os.path.join(folder, "last_checkpoint")):
+    if starts_anew and has_checkpoint(cfg):
         raise ValueError(
             f"OUTPUT_DIR {folder!r} holds another training, whose checkpoints a new one would overwrite. Add --resume "
             f"to go on with it, choose another OUTPUT_DIR to keep both, or delete the folder. To start anew in it all "
@@ -94,7 +100,7 @@ def lock_output_dir(folder: str, stack: contextlib.ExitStack) -> None:
 
 def changes_of_training(cfg: CfgNode) -> list[str]:
     """How the keys that make it another training differ from those of the checkpoint in `OUTPUT_DIR`."""
-    if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    if not has_checkpoint(cfg):
         return []
     # Another program may have trained.
     old = _read_config(cfg, TRAINED_CONFIG) or _read_config(cfg, _LAST_CONFIG)

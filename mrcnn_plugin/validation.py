@@ -44,6 +44,7 @@ from .evaluation import results_folder
 from .modeling.backbone.pyramid import check_pyramid
 from .modeling.poolers import POOLER_TYPES
 from .modeling.unused_keys import is_ours, pooler_types
+from .output_dir import has_checkpoint
 
 # The values of INPUT.FORMAT, which are modes of Pillow and two that Detectron2 adds.
 _CHANNELS = {
@@ -588,9 +589,7 @@ def _own_data_sets(cfg: CfgNode) -> list[str]:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    if not weights or not is_missing(weights):
-        return
-    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    if not weights or not is_missing(weights) or (args.resume and has_checkpoint(cfg)):
         return
     raise FileNotFoundError(
         f"MODEL.WEIGHTS is {weights!r}, which is no file ({os.path.abspath(weights)}); it must be the path or URL of a "

@@ -18,6 +18,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
+from iopath.common.file_io import NativePathHandler, PathManager
 from PIL import Image
 
 from mrcnn_plugin import engine, get_cfg, load_cfg, output_dir
@@ -258,6 +259,22 @@ class TestCheckOutputDir:
         monkeypatch.chdir(tmp_path)
         self.check("remote://folder")
         assert not list(tmp_path.iterdir())
+
+    def test_a_remote_folder_may_hold_another_training(self, tmp_path, monkeypatch):
+        class Remote(NativePathHandler):
+            def _get_supported_prefixes(self):
+                return ["remote://"]
+
+            def _exists(self, path):
+                return (tmp_path / path.removeprefix("remote://")).exists()
+
+        manager = PathManager()
+        manager.register_handler(Remote())
+        monkeypatch.setattr(output_dir, "PathManager", manager, raising=False)
+        self.check("remote://")
+        (tmp_path / "last_checkpoint").touch()
+        with pytest.raises(ValueError, match="OUTPUT_DIR 'remote://' holds another training"):
+            self.check("remote://")
 
     def test_a_tilde_may_stand_where_no_shell_expands_it(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
