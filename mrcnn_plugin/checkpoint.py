@@ -115,9 +115,12 @@ class FittingCheckpointer(DetectionCheckpointer):
         try:
             loaded = super()._load_file(filename)
         except Exception as error:  # torch and pickle raise a dozen types for damaged files.
+            use = "set MODEL.WEIGHTS to it"
+            if self._resumes:
+                use = "write its name into the file last_checkpoint of this folder"
             raise ValueError(
                 f"The checkpoint {self._path} cannot be read: {type(error).__name__}: {error}. If it was cut short, "
-                f"by a full disk or a kill, use an older one; {self._how_to_use_another()}"
+                f"by a full disk or a kill, use an older one; {use}."
             ) from error
         if not isinstance(loaded.get("model"), dict) or not loaded["model"]:
             raise ValueError(
@@ -184,11 +187,6 @@ class FittingCheckpointer(DetectionCheckpointer):
             "MODEL.WEIGHTS must be trained with the same model (the same number of classes, for one). To use it all "
             "the same, with random parameters in these places, set MODEL.MRCNN_PLUGIN.PARTIAL_WEIGHTS to True."
         )
-
-    def _how_to_use_another(self) -> str:
-        if self._resumes:
-            return "write its name into the file last_checkpoint of this folder."
-        return "set MODEL.WEIGHTS to it."
 
 
 def write_whole(contents: dict[str, Callable[[IO[bytes]], Any]], partial: str = "") -> None:
