@@ -424,7 +424,7 @@ def start(cfg: CfgNode, args: Namespace) -> None:
         ValueError: a new training would overwrite the checkpoints of another one in `OUTPUT_DIR`.
         As :func:`check_datasets`.
     """
-    trains = not getattr(args, "eval_only", False)
+    trains = not args.eval_only
     starts_anew = trains and not args.resume
     holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     _run_once(comm.is_main_process(), lambda: check_output_dir(cfg, starts_anew))

@@ -76,8 +76,6 @@ class Usage:
     @classmethod
     def of(cls, cfg: CfgNode) -> "Usage":
         """That of a config."""
-        sizes = [(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)]
-        sizes.append((cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
         return cls(
             train=cfg.DATASETS.TRAIN,
             test=cfg.DATASETS.TEST,
@@ -89,7 +87,10 @@ class Usage:
             detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
             flip=cfg.INPUT.RANDOM_FLIP,
-            resized=sizes,
+            resized=[
+                (min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
+                (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            ],
         )
 
 
