@@ -91,6 +91,8 @@ def check_config(cfg: CfgNode, args: Namespace) -> None:
     if _is_known(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE):
         _check_images(cfg)
     _check_tests(cfg, args)
+    if cfg.MODEL.LOAD_PROPOSALS:
+        _check_proposals(cfg, args)
     _check_weights(cfg, args)
     if "train" in parts:
         _check_solver(cfg)
@@ -546,29 +548,25 @@ def _check_tests(cfg: CfgNode, args: Namespace) -> None:
                 f"TEST.KEYPOINT_OKS_SIGMAS is {sigmas}; it must have a number for each of the "
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, {count}."
             )
-    if cfg.MODEL.LOAD_PROPOSALS:
-        for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
-            files, names = cfg.DATASETS[f"PROPOSAL_FILES_{key}"], cfg.DATASETS[key]
-            # Nothing reads those of test sets that are left out.
-            if len(files) != len(names) and names:
-                raise ValueError(
-                    f"DATASETS.PROPOSAL_FILES_{key} is {files}, but MODEL.LOAD_PROPOSALS is True; it must name a file "
-                    f"for each data set of DATASETS.{key}, {names}."
-                )
-            if not args.eval_only:
-                _check_proposals(cfg, key)
 
 
-def _check_proposals(cfg: CfgNode, key: str) -> None:
-    """Detectron2's own files have proposals of COCO's images only, and others end in a KeyError."""
+def _check_proposals(cfg: CfgNode, args: Namespace) -> None:
     own = _own_data_sets(cfg)
-    files = cfg.DATASETS[f"PROPOSAL_FILES_{key}"]
-    for name, file in zip(cfg.DATASETS[key], files, strict=False):
-        if name in own and str(file).startswith("detectron2://"):
+    for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
+        files, names = cfg.DATASETS[f"PROPOSAL_FILES_{key}"], cfg.DATASETS[key]
+        # Nothing reads those of test sets that are left out.
+        if len(files) != len(names) and names:
             raise ValueError(
-                f"DATASETS.PROPOSAL_FILES_{key} has {file!r}, which is of images of COCO; it must name a file with the "
-                f"proposals of {name!r}, which is of DATASETS.COCO_JSON, or MODEL.LOAD_PROPOSALS must be False."
+                f"DATASETS.PROPOSAL_FILES_{key} is {files}, but MODEL.LOAD_PROPOSALS is True; it must name a file for "
+                f"each data set of DATASETS.{key}, {names}."
             )
+        for name, file in zip(names, files, strict=False):
+            # Detectron2's own files have proposals of COCO's images only, and others end in a KeyError.
+            if not args.eval_only and name in own and str(file).startswith("detectron2://"):
+                raise ValueError(
+                    f"DATASETS.PROPOSAL_FILES_{key} has {file!r}, which is of images of COCO; it must name a file with "
+                    f"the proposals of {name!r}, which is of DATASETS.COCO_JSON, or MODEL.LOAD_PROPOSALS must be False."
+                )
 
 
 def _check_semantic_segmentation(cfg: CfgNode) -> None:
