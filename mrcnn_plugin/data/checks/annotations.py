@@ -413,38 +413,28 @@ class _AnnotationChecker:
                 good.append(k)
             else:
                 wrong.append(i)
-        if good:
-            boxes[good] = _to_floats([chunk[k]["bbox"] for k in good]).reshape(-1, 4)
-        formed = np.zeros(len(chunk), dtype=bool)
-        formed[good] = True
+        boxes[good] = _to_floats([chunk[k]["bbox"] for k in good]).reshape(-1, 4)
         ids = np.array(indices, dtype=np.int64)
         self.add("bbox_missing", missing)
         self.add("bbox_form", wrong, "bbox")
         finite = np.isfinite(boxes).all(1)
-        self.add("bbox_not_finite", ids[formed & ~finite].tolist(), "bbox")
+        self.add("bbox_not_finite", (indices[k] for k in good if not finite[k]), "bbox")
         boxes[~finite] = np.nan
         x, y, w, h = boxes.T
         with np.errstate(invalid="ignore"):
             negative = (w < 0) | (h < 0)
             self.add("bbox_negative", ids[negative].tolist(), "bbox")
             empty = ~negative & ((w == 0) | (h == 0))
-            outside = (
-                finite
-                & ~negative
-                & ~empty
-                & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
-            )
+            positive = (w > 0) & (h > 0)
+            outside = positive & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
             self.left_out.update(self.add("bbox_empty", ids[empty].tolist(), "bbox"))
             self.left_out.update(self.add("bbox_outside", ids[outside].tolist(), "bbox"))
             overhang = np.max([-x, -y, x + w - width, y + h - height], axis=0)
             allowed = np.maximum(_OVERHANG_PIXELS, _OVERHANG_SHARE * np.maximum(width, height))
-            self.add(
-                "bbox_overhang",
-                ids[(overhang > allowed) & ~negative & ~empty & ~outside].tolist(),
-                "bbox",
-            )
+            overhangs = positive & ~outside & (overhang > allowed)
+            self.add("bbox_overhang", ids[overhangs].tolist(), "bbox")
             relative = (x >= 0) & (y >= 0) & (x + w <= 1.001) & (y + h <= 1.001)
-            relative &= ~negative & ~empty & (np.minimum(width, height) > 8)
+            relative &= positive & (np.minimum(width, height) > 8)
         self.add("bbox_relative", ids[relative].tolist(), "bbox")
         boxes[negative] = np.nan
         return boxes
@@ -561,14 +551,13 @@ class _AnnotationChecker:
             value = a.get("area", _MISSING)
             if value is _MISSING:
                 missing.append(i)
-            elif _is_number(value):
-                values[k] = value
-                if value > 0 or not best[k] > 0:
-                    continue
-                zero.append(i)
-                values[k] = np.nan
-            else:
+            elif not _is_number(value):
                 wrong.append(i)
+            elif value <= 0 < best[k]:
+                zero.append(i)
+            else:
+                values[k] = value
+                continue
             self.change(i, area=round(float(best[k]), 2) if np.isfinite(best[k]) else 0.0)
         self.add("area_missing", missing)
         self.add("area_form", wrong, "area")
@@ -806,21 +795,16 @@ def _check_polygons(
         empty[n] = pixels == 0
         if area[n] < 0.5 * pixels:
             area[n] = pixels
-    for k in objects[relative].tolist():
-        bad("segmentation_relative", k)
-    for n, k in enumerate(objects.tolist()):
-        if not finite[n]:
-            bad("segmentation_not_finite", k)
-        elif far[n]:
-            bad("segmentation_far", k)
-        elif empty[n]:
-            bad("mask_empty", k)
-        else:
-            if overhanging[n]:
-                bad("segmentation_overhang", k)
-            continue
-        x0[n] = np.nan
-    good = np.isfinite(x0)
+    good = finite & ~far & ~empty
+    for kind, found in (
+        ("segmentation_relative", relative),
+        ("segmentation_not_finite", ~finite),
+        ("segmentation_far", finite & far),
+        ("mask_empty", finite & ~far & empty),
+        ("segmentation_overhang", good & overhanging),
+    ):
+        for k in objects[found].tolist():
+            bad(kind, k)
     mask_boxes[objects[good]] = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1)[good]
     areas[objects[good]] = area[good]
 
