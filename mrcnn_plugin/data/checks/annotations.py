@@ -129,9 +129,9 @@ def check_content(
     if isinstance(annotations, list):
         checker.check()
     elif "annotations" in content:
-        findings.add("annotations_no_list", [annotations], 1, lambda v: f"annotations: {v!r:.60}")
+        findings.add("annotations_no_list", [f"annotations: {annotations!r:.60}"], 1, str)
     else:
-        findings.add("annotations_missing", [0], 1, lambda _: "")
+        findings.add("annotations_missing", [""], 1, str)
     numbers = checker.objects_of_image
     images_of_category = Counter(category for category, _ in checker.pairs)
     checked = Checked(
@@ -187,7 +187,7 @@ def _check_images(images: list[Any], findings: Findings) -> _Images:
     add = findings.add
     found = _Images({}, np.full(total, np.nan), np.full(total, np.nan), [], {})
     if not images:
-        add("images_empty", [0], 1, lambda _: "images: []")
+        add("images_empty", ["images: []"], 1, str)
     add(
         "image_form",
         (i for i, image in enumerate(images) if not isinstance(image, dict)),
@@ -667,11 +667,9 @@ class _AnnotationChecker:
                 if forms
                 else "annotations: []"
             )
-            self.findings.add("no_objects", [0], 1, lambda _: what)
-        segmentation_faults = [
-            k for k in found if k.startswith(("segmentation", "rle_", "mask_empty"))
-        ]
-        if not self.masks and segmentation_faults:
+            self.findings.add("no_objects", [what], 1, str)
+        are_faulty = any(k.startswith(("segmentation", "rle_", "mask_empty")) for k in found)
+        if are_faulty and not self.masks:
             for i in forms:
                 if "segmentation" in self.annotations[i]:
                     self.change(i, segmentation=_MISSING)
