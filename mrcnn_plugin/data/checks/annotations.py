@@ -462,13 +462,13 @@ class _AnnotationChecker:
         rles: list[int] = []
         for k, a in enumerate(chunk):
             segmentation = a.get("segmentation")
-            if type(segmentation) is list:
-                if not any(segmentation):
-                    bad("mask_missing_crowd" if crowd[k] else "mask_missing", k)
-                    if segmentation:
-                        # Detectron2 would take [[]] for a faulty mask and leave the object out.
-                        self.change(indices[k], segmentation=_MISSING)
-                    continue
+            is_list = type(segmentation) is list
+            if segmentation in (None, "", {}) or (is_list and not any(segmentation)):
+                bad("mask_missing_crowd" if crowd[k] else "mask_missing", k)
+                if segmentation:
+                    # Detectron2 would take [[]] for a faulty mask and leave the object out.
+                    self.change(indices[k], segmentation=_MISSING)
+            elif is_list:
                 kind = _polygons_kind(segmentation)
                 if kind:
                     bad(kind, k)
@@ -486,12 +486,10 @@ class _AnnotationChecker:
                     numbers += polygon
                     lengths.append(len(polygon) // 2)
                     owners.append(k)
-            elif type(segmentation) is dict and segmentation:
+            elif type(segmentation) is dict:
                 rles.append(k)
                 if not crowd[k]:
                     bad("rle", k)
-            elif segmentation is None or segmentation == {} or segmentation == "":
-                bad("mask_missing_crowd" if crowd[k] else "mask_missing", k)
             elif isinstance(segmentation, str):
                 bad("segmentation_text", k)
             else:
