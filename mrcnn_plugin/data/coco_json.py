@@ -22,8 +22,8 @@ from .keypoints import find_flip_pairs
 from .pixels import check_pixel_range, scaled_path
 
 _KEY = "DATASETS.COCO_JSON"
-# Those whose number of classes is MODEL.ROI_HEADS.NUM_CLASSES.
-_ARCHITECTURES_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN")
+# Architecture -> the node with its NUM_CLASSES.
+_NODES = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
 
 
 def register_coco_json(
@@ -354,7 +354,7 @@ def check_categories(cfg: CfgNode, train: bool = True) -> None:
         ValueError: a data set is not registered, two of them have different categories, or
             `MODEL.ROI_HEADS.NUM_CLASSES` is not their number of categories.
     """
-    first: str | None = None
+    first, reference = "", None
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -364,24 +364,20 @@ def check_categories(cfg: CfgNode, train: bool = True) -> None:
             categories = _registered_categories(name)
             if categories is None:
                 continue
-            if first is None:
-                first = name
+            if reference is None:
+                first, reference = name, categories
                 _check_num_classes(cfg, name, len(categories))
-            reference = _registered_categories(first)
             if categories != reference:
                 raise ValueError(
                     f"The data sets {first!r} and {name!r} of DATASETS.TRAIN and DATASETS.TEST "
                     f"must have the same categories; they differ in "
-                    f"{_difference(reference or {}, categories)}."
+                    f"{_difference(reference, categories)}."
                 )
 
 
 def _check_num_classes(cfg: CfgNode, name: str, num_classes: int) -> None:
-    if cfg.MODEL.META_ARCHITECTURE in _ARCHITECTURES_WITH_ROI_HEADS:
-        node = "ROI_HEADS"
-    elif cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        node = "RETINANET"
-    else:
+    node = _NODES.get(cfg.MODEL.META_ARCHITECTURE)
+    if node is None:
         return
     of_model = cfg.MODEL[node].NUM_CLASSES
     if of_model != num_classes:
