@@ -142,6 +142,7 @@ def look_at(path: str, full: bool = False) -> Facts:
                     mode=mode,
                     orientation=orientation,
                 )
+                # Pillow fails here if a later page is cut off. The width then says that the header could be read.
                 facts = facts._replace(frames=frames_of(image))
                 if full or not whole:
                     image.seek(0)
