@@ -293,7 +293,8 @@ def check_options(
         ) from None
     if not isinstance(aligned, bool):
         raise TypeError(f"{caller}: aligned must be True or False, got {aligned!r}")
-    size = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    # A LazyConfig passes a list type of its own.
+    size = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     try:
         height, width = map(_to_int, size)
     except (TypeError, ValueError):

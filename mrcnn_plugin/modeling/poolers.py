@@ -72,10 +72,9 @@ class MultiscaleROIPooler(ROIPooler):
                 f"got {pooler_type!r}"
             )
         interpolation = POOLER_TYPES[pooler_type]
-        size: Any = output_size
-        if isinstance(size, Sequence) and not isinstance(size, str):
-            size = tuple(size)  # a LazyConfig passes a list type of its own
-        size = check_options("MultiscaleROIPooler", size, sampling_ratio, True, interpolation, a)
+        size = check_options(
+            "MultiscaleROIPooler", output_size, sampling_ratio, True, interpolation, a
+        )
         _check_levels(scales, canonical_box_size, canonical_level)
         super().__init__(
             size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level

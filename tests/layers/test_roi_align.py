@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from mrcnn_plugin.layers import ROIAlign, roi_align
 from mrcnn_plugin.layers import roi_align_reference as implementation
@@ -381,6 +382,12 @@ class TestOperator:
         expected = roi_align(features, rois, (2, 3), 0.5, 2, False, interpolation="bilinear")
         assert torch.equal(module(features, rois), expected)
         assert "interpolation=bilinear" in repr(module)
+
+    def test_a_lazy_config_may_give_its_own_kind_of_list(self):
+        features, rois = random_features(2, 3, 8, 9), random_rois(6, 2, 8, 9, torch.float32)
+        size, expected = OmegaConf.create([2, 3]), roi_align(features, rois, (2, 3))
+        assert torch.equal(ROIAlign(size, 1.0, 0)(features, rois), expected)
+        assert torch.equal(roi_align(features, rois, size), expected)
 
 
 class TestErrors:
