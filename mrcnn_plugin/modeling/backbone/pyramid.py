@@ -1,6 +1,5 @@
 """The parts that all pyramids of this package share: checks of options, and steps of a forward pass."""
 
-import math
 from collections.abc import Sequence
 
 from detectron2.modeling.backbone import Backbone
@@ -22,14 +21,15 @@ def check_pyramid(
     if not in_features or not set(in_features) <= set(shapes):
         raise ValueError(f"{given}, but must name features of the bottom-up: {list(shapes)}")
     strides = [shapes[f].stride for f in in_features]
-    if any(s != 2 ** (strides[0].bit_length() - 1 + i) for i, s in enumerate(strides)):
+    first = strides[0].bit_length() - 1
+    if strides != [2 ** (first + i) for i in range(len(strides))]:
         raise ValueError(
             f"{given} of strides {strides}, but a pyramid needs successive powers of two"
         )
     if fuse_type not in ("sum", "avg"):
         raise ValueError(f"MODEL.FPN.FUSE_TYPE must be 'sum' or 'avg', got {fuse_type!r}")
     if top_block is not None:
-        last = f"p{int(math.log2(strides[-1]))}"
+        last = f"p{first + len(strides) - 1}"
         source = top_block.in_feature
         if source != last and (source not in shapes or shapes[source].stride != strides[-1]):
             raise ValueError(
