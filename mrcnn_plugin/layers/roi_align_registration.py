@@ -28,10 +28,8 @@ SCHEMAS = (
     "bool aligned, str interpolation, float a) -> Tensor[]",
 )
 
-_BUILD = (
-    "install the package again in the environment of your torch: "
-    "pip install --no-build-isolation --force-reinstall --no-deps --editable ."
-)
+_INSTALL = "pip install --no-build-isolation --force-reinstall --no-deps --editable ."
+_BUILD = f"install the package again in the environment of your torch: {_INSTALL}"
 
 # Importing the extension registers the schemas and the CPU kernels (csrc/ops.cpp).
 try:
@@ -67,19 +65,18 @@ def _warn_of_missing_cuda_kernels() -> None:
     warnings.warn(
         "mrcnn_plugin runs RoIAlign on CUDA with its slower PyTorch implementation, because it was "
         "built without CUDA kernels. To build them, set CUDA_HOME to a toolkit with the major version "
-        "of torch's CUDA, and install the package again: "
-        "FORCE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps --editable .",
+        f"of torch's CUDA, and install the package again: FORCE_CUDA=1 {_INSTALL}",
         stacklevel=2,
     )
 
 
 def _on_any_device(reference: Callable[..., Any]) -> Callable[..., Any]:
     def run(features: Any, *arguments: Any) -> Any:
-        tensors = features if isinstance(features, (list, tuple)) else (features,)
-        if HAS_EXTENSION and any(t.is_cuda for t in tensors):
+        device = (features[0] if isinstance(features, (list, tuple)) else features).device.type
+        if HAS_EXTENSION and device == "cuda":
             _warn_of_missing_cuda_kernels()
         # Autocast would round the products, and the sums could not take them.
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return reference(features, *arguments)
 
     return run

@@ -547,7 +547,6 @@ class TestErrors:
 
     def test_cuda_without_our_kernels_warns_once_that_it_is_slow(self):
         class OnGpu:
-            is_cuda = True
             device = torch.device("cuda")
 
         run = _on_any_device(lambda features, *others: (features, others))
