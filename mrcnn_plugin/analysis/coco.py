@@ -320,12 +320,13 @@ def _match(
     for image in coco_eval.evalImgs:
         if image is None:
             continue
-        columns = (image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0])
-        for detection, matched, ignored in zip(*columns, strict=True):
+        # dtMatches has the ids of objects as floats, which round those above 2^53.
+        object_of = dict(zip(image["gtMatches"][0], image["gtIds"], strict=True))
+        for detection, ignored in zip(image["dtIds"], image["dtIgnore"][0], strict=True):
             if ignored:
                 crowded.add(detection)
-            elif matched:
-                pairs.append((detection, int(matched)))
+            elif detection in object_of:
+                pairs.append((detection, object_of[detection]))
     return pairs, crowded
 
 

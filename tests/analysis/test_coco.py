@@ -65,6 +65,16 @@ def test_no_detection_at_all(task):
 
 
 @both
+def test_ids_may_be_larger_than_a_float_can_hold(task):
+    truth = ground_truth(OBJECTS)
+    for annotation in truth.dataset["annotations"]:
+        annotation["id"] += 2**60
+    truth.createIndex()
+    found = results(*PERFECT)
+    assert confusion(truth, found, task) == [[2, 0, 0, 0], [0, 2, 0, 0], [0] * 4, [0] * 4]
+
+
+@both
 def test_two_classes_swapped(task):
     truth = ground_truth(OBJECTS)
     found = results(*[(i, {3: 7, 7: 3}[c], box, score) for i, c, box, score in PERFECT])
