@@ -123,14 +123,15 @@ def describe(statistics: Statistics, settings: Settings) -> list[str]:
     lines.append(line)
     inputs = statistics.sizes_in_input(settings.min_size, settings.max_size)
     for where, values in (("image", statistics.sizes), ("input", inputs)):
-        # Faulty boxes have no size.
-        valid = values[values > 0] if (values > 0).any() else np.zeros(1)
-        low, five, half, most, high = np.quantile(valid, (0, 0.05, 0.5, 0.95, 1))
+        valid = _finite(values)
+        low, five, half, most, high = np.quantile(
+            valid if len(valid) else [0.0], (0, 0.05, 0.5, 0.95, 1)
+        )
         lines.append(
             f"Object sizes in px of the {where} (root of the area of the box): median {half:.0f}, 90 % in "
             f"{five:.0f} to {most:.0f}, all in {low:.0f} to {high:.0f}."
         )
-    lines[-1] += f" {_of_anchors(inputs[inputs > 0], settings)}"
+    lines[-1] += f" {_of_anchors(_finite(inputs), settings)}"
     line = f"Objects per image: {counts.mean():.1f} on average, at most {counts.max()}."
     for name, limit in _limits(settings):
         if (counts > limit).any():
@@ -226,8 +227,7 @@ def plot_statistics(statistics: Statistics, settings: Settings, title: str, file
 
 
 def _plot_sizes(axes: Axes, statistics: Statistics, settings: Settings) -> None:
-    sizes = statistics.sizes_in_input(settings.min_size, settings.max_size)
-    sizes = sizes[sizes > 0]
+    sizes = _finite(statistics.sizes_in_input(settings.min_size, settings.max_size))
     axes.set(xlabel="root of the area of the box, in px of the input", ylabel="objects")
     scale = "images as they are"
     if settings.min_size:
@@ -512,7 +512,9 @@ def _smallest(dicts: Sequence[_Record], statistics: Statistics) -> list[dict[str
     for index in dict.fromkeys(images.tolist()):
         record = dicts[index]
         boxes = [_corners(a) for a in _objects(record)]
-        boxes = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
+        boxes = [
+            box for box in boxes if 0 < box[2] - box[0] < np.inf and 0 < box[3] - box[1] < np.inf
+        ]
         if not boxes:
             continue
         x0, y0, x1, y1 = box = min(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]))
@@ -651,6 +653,11 @@ def _limits(settings: Settings) -> list[tuple[str, int]]:
     if settings.detections >= 0:
         limits.insert(0, ("TEST.DETECTIONS_PER_IMAGE", settings.detections))
     return limits
+
+
+def _finite(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leaves out faulty boxes, which have no size or an infinite one."""
+    return sizes[(sizes > 0) & (sizes < np.inf)]
 
 
 def _of_anchors(sizes: NDArray[np.float64], settings: Settings) -> str:

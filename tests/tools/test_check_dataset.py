@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import cv2
 import numpy as np
@@ -400,6 +401,20 @@ def test_pictures_of_faulty_data(data, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "there are no numbers and pictures, as the data cannot be read" in out
     assert "refused: 1;" not in out and os.listdir(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("side", [float("inf"), 1e200])
+@pytest.mark.parametrize("number", [1, None])
+def test_pictures_of_boundless_boxes(data, capsys, tmp_path, side, number):
+    file = data / "instances.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"][:number]:
+        annotation["bbox"][2:] = [side, side]
+    file.write_text(json.dumps(content))
+    report = tmp_path / "report.json"
+    run(data, "--pictures", tmp_path / "pictures", "--json", report)
+    assert len(os.listdir(tmp_path / "pictures")) == 3 and json.loads(report.read_text())
+    assert not re.search(r"all in .* (inf|nan)", capsys.readouterr().out)
 
 
 def test_images_of_16_bits_are_drawn_as_they_are_seen(data, tmp_path, monkeypatch):
