@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import logging
 import multiprocessing
 import os
@@ -232,6 +233,12 @@ def parse_args(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Nam
             return args
         changes += args.opts[:option]
         words = words[: len(words) - len(args.opts)] + args.opts[option:]
+
+
+def escape_output() -> None:
+    """Lets `print` escape what the output cannot encode, as Python does for errors: names of files may be no text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A notebook has another one.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def launch(main: Callable[[Namespace], Any], args: Namespace) -> None:

@@ -49,6 +49,7 @@ from mrcnn_plugin.data.checks.kinds import Level
 from mrcnn_plugin.data.pixels import is_deep_image
 from mrcnn_plugin.data.statistics import Statistics
 from mrcnn_plugin.data.suggest import Suggestion, suggest_config, to_yaml
+from mrcnn_plugin.engine import escape_output
 from mrcnn_plugin.validation import check_config
 
 REFUSED = (Level.ERROR, Level.JUDGEMENT)
@@ -331,11 +332,14 @@ def write_config(args: argparse.Namespace, suggestion: Suggestion) -> None:
         f"the value follows. What is not here is as in the config that _BASE_ names."
     )
     text = to_yaml(suggestion, base, header)
-    write_whole({args.write_config: lambda f: f.write(text.encode())})
+    # Bytes of file names that are no text become YAML's escapes, since all such texts are in double quotes.
+    content = text.encode("utf-8", "backslashreplace")
+    write_whole({args.write_config: lambda f: f.write(content)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    escape_output()
     suggestion = None
     try:
         if args.write_config:

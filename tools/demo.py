@@ -60,6 +60,7 @@ from mrcnn_plugin.data import (
     register_coco_json,
 )
 from mrcnn_plugin.data.checks.images import frames_of
+from mrcnn_plugin.engine import escape_output
 
 # Files with these extensions are read from a folder. An image that --input names can have any other.
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -578,6 +579,7 @@ def kept_if_whole(file: str) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    escape_output()
     # Shows what Detectron2 says about the weights that it loads.
     setup_logger(name="fvcore")
     setup_logger()

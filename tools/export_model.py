@@ -25,6 +25,7 @@ from tabulate import tabulate
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.checkpoint import check_weights, load_model, removing
 from mrcnn_plugin.data import check_pixel_range, read_input
+from mrcnn_plugin.engine import escape_output
 from mrcnn_plugin.export import (
     OPSETS,
     TOLERANCES,
@@ -124,6 +125,7 @@ def read(path: str, cfg: CfgNode) -> torch.Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    escape_output()
     cfg = setup_cfg(args)
     images = {path: read(path, cfg) for path in args.input}
     traceable = Traceable(load_model(cfg), images[args.input[0]])

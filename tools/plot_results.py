@@ -201,6 +201,7 @@ def plot_test_set(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    engine.escape_output()
     cfg = setup_cfg(args)
     file = metrics_file(cfg)
     metrics = read_metrics(file) if os.path.isfile(file) else {}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mrcnn_plugin import load_cfg
 from mrcnn_plugin.checkpoint import FittingCheckpointer, write_whole
 from mrcnn_plugin.config import without_federated_loss
-from mrcnn_plugin.engine import parse_args
+from mrcnn_plugin.engine import escape_output, parse_args
 from mrcnn_plugin.modeling import FocalFastRCNNOutputLayers
 
 
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "opts", default=[], nargs=argparse.REMAINDER, help="config changes: KEY VALUE ..."
     )
     args = parse_args(parser, argv)
+    escape_output()
     if not args.output.endswith(".pth"):
         parser.error(f"--output must end in .pth for Detectron2 to read it, got {args.output}")
     if PathManager.exists(args.output):

@@ -24,8 +24,8 @@ def plain(text: str, length: int = 0) -> str:
     """Returns a name in the form that Matplotlib draws as it is, cut to `length` characters unless that is 0."""
     if length and len(text) > length:
         text = text[: length - 1] + "…"
-    # Matplotlib takes what is between two dollars for mathematics.
-    return text.replace("$", r"\$")
+    # Matplotlib takes what is between two dollars for mathematics, and refuses bytes of file names that are no text.
+    return text.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
 
 
 def listed(names: Sequence[str]) -> str:

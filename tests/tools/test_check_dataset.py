@@ -229,6 +229,12 @@ class TestWriteConfig:
         assert "my.yaml exists already" in capsys.readouterr().err
         assert (tmp_path / "my.yaml").read_bytes() == before
 
+    def test_paths_that_are_no_text_are_written(self, data, tmp_path):
+        odd = data.rename(tmp_path / "caf\udce9")
+        assert run(odd, "--write-config", tmp_path / "my.yaml") == 0
+        ((_, *paths),) = load_cfg(str(tmp_path / "my.yaml")).DATASETS.COCO_JSON
+        assert paths == [str(odd / "instances.json"), str(odd / "images")]
+
     def test_a_config_is_whole_or_not_there(self, data, tmp_path, monkeypatch):
         def fail(descriptor):
             raise OSError(28, "No space left on device")
@@ -401,6 +407,22 @@ def test_pictures_of_faulty_data(data, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "there are no numbers and pictures, as the data cannot be read" in out
     assert "refused: 1;" not in out and os.listdir(tmp_path / "none") == []
+
+
+def test_names_that_are_no_text_are_printed_and_drawn(data, capsys, tmp_path):
+    file = data / "instances.json"
+    content = json.loads(file.read_text())
+    # The byte 0xe9, which is é in Latin-1.
+    content["images"][0]["file_name"] = "caf\udce9.png"
+    content["images"][0]["width"] += 1
+    content["categories"][0]["name"] = "caf\udce9"
+    file.write_text(json.dumps(content))
+    os.rename(data / "images" / "000001.png", data / "images" / "caf\udce9.png")
+    report = tmp_path / "report.json"
+    assert run(data, "--pictures", tmp_path / "pictures", "--json", report) == 1
+    out = capsys.readouterr().out
+    assert r"caf\udce9.png" in out and r"caf\udce9 " in out
+    assert json.loads(report.read_text()) and len(os.listdir(tmp_path / "pictures")) == 3
 
 
 @pytest.mark.parametrize("side", [float("inf"), 1e200])

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import cv2
@@ -473,6 +474,13 @@ def test_it_says_where_nothing_was_found_and_at_which_threshold():
     assert text.endswith("found in 0.png, 1.png, 2.png, 3.png, 4.png and 2 more files.")
     tallies = {"c.mp4": demo.Tally(4, 10, 3), "d.mp4": demo.Tally(4, 10, 0)}
     assert demo.summary(tallies, 0.5).endswith("Nothing was found in 3 of 10 frames of c.mp4.")
+
+
+def test_names_that_are_no_text_are_printed(weights, images, monkeypatch, capsys):
+    shutil.copy(images / "000001.png", "caf\udce9.png")
+    monkeypatch.setattr(demo, "summary", lambda tallies, threshold: f"Found in {[*tallies][0]}.")
+    assert run(weights, "--input", "caf\udce9.png", "--output", "out") == 0
+    assert r"Found in caf\udce9.png." in capsys.readouterr().out
 
 
 # Nothing is overwritten

@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,12 @@ def test_torchscript_detects_what_the_model_does(trained, tmp_path, capsys):
     command = [sys.executable, "-W", "ignore", "-c", LOAD, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "loaded\n", done.stderr
+
+
+def test_names_of_images_may_be_no_text(trained, tmp_path, capsys):
+    odd = shutil.copy(trained / "wide.png", tmp_path / "caf\udce9.png")
+    assert run(trained, tmp_path / "model.ts", "--input", str(odd)) == 0
+    assert r"caf\udce9.png" in capsys.readouterr().out
 
 
 def test_onnx_detects_what_the_model_does(trained, tmp_path, capsys):

@@ -211,6 +211,16 @@ def test_an_image_that_cannot_be_read_costs_no_other(output, capsys, monkeypatch
     assert cv2.imread(str(output / "predictions.png")).std() > 10
 
 
+def test_names_of_images_may_be_no_text(output, capsys, monkeypatch):
+    dicts = DatasetCatalog.get("mrcnn_shapes_val")
+    for record in dicts:
+        record["file_name"] += "\udce9"
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: dicts)
+    run()
+    assert r"000001.png\udce9 cannot be read and is left out" in capsys.readouterr().out
+    assert set(PICTURES) < set(os.listdir(output))
+
+
 def test_each_test_set_has_a_folder_of_pictures(output, capsys, monkeypatch):
     names = ("mrcnn_shapes_train", "mrcnn_shapes_val")
     both = {f"{name}/bbox/{k}": v for name in names for k, v in AP.items()}
