@@ -445,8 +445,9 @@ class Demo:
 
         Raises:
             ValueError: these are not all, or there are none.
+        As :func:`find_name_for_opencv`.
         """
-        capture = cv2.VideoCapture(path)
+        capture = cv2.VideoCapture(find_name_for_opencv(path))
         frames = read_frames(capture)
         first = next(frames, None)
         if first is None:
@@ -458,6 +459,7 @@ class Demo:
             logger.warning("%s does not say its frame rate; %g per second are written.", path, rate)
         fault = None
         with kept_if_whole(output) as part:
+            part = find_name_for_opencv(part)
             size = even(first).shape[1::-1]
             writer, written_rate = open_writer(part, self.codec, rate, size)
             if written_rate != rate:
@@ -528,6 +530,21 @@ class Demo:
             self.results.add(results)
         tally.count(instances)
         return instances
+
+
+def find_name_for_opencv(file: str) -> str:
+    """The name by which OpenCV reads or writes a video.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:
+        # It would end the process.
+        raise ValueError(f"OpenCV cannot take a name that is not UTF-8: {file}") from error
+    # FFmpeg takes what is before a colon for a protocol.
+    return os.path.abspath(file)
 
 
 def read_frames(capture: cv2.VideoCapture) -> Iterator[Any]:

@@ -228,6 +228,25 @@ def test_a_video_becomes_a_video_and_results_with_frame_numbers(weights, order):
         assert (np.abs(picture.astype(int) - frame) > 40).any(2).mean() > 0.01
 
 
+def test_a_time_may_be_the_name_of_a_video(weights):
+    write_video("clip.avi", moving(2))
+    os.rename("clip.avi", "2024-01-01T12:30:00.avi")
+    assert run(weights, "--input", ".", "--output", "out") == 0
+    assert len(read_video("out/2024-01-01T12:30:00.mp4")[0]) == 2
+
+
+def test_a_video_whose_name_is_no_text_costs_no_other(weights, capfd):
+    for name in ("a.avi", "b.avi"):
+        write_video(name, moving(2))
+    os.rename("a.avi", "caf\udce9.avi")
+    assert run(weights, "--input", "caf\udce9.avi", "b.avi", "--output", "out") == 1
+    assert ".avi: OpenCV cannot take a name that is not UTF-8" in capfd.readouterr().err
+    assert os.listdir("out") == ["b.mp4"]
+    assert run(weights, "--input", "b.avi", "--output", "caf\udce9") == 1
+    assert "b.avi: OpenCV cannot take a name that is not UTF-8" in capfd.readouterr().err
+    assert os.listdir("caf\udce9") == []
+
+
 def test_a_video_keeps_its_colours_and_rate(weights, capsys):
     write_video("clip.mkv", moving(), rate=30000 / 1001)
     arguments = ("--input", "clip.mkv", "--output", "out")
