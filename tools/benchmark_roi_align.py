@@ -821,12 +821,13 @@ def plot_growth(axis: Any, name: str, rows: list[Row]) -> None:
     axis.legend(frameon=False, fontsize=7)
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any], path: Path) -> bool:
+    """Draws the sections that have something to draw, and returns whether there is one."""
     bars, growth = bar_panels(report), report.get("growth", {})
     drawings = [partial(plot_bars, title=title, series=series) for title, series in bars.items()]
     drawings += [partial(plot_growth, name=name, rows=rows) for name, rows in growth.items()]
     if not drawings:
-        return
+        return False
     columns = min(len(drawings), 3)
     lines = math.ceil(len(drawings) / columns)
     figure = Figure(figsize=(6 * columns, 4 * lines), layout="constrained")
@@ -842,6 +843,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         fontsize=10,
     )
     figure.savefig(path, dpi=110)
+    return True
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -922,8 +924,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         print(f"\n{section}: {time.perf_counter() - start:.0f} s since the start", flush=True)
     if arguments.output:
-        plot(report, stem.with_suffix(".png"))
-        print(f"\nWrote {stem}.json and {stem}.png")
+        drawn = plot(report, stem.with_suffix(".png"))
+        print(f"\nWrote {stem}.json" + (f" and {stem}.png" if drawn else ""))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,14 @@ def test_the_results_of_all_sections_are_written(tool, device, tmp_path, capsys)
     mean = report["geometric_means"][0]
     assert mean["geometric_mean"] == pytest.approx(math.prod(forward) ** (1 / 6))
     assert mean["smallest"] == min(forward)
-    assert "Pooler of p2 to p5" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Pooler of p2 to p5" in out and out.endswith(f"roi_align_{device}.png\n")
+
+
+def test_a_picture_without_content_is_not_said_to_be_written(tool, tmp_path, capsys):
+    tool.main(["--seconds", "0.001", "--output", str(tmp_path), "--sections", "others"])
+    assert capsys.readouterr().out.endswith(f"Wrote {tmp_path / 'roi_align_cpu.json'}\n")
+    assert not (tmp_path / "roi_align_cpu.png").exists()
 
 
 def test_the_operator_of_a_pooler_gives_its_result(tool):
