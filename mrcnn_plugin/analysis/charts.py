@@ -35,14 +35,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
-    """Plots all losses over the iterations into the picture `file`.
-
-    Raises:
-        ValueError: `metrics` has no losses.
-    """
+    """Plots all losses over the iterations into the picture `file`. There must be one."""
     names = sorted({name for values in metrics.values() for name in values if "loss" in name})
-    if not names:
-        raise ValueError("metrics.json holds no losses; was the model trained in OUTPUT_DIR?")
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(
         title="Training losses", xlabel="iteration", ylabel="loss", yscale="log"
@@ -63,7 +57,7 @@ def plot_losses(metrics: dict[int, dict[str, float]], file: str) -> None:
 def plot_ap_over_time(
     metrics: dict[int, dict[str, float]], file: str, prefix: str, title: str
 ) -> None:
-    """Plots AP, AP50 and AP75 of every evaluation over the iterations.
+    """Plots AP, AP50 and AP75 of every evaluation over the iterations. There must be one.
 
     Args:
         metrics: iteration -> name -> value.
@@ -89,8 +83,7 @@ def plot_ap_over_time(
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, style, marker="o", markersize=4, color=color, label=label)
     axes.grid(True, alpha=0.25)
-    if axes.get_lines():
-        figure.legend(loc="outside right upper")
+    figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=_DPI)
 
 
