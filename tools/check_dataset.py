@@ -360,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = read_config(args)
         usage = make_first_usage(args, cfg) if args.write_config else make_usage(args, cfg)
         # A data set has the name of its file. The same one may be for training and for evaluation.
-        entries = dict.fromkeys((json_file, *rest) for json_file, *rest in data_sets(args))
+        entries = dict.fromkeys(data_sets(args))
         register_coco_json(
             [(name, name, root) for name, root in entries],
             masks=usage.mask_on is not False,

@@ -511,7 +511,7 @@ def _smallest(dicts: Sequence[_Record], statistics: Statistics) -> list[dict[str
     shown: list[dict[str, Any]] = []
     for index in dict.fromkeys(images.tolist()):
         record = dicts[index]
-        boxes = [_corners(a) for a in _objects(record)]
+        boxes = [_corners(a) for a in record["annotations"] if not a.get("iscrowd", 0)]
         boxes = [
             box for box in boxes if 0 < box[2] - box[0] < np.inf and 0 < box[3] - box[1] < np.inf
         ]
@@ -634,10 +634,6 @@ def _crop(
             )
         kept.append(changed)
     return image[top:bottom, left:right], kept
-
-
-def _objects(record: _Record) -> list[_Record]:
-    return [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
 
 
 def _corners(annotation: _Record) -> tuple[float, float, float, float]:
