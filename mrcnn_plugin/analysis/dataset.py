@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -144,15 +145,16 @@ def check_folder(folder: str) -> None:
     """Checks that :func:`plot_dataset` can write to a folder, and makes it.
 
     Raises:
-        ValueError: there is a picture already, or there can be no such folder.
+        ValueError: there is a picture already, or the folder cannot be made or written to.
     """
     existing = [p for name in PICTURES if os.path.lexists(p := os.path.join(folder, name))]
     if existing:
         raise ValueError(f"--pictures: {existing[0]} exists already; name another folder.")
     try:
         os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"--pictures {folder} cannot be made: {error}") from error
+        raise ValueError(f"--pictures {folder} cannot be written to: {error}") from error
 
 
 def plot_dataset(

@@ -390,7 +390,14 @@ def test_no_picture_is_overwritten(data, capsys, tmp_path, monkeypatch):
     assert (tmp_path / "extremes.png").read_text() == "mine"
     assert not (tmp_path / "samples.png").exists()
     assert run(data, "--pictures", tmp_path / "extremes.png" / "folder") == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "folder cannot be written to" in capsys.readouterr().err
+
+
+def test_a_folder_for_pictures_that_cannot_be_written_costs_no_work(data, capsys, monkeypatch):
+    monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
+    # Not even root can make a file there.
+    assert run(data, "--pictures", "/proc/self") == 2
+    assert "--pictures /proc/self cannot be written to" in capsys.readouterr().err
 
 
 def test_pictures_of_faulty_data(data, capsys, tmp_path):
