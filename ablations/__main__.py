@@ -193,15 +193,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.command == "run":
         # A training does not wait for the imports of the plots, nor a table for those of a training.
-        from .run import run
+        from .run import run_all, run_alone
 
         # Trainings that are under way are ended in order, as by ^C.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         if args.only_this_cell:
-            chosen = [cells.Cell(args.config[0], tuple(args.opts), args.seeds[0])]
+            run_alone(cells.Cell(args.config[0], tuple(args.opts), args.seeds[0]), args)
         else:
-            chosen = cells.all_cells(args.config, args.opts, args.seeds)
-        run(chosen, args)
+            run_all(cells.all_cells(args.config, args.opts, args.seeds), args)
         return
     if args.command == "losses":
         from .loss_shares import record_all

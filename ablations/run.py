@@ -274,11 +274,21 @@ def locked(folder: str) -> Iterator[None]:
         yield
 
 
+def run_alone(cell: Cell, args: Namespace) -> None:
+    """Runs the one cell that this process is for."""
+    folder = cell.folder(args.output_dir)
+    # The trainer's own lock would come too late: a cell could be finished between the question and it.
+    with locked(folder):
+        # Its line may have been lost between the end of the training and the results.
+        if not os.path.exists(os.path.join(folder, RESULT)):
+            run_cell(cell, args.output_dir, args.ema)
+
+
 # All cells.
 
 
 def run_all(cells: Sequence[Cell], args: Namespace) -> None:
-    """Runs every cell that has no line yet.
+    """Runs every cell that has no line yet, each in a process of its own.
 
     Raises:
         ValueError: a config is not the one that an earlier line or training of its name had.
@@ -426,17 +436,3 @@ def summary(line: Line) -> str:
     if line["diverged_at"] is not None:
         parts.append(f"diverged at iteration {line['diverged_at']}")
     return ", ".join(parts)
-
-
-def run(cells: Sequence[Cell], args: Namespace) -> None:
-    """Runs the cells, each in a process of its own, or the one cell that this process is for."""
-    if not args.only_this_cell:
-        run_all(cells, args)
-        return
-    (cell,) = cells
-    folder = cell.folder(args.output_dir)
-    # The trainer's own lock would come too late: a cell could be finished between the question and it.
-    with locked(folder):
-        # Its line may have been lost between the end of the training and the results.
-        if not os.path.exists(os.path.join(folder, RESULT)):
-            run_cell(cell, args.output_dir, args.ema)
