@@ -218,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         why = "has no losses" if metrics else "is not there"
         print(f"There is no losses.png, because {file} {why}.")
+    failed: list[ValueError] = []
     for name in names:
         if name not in found:
             print(
@@ -227,8 +228,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = cfg.OUTPUT_DIR
         if len(names) > 1:
             folder = os.path.join(folder, os.path.basename(results_folder(cfg, name)))
-        table, pictures = plot_test_set(cfg, name, metrics, files[name], folder, args.min_score)
+        try:
+            table, pictures = plot_test_set(cfg, name, metrics, files[name], folder, args.min_score)
+        except ValueError as error:
+            # The pictures of the other test sets come first.
+            failed.append(error)
+            continue
         print("\n".join([f"\n{name}:", table, "", *pictures]))
+    if failed:
+        raise ValueError("\n".join(map(str, failed))) from failed[0]
 
 
 if __name__ == "__main__":

@@ -237,16 +237,28 @@ def test_each_test_set_has_a_folder_of_pictures(output, capsys, monkeypatch):
         assert sorted(os.listdir(output / name)) == sorted(PICTURES)
         assert f"run/{name}/worst_images.png" in printed
     # One without results does not cost the other its pictures.
-    os.remove("run/inference/mrcnn_shapes_train/coco_instances_results.json")
-    drawn = []
-    monkeypatch.setattr(
-        plot_results, "plot_test_set", lambda cfg, name, *rest: drawn.append(name) or ("", [])
-    )
+    of_train = "run/inference/mrcnn_shapes_train/coco_instances_results.json"
+    os.remove(of_train)
+    plot_test_set, drawn = plot_results.plot_test_set, []
+
+    def draw(cfg, name, *rest):
+        if name == "mrcnn_shapes_train":
+            return plot_test_set(cfg, name, *rest)
+        drawn.append(name)
+        return "", []
+
+    monkeypatch.setattr(plot_results, "plot_test_set", draw)
     run("DATASETS.TEST", str(names))
     assert drawn == ["mrcnn_shapes_val"]
     assert "mrcnn_shapes_train: there is no run/inference/mrcnn_shapes_train/coco" in (
         capsys.readouterr().out
     )
+    # Nor does one whose results are damaged.
+    with open(of_train, "w") as f:
+        f.write("[")
+    with pytest.raises(ValueError, match=f"{of_train} is no JSON"):
+        run("DATASETS.TEST", str(names))
+    assert drawn == ["mrcnn_shapes_val"] * 2
 
 
 def test_a_model_that_finds_nothing_has_pictures_too(output, capsys):
