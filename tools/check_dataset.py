@@ -24,7 +24,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
@@ -255,9 +254,8 @@ def count_refused(faults: Faults) -> int:
     return sum(level in REFUSED for _, level in faults)
 
 
-def show(name: str, cfg: CfgNode | None, faults: Faults, folder: str | None) -> None:
+def show(name: str, cfg: CfgNode | None, findings: list[Finding], folder: str | None) -> None:
     """Prints the numbers of a data set, and draws it if there is a folder for pictures."""
-    findings = [finding for finding, level in faults if level is not None]
     # Boxes of negative width, which are among the findings, have no size.
     with np.errstate(invalid="ignore"):
         try:
@@ -274,16 +272,24 @@ def show(name: str, cfg: CfgNode | None, faults: Faults, folder: str | None) -> 
             print(f"Pictures: {', '.join(files)}")
 
 
-def print_faults(
-    name: str, faults: Faults, cfg: CfgNode | None, folder: str | None
-) -> list[dict[str, Any]]:
-    """Prints the faults and the numbers of a data set, draws it, and returns the faults for JSON."""
-    report: list[dict[str, Any]] = []
+def write_report(file: str, faults: dict[str, Faults]) -> None:
+    report = [
+        {**dataclasses.asdict(finding), "level": level.value, "json_file": name}
+        for name, of_name in faults.items()
+        for finding, level in of_name
+        if level is not None
+    ]
+    with open(file, "w", encoding="utf-8") as f:
+        json.dump(report, f, indent=1)
+
+
+def print_faults(name: str, faults: Faults, cfg: CfgNode | None, folder: str | None) -> None:
+    """Prints the faults and the numbers of a data set, and draws it."""
+    findings: list[Finding] = []
     for finding, level in faults:
         if level is None:
             continue
-        entry = {**dataclasses.asdict(finding), "level": level.value, "json_file": name}
-        report.append(entry)
+        findings.append(finding)
         if finding.kind == "config":
             print(f"{WORDS[level]}: {finding.hint}")
             continue
@@ -291,10 +297,9 @@ def print_faults(
         print(f"{WORDS.get(level, 'NOTE')}: {text}")
         for example in filter(None, finding.examples):
             print(f"    {example}")
-    show(name, cfg, faults, folder)
+    show(name, cfg, findings, folder)
     refused = count_refused(faults)
-    print(f"{name}: kinds of faults refused: {refused}; others found: {len(report) - refused}.")
-    return report
+    print(f"{name}: kinds of faults refused: {refused}; others found: {len(findings) - refused}.")
 
 
 def suggest(args: argparse.Namespace, cfg: CfgNode, faults: dict[str, Faults]) -> Suggestion:
@@ -379,20 +384,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # There is one data set where --val names the same file.
     folder_of = dict(zip(faults, folders, strict=False))
-    report = [
-        entry
-        for name in faults
-        for entry in print_faults(name, faults[name], cfg, folder_of.get(name))
-    ]
+    if args.json:
+        # Before the pictures, which may fail.
+        write_report(args.json, faults)
+    for name in faults:
+        print_faults(name, faults[name], cfg, folder_of.get(name))
     refused = any(map(count_refused, faults.values()))
     if args.val and not refused and (shared := count_shared_images(args)):
         print(
             f"NOTE: {shared} images of --val are in {args.json_file} as well. AP is higher on images "
             f"that a model was trained on."
         )
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump(report, f, indent=1)
     if args.write_config and refused:
         print(f"{args.write_config} is not written, because data are refused.")
     elif suggestion is not None:

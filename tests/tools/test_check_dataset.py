@@ -393,6 +393,16 @@ def test_no_picture_is_overwritten(data, capsys, tmp_path, monkeypatch):
     assert "folder cannot be written to" in capsys.readouterr().err
 
 
+def test_pictures_that_fail_leave_the_report(data, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(check_dataset, "plot_dataset", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(data, "--pictures", tmp_path / "pictures", "--json", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text()) == []
+
+
 def test_a_folder_for_pictures_that_cannot_be_written_costs_no_work(data, capsys, monkeypatch):
     monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
     # Not even root can make a file there.
