@@ -151,7 +151,8 @@ def load_ground_truth(name: str, folder: str) -> COCO:
         raise ValueError(
             f"{file} of the data set {name!r} has no annotations to compare results with."
         )
-    return truth
+    # COCO's evaluation leaves out objects of unknown images too.
+    return _subset(truth, [a for a in truth.dataset["annotations"] if a["image_id"] in truth.imgs])
 
 
 def class_names(truth: COCO) -> list[str]:

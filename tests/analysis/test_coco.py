@@ -383,6 +383,22 @@ def test_a_data_set_without_a_json_file(tmp_path, shapes):
         MetadataCatalog.remove(name)
 
 
+def test_objects_of_unknown_images_do_not_count(tmp_path):
+    # Detectron2 loads and evaluates such a data set too, if nothing checks it before.
+    known = ground_truth(OBJECTS)
+    content = ground_truth([*OBJECTS, (3, 3, A)]).dataset
+    assert [image["id"] for image in content["images"]] == [1, 2]
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    name = "with_unknown_images"
+    try:
+        MetadataCatalog.get(name).set(json_file=str(tmp_path / "test.json"))
+        truth = coco.load_ground_truth(name, str(tmp_path))
+    finally:
+        MetadataCatalog.remove(name)
+    assert truth.anns == known.anns
+    assert confusion(truth, [])[0] == [0, 0, 0, 2]
+
+
 def test_a_data_set_without_annotations(tmp_path):
     file = tmp_path / "test.json"
     file.write_text('{"images": [], "categories": []}')
