@@ -1652,7 +1652,16 @@ def test_what_the_evaluation_of_keypoints_needs_is_repaired(sets, edit, words, n
 
 
 @pytest.mark.parametrize("iscrowd", [0, 1])
-@pytest.mark.parametrize("keypoints", [[5, 5, 2], "none", [5, 5, "2", 6, 6, "2"]])
+@pytest.mark.parametrize(
+    "keypoints",
+    [
+        [5, 5, 2],
+        "none",
+        [5, 5, "2", 6, 6, "2"],
+        [5, math.nan, 2, 6, 6, 2],
+        [5, 10**400, 2, 6, 6, 2],
+    ],
+)
 def test_malformed_keypoints_are_refused(sets, iscrowd, keypoints):
     data = with_keypoints()
     data["annotations"][0].update(iscrowd=iscrowd, keypoints=keypoints)
@@ -1661,7 +1670,9 @@ def test_malformed_keypoints_are_refused(sets, iscrowd, keypoints):
 
 
 @pytest.mark.parametrize("with_names", [True, False])
-@pytest.mark.parametrize("keypoints", ["none", 5, {"x": 5}, [[5, 5, 2], [6, 6, 2]], [5, None, 2]])
+@pytest.mark.parametrize(
+    "keypoints", ["none", 5, {"x": 5}, [[5, 5, 2], [6, 6, 2]], [5, None, 2], [10**400]]
+)
 def test_malformed_keypoints_do_a_model_without_keypoints_no_harm(sets, with_names, keypoints):
     data = with_keypoints() if with_names else good()
     data["annotations"][0]["keypoints"] = keypoints

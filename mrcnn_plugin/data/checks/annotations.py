@@ -579,7 +579,7 @@ class _AnnotationChecker:
         wrong: list[int] = []
         for i, a, in_crowd in zip(indices, chunk, crowd.tolist(), strict=True):
             points: Any = a.get("keypoints")
-            are_numbers = type(points) is list and set(map(type, points)) <= _NUMBERS
+            are_numbers = type(points) is list and _are_finite(points)
             if points and not are_numbers:
                 # Detectron2 would fail while it loads the data set, even for a model without keypoints.
                 self.change(i, keypoints=_MISSING)
@@ -682,6 +682,14 @@ class _AnnotationChecker:
             return self.annotations[i]
         fields = {**self.annotations[i], **self.changes[i]}
         return {key: value for key, value in fields.items() if value is not _MISSING}
+
+
+def _are_finite(values: list[Any]) -> bool:
+    """Whether all are numbers, whose sum a float can hold. This is fast."""
+    try:
+        return set(map(type, values)) <= _NUMBERS and math.isfinite(sum(values))
+    except OverflowError:
+        return False
 
 
 def _is_number(value: Any) -> bool:
