@@ -236,8 +236,9 @@ def parse_args(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Nam
 
 
 def escape_output() -> None:
-    """Lets `print` escape what the output cannot encode, as Python does for errors: names of files may be no text."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # A notebook has another one.
+    """Lets `print` escape what would be an error, as Python does in tracebacks: names of files may be not UTF-8."""
+    # A notebook has a stdout of another type.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
@@ -433,7 +434,7 @@ def start(cfg: CfgNode, args: Namespace) -> None:
     """
     trains = not args.eval_only
     starts_anew = trains and not args.resume
-    holds_another = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+    holds_another = PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
     _run_once(comm.is_main_process(), lambda: check_output_dir(cfg, starts_anew))
     changes = changes_of_training(cfg) if trains and args.resume and comm.is_main_process() else []
     default_setup(cfg, args)

@@ -134,7 +134,7 @@ def last_test_sets(cfg: CfgNode) -> list[str]:
 def _read_config(cfg: CfgNode, name: str) -> dict[str, Any]:
     """The keys and values of a config in `OUTPUT_DIR`; empty if the file is not there, or is none."""
     try:
-        with open(os.path.join(cfg.OUTPUT_DIR, name), encoding="utf-8") as f:
+        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, name), encoding="utf-8") as f:
             return dict(leaves(yaml.safe_load(f)))
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return {}

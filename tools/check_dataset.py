@@ -337,7 +337,7 @@ def write_config(args: argparse.Namespace, suggestion: Suggestion) -> None:
         f"the value follows. What is not here is as in the config that _BASE_ names."
     )
     text = to_yaml(suggestion, base, header)
-    # Bytes of file names that are no text become YAML's escapes, since all such texts are in double quotes.
+    # Bytes of file names that are not UTF-8 become YAML's escapes, since all such texts are in double quotes.
     content = text.encode("utf-8", "backslashreplace")
     write_whole({args.write_config: lambda f: f.write(content)})
 
@@ -384,11 +384,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # There is one data set where --val names the same file.
     folder_of = dict(zip(faults, folders, strict=False))
-    if args.json:
-        # Before the pictures, which may fail.
-        write_report(args.json, faults)
-    for name in faults:
-        print_faults(name, faults[name], cfg, folder_of.get(name))
+    try:
+        if args.json:
+            write_report(args.json, faults)
+    finally:
+        # Whatever becomes of the file, the faults are printed. The pictures, which may fail too, come after it.
+        for name in faults:
+            print_faults(name, faults[name], cfg, folder_of.get(name))
     refused = any(map(count_refused, faults.values()))
     if args.val and not refused and (shared := count_shared_images(args)):
         print(

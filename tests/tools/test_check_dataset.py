@@ -229,7 +229,7 @@ class TestWriteConfig:
         assert "my.yaml exists already" in capsys.readouterr().err
         assert (tmp_path / "my.yaml").read_bytes() == before
 
-    def test_paths_that_are_no_text_are_written(self, data, tmp_path):
+    def test_paths_that_are_not_utf_8_are_written(self, data, tmp_path):
         odd = data.rename(tmp_path / "caf\udce9")
         assert run(odd, "--write-config", tmp_path / "my.yaml") == 0
         ((_, *paths),) = load_cfg(str(tmp_path / "my.yaml")).DATASETS.COCO_JSON
@@ -403,6 +403,16 @@ def test_pictures_that_fail_leave_the_report(data, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "report.json").read_text()) == []
 
 
+def test_a_report_that_cannot_be_written_leaves_what_is_printed(data, capsys, monkeypatch):
+    def fail(file, faults):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(check_dataset, "write_report", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(data, "--json", "report.json")
+    assert "kinds of faults refused: 0; others found: 0." in capsys.readouterr().out
+
+
 def test_a_folder_for_pictures_that_cannot_be_written_costs_no_work(data, capsys, monkeypatch):
     monkeypatch.setattr(check_dataset, "find_problems", lambda *_, **__: pytest.fail("work"))
     # Not even root can make a file there.
@@ -426,7 +436,7 @@ def test_pictures_of_faulty_data(data, capsys, tmp_path):
     assert "refused: 1;" not in out and os.listdir(tmp_path / "none") == []
 
 
-def test_names_that_are_no_text_are_printed_and_drawn(data, capsys, tmp_path):
+def test_names_that_are_not_utf_8_are_printed_and_drawn(data, capsys, tmp_path):
     file = data / "instances.json"
     content = json.loads(file.read_text())
     # The byte 0xe9, which is é in Latin-1.

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import logging
 import math
@@ -243,6 +244,44 @@ def test_a_folder_is_not_named_by_what_detectron2_does_not_expand(run, folder):
         run(OUTPUT_DIR=folder)
 
 
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """The folder remote://, which is this one."""
+
+    class Handler(NativePathHandler):
+        def _get_supported_prefixes(self):
+            return ["remote://"]
+
+        def _exists(self, path):
+            return (tmp_path / path.removeprefix("remote://")).exists()
+
+        def _open(self, path, mode="r", *arguments, **options):
+            return (tmp_path / path.removeprefix("remote://")).open(mode, **options)
+
+    manager = PathManager()
+    manager.register_handler(Handler())
+    monkeypatch.setattr(output_dir, "PathManager", manager)
+    return tmp_path
+
+
+def test_a_remote_training_may_have_been_another_one(remote):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = "remote://"
+    (remote / "config_of_training.yaml").write_text("SOLVER: {BASE_LR: 0.5}")
+    assert output_dir.changes_of_training(cfg) == []
+    (remote / "last_checkpoint").touch()
+    assert output_dir.changes_of_training(cfg) == ["SOLVER.BASE_LR was 0.5 and is 0.001"]
+
+
+def test_output_that_could_be_printed_stays_as_it_is(monkeypatch):
+    for errors, printed in (("strict", rb"caf\udce9"), ("surrogateescape", b"caf\xe9")):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "utf-8", errors))
+        engine.escape_output()
+        print("caf\udce9", end="", flush=True)
+        assert raw.getvalue() == printed
+
+
 class TestCheckOutputDir:
     def check(self, folder):
         cfg = get_cfg()
@@ -260,19 +299,9 @@ class TestCheckOutputDir:
         self.check("remote://folder")
         assert not list(tmp_path.iterdir())
 
-    def test_a_remote_folder_may_hold_another_training(self, tmp_path, monkeypatch):
-        class Remote(NativePathHandler):
-            def _get_supported_prefixes(self):
-                return ["remote://"]
-
-            def _exists(self, path):
-                return (tmp_path / path.removeprefix("remote://")).exists()
-
-        manager = PathManager()
-        manager.register_handler(Remote())
-        monkeypatch.setattr(output_dir, "PathManager", manager, raising=False)
+    def test_a_remote_folder_may_hold_another_training(self, remote):
         self.check("remote://")
-        (tmp_path / "last_checkpoint").touch()
+        (remote / "last_checkpoint").touch()
         with pytest.raises(ValueError, match="OUTPUT_DIR 'remote://' holds another training"):
             self.check("remote://")
 
