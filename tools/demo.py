@@ -543,8 +543,8 @@ def find_name_for_opencv(file: str) -> str:
     except UnicodeEncodeError as error:
         # It would end the process.
         raise ValueError(f"OpenCV cannot take a name that is not UTF-8: {file}") from error
-    # FFmpeg takes what is before a colon for a protocol.
-    return os.path.abspath(file)
+    # FFmpeg takes what is before a colon for a protocol, unless a slash comes first.
+    return os.path.join(os.curdir, file)
 
 
 def read_frames(capture: cv2.VideoCapture) -> Iterator[Any]:

@@ -235,7 +235,7 @@ def test_a_time_may_be_the_name_of_a_video(weights):
     assert len(read_video("out/2024-01-01T12:30:00.mp4")[0]) == 2
 
 
-def test_a_video_whose_name_is_no_text_costs_no_other(weights, capfd):
+def test_a_video_whose_name_is_not_utf_8_costs_no_other(weights, capfd):
     for name in ("a.avi", "b.avi"):
         write_video(name, moving(2))
     os.rename("a.avi", "caf\udce9.avi")
@@ -245,6 +245,10 @@ def test_a_video_whose_name_is_no_text_costs_no_other(weights, capfd):
     assert run(weights, "--input", "b.avi", "--output", "caf\udce9") == 1
     assert "b.avi: OpenCV cannot take a name that is not UTF-8" in capfd.readouterr().err
     assert os.listdir("caf\udce9") == []
+    # The name of the working directory is another matter.
+    os.chdir("caf\udce9")
+    shutil.move("../b.avi", "b.avi")
+    assert run(weights, "--input", "b.avi", "--output", ".") == 0
 
 
 def test_a_video_keeps_its_colours_and_rate(weights, capsys):
@@ -495,7 +499,7 @@ def test_it_says_where_nothing_was_found_and_at_which_threshold():
     assert demo.summary(tallies, 0.5).endswith("Nothing was found in 3 of 10 frames of c.mp4.")
 
 
-def test_names_that_are_no_text_are_printed(weights, images, monkeypatch, capsys):
+def test_names_that_are_not_utf_8_are_printed(weights, images, monkeypatch, capsys):
     shutil.copy(images / "000001.png", "caf\udce9.png")
     monkeypatch.setattr(demo, "summary", lambda tallies, threshold: f"Found in {[*tallies][0]}.")
     assert run(weights, "--input", "caf\udce9.png", "--output", "out") == 0
