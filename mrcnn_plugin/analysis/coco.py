@@ -326,7 +326,7 @@ def _match(
         for detection, ignored in zip(image["dtIds"], image["dtIgnore"][0], strict=True):
             if ignored:
                 crowded.add(detection)
-            elif detection in object_of:
+            elif object_of.get(detection):  # COCO takes the id 0 for no match.
                 pairs.append((detection, object_of[detection]))
     return pairs, crowded
 

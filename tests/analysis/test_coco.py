@@ -75,6 +75,16 @@ def test_ids_may_be_larger_than_a_float_can_hold(task):
 
 
 @both
+def test_an_object_of_the_id_0_is_not_found_as_in_ap(task):
+    truth = ground_truth(OBJECTS)
+    for annotation in truth.dataset["annotations"]:
+        annotation["id"] -= 1
+    truth.createIndex()
+    matrix = confusion(truth, results(*PERFECT), task)
+    assert sum(matrix[i][i] for i in range(3)) == 3
+
+
+@both
 def test_two_classes_swapped(task):
     truth = ground_truth(OBJECTS)
     found = results(*[(i, {3: 7, 7: 3}[c], box, score) for i, c, box, score in PERFECT])
