@@ -24,7 +24,7 @@ def plain(text: str, length: int = 0) -> str:
     """Returns a name in the form that Matplotlib draws as it is, cut to `length` characters unless that is 0."""
     if length and len(text) > length:
         text = text[: length - 1] + "…"
-    # Matplotlib takes what is between two dollars for mathematics, and refuses bytes of file names that are no text.
+    # Matplotlib takes what is between two dollars for mathematics, and refuses bytes of file names that are not UTF-8.
     return text.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
 
 

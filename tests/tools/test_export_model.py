@@ -93,7 +93,7 @@ def test_torchscript_detects_what_the_model_does(trained, tmp_path, capsys):
     assert done.stdout == "loaded\n", done.stderr
 
 
-def test_names_of_images_may_be_no_text(trained, tmp_path, capsys):
+def test_names_of_images_may_be_not_utf_8(trained, tmp_path, capsys):
     odd = shutil.copy(trained / "wide.png", tmp_path / "caf\udce9.png")
     assert run(trained, tmp_path / "model.ts", "--input", str(odd)) == 0
     assert r"caf\udce9.png" in capsys.readouterr().out

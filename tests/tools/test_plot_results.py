@@ -211,7 +211,7 @@ def test_an_image_that_cannot_be_read_costs_no_other(output, capsys, monkeypatch
     assert cv2.imread(str(output / "predictions.png")).std() > 10
 
 
-def test_names_of_images_may_be_no_text(output, capsys, monkeypatch):
+def test_names_of_images_may_be_not_utf_8(output, capsys, monkeypatch):
     dicts = DatasetCatalog.get("mrcnn_shapes_val")
     for record in dicts:
         record["file_name"] += "\udce9"

@@ -112,7 +112,7 @@ def test_running_statistics_that_frozen_norms_fill_in_are_new(upgrade):
     assert "backbone.bottom_up.stem.conv1.norm.running_mean" in printed(text, "new, as initialised")
 
 
-def test_the_name_of_the_file_may_be_no_text(upgrade, stock):
+def test_the_name_of_the_file_may_be_not_utf_8(upgrade, stock):
     text, file = upgrade(stock.state_dict(), output="caf\udce9.pth")
     assert r"caf\udce9.pth" in text and file.exists()
 
