@@ -259,7 +259,7 @@ def test_a_video_keeps_its_colours_and_rate(weights, capsys):
     drawn, drawn_rate = read_video("out/clip.mp4")
     assert drawn_rate == pytest.approx(rate, abs=0.01)
     assert len(drawn) == len(frames) == 6
-    assert np.abs(np.subtract(drawn, frames, dtype=int)).mean() < 8
+    assert np.abs(np.subtract(drawn, frames, dtype=int)).mean() < 5
     assert "Nothing was found with a score above 1 " in capsys.readouterr().out
 
 

@@ -253,7 +253,7 @@ def test_each_test_set_has_a_folder_of_pictures(output, capsys, monkeypatch):
     assert "mrcnn_shapes_train: there is no run/inference/mrcnn_shapes_train/coco" in (
         capsys.readouterr().out
     )
-    # Nor does one whose results are damaged.
+    # A test set whose results are damaged does not stop the others either.
     with open(of_train, "w") as f:
         f.write("[")
     with pytest.raises(ValueError, match=f"{of_train} is no JSON"):
